@@ -1,0 +1,540 @@
+"""Result files: what a run writes, how it is read back, and what makes it unreadable.
+
+A run is a folder, `results/<date>-<time>-<combo>-<pipeline>/`:
+
+    job.yaml            the resolved configuration
+    environment.json    what ran where
+    plan.json           rows expected per variant and pass: {"first": 1, "warmup": 2, "speed": 12, "quality": 9}
+    utterances.jsonl    one `Measurement` per variant, text, voice, seed, repeat and pass
+    audio/<variant>/    the quality pass's clips, 16-bit PCM
+    scores.jsonl        one `Score` per clip of the quality pass
+    children.json       per variant: load time, model memory, status and error of its process
+    optimizations.json  per variant and optimization: enabled, status, reason, evidence
+    timing.json         where the job's own time went
+    summary.json        a `Summary`: written last, atomically, and only if it satisfies the schema
+
+Rows are flushed one by one, so a crash loses at most the row in flight; a reader meets that row as an
+unfinished last line, drops it and says so. A number that is not finite is stored as null: JSON has no
+NaN, and a mean over one would hide it.
+
+`harness.summarize` turns such a folder into its summary.
+"""
+
+import datetime
+import functools
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import jsonschema
+import yaml
+
+from harness.errors import UserError
+
+SCHEMA_VERSION = 1
+SCHEMA_FILE = Path(__file__).parent / "schema" / "summary.schema.json"
+BASELINE = "baseline"
+PASSES = ("first", "warmup", "speed", "quality")
+SIMILARITY = "sim_"  # every similarity metric is named after its speaker model: sim_resemblyzer, ...
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """One synthesis: a row of utterances.jsonl. Times in seconds, memory in MB (10^6 bytes), level in dBFS.
+
+    `pass_name` is one of PASSES (the column is called "pass", a Python keyword). `pinned_tokens` is the
+    number of speech tokens the run was held to, None when it ran free. `position` tells whether the
+    variant ran first (0) or second (1) in its round. A failed row keeps its error; its figures are None.
+    """
+
+    variant: str
+    pass_name: str
+    text_id: str
+    text: str
+    voice: str
+    seed: int
+    round: int = 0
+    position: int = 0
+    repeat: int = 0
+    status: str = "ok"
+    error: str | None = None
+    generation_time_s: float | None = None
+    audio_s: float | None = None
+    n_tokens: int | None = None
+    pinned_tokens: int | None = None
+    n_segments: int | None = None
+    stages_s: dict[str, float] = field(default_factory=dict)
+    hit_token_cap: bool = False
+    eos: bool | None = None
+    peak_memory_mb: float | None = None
+    memory_kind: str = "rss"
+    memory: dict[str, float] = field(default_factory=dict)
+    audio: str | None = None
+    level_dbfs: float | None = None
+    silent: bool = False
+    non_finite: bool = False
+    started_s: float | None = None
+    text_sha: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    @property
+    def work(self) -> tuple[str, str, int]:
+        """What was asked for; two variants are compared on the same work."""
+        return self.text_id, self.voice, self.seed
+
+    @property
+    def pair(self) -> tuple[str, str, int, int, int]:
+        """What the other variant's row of the same round shares with this one."""
+        return *self.work, self.round, self.repeat
+
+    def to_row(self) -> dict[str, Any]:
+        row = asdict(self)
+        return {"variant": row.pop("variant"), "pass": row.pop("pass_name"), **row}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        """Raises TypeError or KeyError for a row that is not a measurement."""
+        row = dict(row)
+        return cls(pass_name=row.pop("pass"), **row)
+
+
+@dataclass(kw_only=True)
+class Score:
+    """How one clip of the quality pass was judged: a row of scores.jsonl.
+
+    `similarity` maps the metric's full name (sim_resemblyzer, ...) to a cosine; in the file the names
+    are columns. `missing` marks a clip that was absent, silent or not finite, `reason` says which.
+    """
+
+    variant: str
+    text_id: str
+    voice: str
+    seed: int
+    audio: str | None = None
+    reference: str = ""
+    hypothesis: str = ""
+    wer: float | None = None
+    hits: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    similarity: dict[str, float | None] = field(default_factory=dict)
+    missing: bool = False
+    reason: str | None = None
+
+    @property
+    def work(self) -> tuple[str, str, int]:
+        return self.text_id, self.voice, self.seed
+
+    def to_row(self) -> dict[str, Any]:
+        return _with_similarity_columns(asdict(self))
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        """Raises TypeError for a row that is not a score."""
+        similarity = {name: value for name, value in row.items() if name.startswith(SIMILARITY)}
+        rest = {name: value for name, value in row.items() if name not in similarity}
+        return cls(similarity=similarity, **rest)
+
+
+def _with_similarity_columns(row: dict[str, Any]) -> dict[str, Any]:
+    similarity = row.pop("similarity")
+    return {**row, **similarity}
+
+
+# ------------------------------------------------------------------------------------------- summary
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """The combo against its baseline in one metric.
+
+    `value` is combo / baseline for a "ratio" (below 1: faster, smaller) and combo - baseline for a
+    "delta"; [low, high] is its 95 % interval from `n` pairs. None stands for not measured.
+    """
+
+    kind: str
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            self.kind: self.value,
+            "low": self.low,
+            "high": self.high,
+            "verdict": self.verdict,
+            "n": self.n,
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        kind = "ratio" if "ratio" in record else "delta"
+        rest = {name: value for name, value in record.items() if name != kind}
+        return cls(kind=kind, value=record[kind], **rest)
+
+
+@dataclass(kw_only=True)
+class Variant:
+    """One variant's own figures, absolute and therefore good on this device only.
+
+    Steady state (speed pass): `rtf` = sum of generation times / sum of audio seconds, its median and
+    90th percentile per utterance, `generation_time_s` and `stages_s` as means per utterance, the highest
+    memory peak. The first call and the warm-up calls are kept apart. `intervals` maps a metric's name to
+    the 95 % interval of its figure.
+    """
+
+    status: str = "ok"
+    error: str | None = None
+    rtf: float | None = None
+    rtf_p50: float | None = None
+    rtf_p90: float | None = None
+    generation_time_s: float | None = None
+    first_call_s: float | None = None
+    warmup_time_s: float | None = None
+    load_s: float | None = None
+    process_to_first_utterance_s: float | None = None
+    model_memory_mb: float | None = None
+    peak_memory_mb: float | None = None
+    memory_kind: str = "rss"
+    memory: dict[str, float] = field(default_factory=dict)
+    stages_s: dict[str, float] = field(default_factory=dict)
+    tokens_per_s: float | None = None
+    wer: float | None = None
+    wer_corpus: float | None = None
+    similarity: dict[str, float | None] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    n_speed: int = 0
+    n_expected: int = 0
+    n_scored: int = 0
+    n_missing: int = 0
+    trained: bool = True
+    quality_note: str | None = None
+
+    def figure(self, metric: str) -> float | None:
+        """The figure of that name, similarity metrics included."""
+        return self.similarity.get(metric) if metric.startswith(SIMILARITY) else getattr(self, metric)
+
+    def to_dict(self) -> dict[str, Any]:
+        return _with_similarity_columns(asdict(self))
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        similarity = {name: value for name, value in record.items() if name.startswith(SIMILARITY)}
+        rest = {name: value for name, value in record.items() if name not in similarity}
+        rest["intervals"] = {
+            name: None if bounds is None else (bounds[0], bounds[1])
+            for name, bounds in rest["intervals"].items()
+        }
+        return cls(similarity=similarity, **rest)
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """One job, boiled down: summary.json. The schema beside this module is its reference."""
+
+    run_id: str
+    status: str
+    combo: str
+    pipeline: str
+    device: str
+    workload: str
+    created: str
+    git: str
+    config_hash: str
+    variants: dict[str, Variant]
+    comparison: dict[str, Comparison]
+    optimizations: dict[str, dict[str, Any]]
+    thresholds: dict[str, float]
+    timing: dict[str, float | None]
+    warnings: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def candidate(self) -> str | None:
+        """The variant that is compared with the baseline."""
+        return next((name for name in self.variants if name != BASELINE), None)
+
+    @property
+    def enabled(self) -> list[str]:
+        return [name for name, record in self.optimizations.items() if record["enabled"]]
+
+    @property
+    def active(self) -> list[str]:
+        return [name for name, record in self.optimizations.items() if record["status"] == "active"]
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {
+            "variants": {name: variant.to_dict() for name, variant in self.variants.items()},
+            "comparison": {name: comparison.to_dict() for name, comparison in self.comparison.items()},
+        }
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return finite({"schema_version": fields.pop("schema_version"), **fields, **parts})
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        """Raises ValueError, in words, for anything the schema refuses."""
+        if problem := schema_problem(record):
+            raise ValueError(problem)
+        parts = {
+            "variants": {name: Variant.from_dict(value) for name, value in record["variants"].items()},
+            "comparison": {name: Comparison.from_dict(value) for name, value in record["comparison"].items()},
+        }
+        return cls(**{**record, **parts})
+
+
+@functools.cache
+def _validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
+
+
+def schema_problem(record: Any) -> str | None:
+    """Where and how a summary violates the schema, or None."""
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(record))
+    return None if error is None else f"{error.json_path}: {error.message}"
+
+
+# ----------------------------------------------------------------------------------------- the store
+
+
+def finite(value: Any) -> Any:
+    """The same value with every float that is not finite replaced by None, in containers too."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never half of either."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one line, on disk before this returns; an unfinished line left by a crash is removed first."""
+    line = json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+    path.touch()
+    with path.open("r+b") as stream:
+        stream.truncate(_end_of_last_line(stream))
+        stream.seek(0, os.SEEK_END)
+        stream.write(line.encode())
+        stream.flush()
+
+
+def _end_of_last_line(stream) -> int:
+    """Offset behind the last newline; a finished file, the usual case, costs one byte of reading."""
+    size = stream.seek(0, os.SEEK_END)
+    if size == 0:
+        return 0
+    stream.seek(size - 1)
+    if stream.read(1) == b"\n":
+        return size
+    stream.seek(0)
+    return stream.read().rfind(b"\n") + 1
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a JSON-lines file and warnings about what could not be read.
+
+    A missing file has no rows. An unfinished last line is what a crash leaves: dropped, with a warning.
+    A broken line anywhere else means that something other than this harness wrote here: UserError.
+    """
+    if not path.exists():
+        return [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise UserError(
+                    f"{path}, line {number}: not JSON; the file was changed after the run. "
+                    "Restore it, or measure again."
+                ) from None
+            return rows, [f"{path.name}: the last line is cut off (the run was interrupted); it is left out."]
+    return rows, []
+
+
+class RunFolder:
+    """One run's folder. Creating never overwrites; opening refuses what it cannot understand."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, results: Path, combo: str, pipeline: str, now: datetime.datetime | None = None) -> Self:
+        """A new folder `<date>-<time>-<combo>-<pipeline>` under `results`, numbered if that name is taken."""
+        moment = (now or datetime.datetime.now()).strftime("%Y%m%d-%H%M%S")
+        name = f"{moment}-{slug(combo)}-{slug(pipeline)}"
+        number = 1
+        while True:
+            path = Path(results) / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Raises UserError for a folder that no run wrote."""
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"{path}: no such results folder; `ls results/` shows those there are.")
+        if not is_run(path):
+            raise UserError(
+                f"{path}: not a results folder (neither job.yaml nor summary.json in it); "
+                "name a folder that run_sweep.py wrote under results/."
+            )
+        return cls(path)
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def utterances_file(self) -> Path:
+        return self.path / "utterances.jsonl"
+
+    @property
+    def scores_file(self) -> Path:
+        return self.path / "scores.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    def clip(self, variant: str, text_id: str, voice: str, seed: int) -> Path:
+        """Where the quality pass puts a clip, relative to the folder (the row's `audio`).
+
+        A voice given as a path of a reference clip goes by its file name.
+        """
+        return Path("audio") / slug(variant) / f"{slug(text_id)}-{slug(Path(voice).stem)}-s{seed}.wav"
+
+    def add_measurement(self, row: Measurement) -> None:
+        append_row(self.utterances_file, row.to_row())
+
+    def add_score(self, row: Score) -> None:
+        append_row(self.scores_file, row.to_row())
+
+    def measurements(self) -> tuple[list[Measurement], list[str]]:
+        """All rows of utterances.jsonl, and warnings."""
+        return self._typed_rows(self.utterances_file, Measurement)
+
+    def scores(self) -> tuple[list[Score], list[str]]:
+        """All rows of scores.jsonl, and warnings."""
+        return self._typed_rows(self.scores_file, Score)
+
+    def _typed_rows(self, path: Path, kind: Any) -> tuple[list[Any], list[str]]:
+        rows, warnings = read_rows(path)
+        try:
+            return [kind.from_row(row) for row in rows], warnings
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}: a row is not what this harness writes ({error}); it comes from another version. "
+                "Read it with that version, or measure again."
+            ) from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one of the folder's JSON files, whole or not at all."""
+        text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.path / name, text + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the folder's JSON files; an absent one is empty. Raises UserError for a broken one."""
+        path = self.path / name
+        if not path.exists():
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: damaged ({error}); restore the file, or measure again.") from None
+
+    def write_job(self, config: dict[str, Any]) -> None:
+        write_atomically(self.path / "job.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def job(self) -> dict[str, Any]:
+        """The resolved configuration; empty where only the summary was kept."""
+        path = self.path / "job.yaml"
+        if not path.exists():
+            return {}
+        try:
+            return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            problem = " ".join(str(error).split())
+            raise UserError(
+                f"{path}: does not parse ({problem}); restore the file, or measure again."
+            ) from None
+
+    def write_summary(self, summary: Summary) -> None:
+        """Raises ValueError if the summary violates its own schema: a defect, not a user's mistake."""
+        record = summary.to_dict()
+        if problem := schema_problem(record):
+            raise ValueError(f"summary.json of {summary.run_id} would violate its schema: {problem}")
+        self.write_json(self.summary_file.name, record)
+
+    def summary(self) -> Summary:
+        """Raises UserError for a summary that is absent, damaged or of another schema version."""
+        if not self.summary_file.exists():
+            raise UserError(
+                f"{self.path}: no summary.json (the run did not finish); "
+                f"`python -m harness score {self.path}` makes one from the rows it left."
+            )
+        record = self.read_json(self.summary_file.name)
+        version = record.get("schema_version") if isinstance(record, dict) else None
+        if version is not None and version != SCHEMA_VERSION:
+            raise UserError(
+                f"{self.summary_file}: schema version {version}, and this harness reads {SCHEMA_VERSION}; "
+                "use the version that wrote it, or measure again."
+            )
+        try:
+            return Summary.from_dict(record)
+        except ValueError as error:
+            raise UserError(
+                f"{self.summary_file}: not a valid summary ({error}); "
+                f"`python -m harness score {self.path}` rebuilds it."
+            ) from None
+
+
+def is_run(path: Path) -> bool:
+    return (path / "job.yaml").is_file() or (path / "summary.json").is_file()
+
+
+def find_runs(paths: list[Path]) -> list[RunFolder]:
+    """The runs that the paths name: a run's own folder, or a folder that holds runs (a sweep, results/).
+
+    In order of their names, which begin with the date. Raises UserError for a path with no run in it.
+    """
+    found: dict[Path, RunFolder] = {}
+    for path in map(Path, paths):
+        inside = sorted(child for child in path.iterdir() if is_run(child)) if path.is_dir() else []
+        for run in [path] if is_run(path) or not inside else inside:
+            found.setdefault(run.resolve(), RunFolder.open(run))
+    return list(found.values())
+
+
+def slug(name: str) -> str:
+    """The name with everything that is awkward in a file name replaced by a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._+]+", "-", name).strip("-.") or "unnamed"
