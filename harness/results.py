@@ -4,7 +4,7 @@ A run is a folder, `results/<date>-<time>-<combo>-<pipeline>/`:
 
     job.yaml            the resolved configuration
     environment.json    what ran where
-    plan.json           rows expected per variant and pass: {"first": 1, "warmup": 2, "speed": 12, "quality": 9}
+    plan.json           rows expected of each variant: {"first": 1, "warmup": 2, "speed": 12, "quality": 9}
     utterances.jsonl    one `Measurement` per variant, text, voice, seed, repeat and pass
     audio/<variant>/    the quality pass's clips, 16-bit PCM
     scores.jsonl        one `Score` per clip of the quality pass

@@ -1,0 +1,288 @@
+"""Intervals and verdicts: what a paired experiment allows one to say, and no more.
+
+**Pairing.** Both variants do the same work (text, voice, seed) in the same round, one right after the
+other, so a slow minute of the machine slows both. Everything here resamples *pairs*; what the two share
+cancels out.
+
+**What is resampled.** With MIN_PAIRS texts or more, whole texts: repeats and seeds of one text resemble
+each other, and treating them as independent would make the interval too narrow. The interval then speaks
+about texts like these. With fewer texts, single pairs: the interval speaks about these texts only.
+
+**Which interval.** The bootstrap's percentile interval, expanded for small samples (T. Hesterberg, "What
+Teachers Should Know About the Bootstrap", The American Statistician 69, 2015, section 3.2): the plain one
+covers only some 88 % at six pairs, because resampling knows nothing of Student's factor. The tail
+probability becomes Phi(-sqrt(n / (n - 1)) * t), which gives back that factor; from fifty pairs on the
+difference is gone. BCa corrects skewness instead, and its estimate of it is unusable at six pairs.
+
+**When a change counts.** Only if the whole interval lies beyond a practical threshold: 3 % in time, 2 %
+in memory, 0.02 in word error rate or similarity. Identical code against itself then alarms in 2 % of
+experiments or less, from six pairs on, as long as single runs spread by no more than 10 %: a false alarm
+needs both an unlucky interval and a distance that such noise seldom covers (`tests/test_stats.py`
+simulates it, processes that are slower as a whole included). Noisier runs approach the interval's own
+5 %, and are warned about from that same 10 % on.
+
+Fewer than MIN_PAIRS pairs give no interval and no verdict.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+CONFIDENCE = 0.95
+MIN_PAIRS = 6
+RESAMPLES = 9999
+
+NO_CHANGE = "no detectable change"
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How two variants are compared in one figure.
+
+    `kind`: "ratio" (neutral at 1) or "delta" (neutral at 0). `threshold`: the smallest change that counts,
+    relative for a ratio. `below` and `above` are the verdicts for a change in that direction.
+    """
+
+    kind: str
+    threshold: float
+    below: str
+    above: str
+
+    @property
+    def neutral(self) -> float:
+        return 1.0 if self.kind == "ratio" else 0.0
+
+
+def _time() -> Metric:
+    return Metric("ratio", 0.03, below="faster", above="slower")
+
+
+def _memory() -> Metric:
+    return Metric("ratio", 0.02, below="less", above="more")
+
+
+METRICS = {
+    "rtf": _time(),
+    "generation_time_s": _time(),
+    "first_call_s": _time(),
+    "peak_memory_mb": _memory(),
+    "model_memory_mb": _memory(),
+    "wer": Metric("delta", 0.02, below="better", above="worse"),
+}
+SIMILARITY = Metric("delta", 0.02, below="worse", above="better")
+GOOD = ("faster", "less", "better")
+BAD = ("slower", "more", "worse")
+
+
+def metric(name: str) -> Metric:
+    """Every name that begins with sim_ is a similarity; KeyError for an unknown name."""
+    return SIMILARITY if name.startswith("sim_") else METRICS[name]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval from n pairs; the bounds are None when n does not allow one."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def verdict(low: float | None, high: float | None, threshold: float, measure: Metric) -> str:
+    """One of the metric's two words if the whole interval is beyond the threshold on that side."""
+    if low is None or high is None:
+        return NOT_MEASURED
+    if high < measure.neutral - threshold:
+        return measure.below
+    if low > measure.neutral + threshold:
+        return measure.above
+    return NO_CHANGE
+
+
+# ------------------------------------------------------------------------------------- the bootstrap
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Maps resampled units [..., units, columns] to the statistic [...]."""
+
+
+def paired_bootstrap(
+    columns: np.ndarray,
+    texts: Sequence[str],
+    statistic: Statistic,
+    combine: Callable[..., np.ndarray] = np.sum,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The statistic of `columns` [pairs, figures] and its interval, by text where there are enough texts.
+
+    `combine` (np.sum or np.max, along axis 0) turns a text's pairs into one unit; the statistic must give
+    the same answer for units as for pairs, as sums and maxima do. Seeded: the same rows, the same interval.
+    """
+    columns = np.asarray(columns, dtype=np.float64)
+    pairs = len(columns)
+    if pairs == 0:
+        raise ValueError("a bootstrap needs at least one pair")
+    estimate = float(statistic(columns))
+    if pairs < MIN_PAIRS:
+        return Interval(estimate, None, None, pairs)
+    units = _units(columns, texts, combine)
+    rng = np.random.default_rng(seed)
+    draws = np.concatenate(
+        [
+            statistic(units[rng.integers(len(units), size=(batch, len(units)))])
+            for batch in _batches(resamples, units.size)
+        ]
+    )
+    tail = expanded_tail(len(units))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high), pairs)
+
+
+def _units(columns: np.ndarray, texts: Sequence[str], combine: Callable[..., np.ndarray]) -> np.ndarray:
+    names = np.asarray(texts)
+    if len(set(texts)) < MIN_PAIRS:
+        return columns
+    return np.stack([combine(columns[names == name], axis=0) for name in dict.fromkeys(texts)])
+
+
+def _batches(total: int, unit_size: int, budget: int = 4_000_000) -> list[int]:
+    """Sizes that add up to `total`, so that one batch of resamples stays within some 32 MB."""
+    size = max(1, budget // unit_size)
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def expanded_tail(n: int, confidence: float = CONFIDENCE) -> float:
+    """Tail probability of the percentile interval for n resampled units (Hesterberg 2015, section 3.2)."""
+    student = special.stdtrit(n - 1, (1 + confidence) / 2)
+    return float(special.ndtr(-np.sqrt(n / (n - 1)) * student))
+
+
+def ratio_of_sums(
+    baseline: Sequence[float],
+    variant: Sequence[float],
+    texts: Sequence[str],
+    baseline_per: Sequence[float] | None = None,
+    variant_per: Sequence[float] | None = None,
+    **bootstrap: int,
+) -> Interval:
+    """(sum of variant / sum of variant_per) / (sum of baseline / sum of baseline_per), paired.
+
+    With generation times and audio seconds this is the ratio of two real-time factors; without the
+    denominators it is the ratio of two mean times. All arguments have one entry per pair.
+    """
+    ones = np.ones(len(baseline))
+    columns = np.column_stack(
+        [
+            baseline,
+            ones if baseline_per is None else baseline_per,
+            variant,
+            ones if variant_per is None else variant_per,
+        ]
+    )
+
+    def statistic(units: np.ndarray) -> np.ndarray:
+        base, base_per, var, var_per = np.moveaxis(units.sum(axis=-2), -1, 0)
+        return (var / var_per) / (base / base_per)
+
+    return paired_bootstrap(columns, texts, statistic, **bootstrap)
+
+
+def ratio_of_peaks(
+    baseline: Sequence[float], variant: Sequence[float], texts: Sequence[str], **bootstrap: int
+) -> Interval:
+    """max(variant) / max(baseline), paired: the ratio of two memory peaks."""
+
+    def statistic(units: np.ndarray) -> np.ndarray:
+        base, var = np.moveaxis(units.max(axis=-2), -1, 0)
+        return var / base
+
+    return paired_bootstrap(
+        np.column_stack([baseline, variant]), texts, statistic, combine=np.max, **bootstrap
+    )
+
+
+def mean_delta(
+    baseline: Sequence[float], variant: Sequence[float], texts: Sequence[str], **bootstrap: int
+) -> Interval:
+    """mean(variant - baseline), paired: the change of a word error rate or a similarity."""
+    difference = np.asarray(variant, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    return mean(difference, texts, **bootstrap)
+
+
+def mean(values: Sequence[float] | np.ndarray, texts: Sequence[str], **bootstrap: int) -> Interval:
+    """The mean of one variant's own values."""
+    return per_unit(values, np.ones(len(values)), texts, **bootstrap)
+
+
+def per_unit(
+    amounts: Sequence[float] | np.ndarray,
+    per: Sequence[float] | np.ndarray,
+    texts: Sequence[str],
+    **bootstrap: int,
+) -> Interval:
+    """sum(amounts) / sum(per) of one variant: its own real-time factor, say."""
+
+    def statistic(units: np.ndarray) -> np.ndarray:
+        total, total_per = np.moveaxis(units.sum(axis=-2), -1, 0)
+        return total / total_per
+
+    return paired_bootstrap(np.column_stack([amounts, per]), texts, statistic, **bootstrap)
+
+
+# ------------------------------------------------------------------------------- spread and outliers
+
+
+SPREAD = 0.10  # standard deviation of repeated runs of the same work, above which a warning is due
+MILD, SEVERE = 1.5, 3.0  # Tukey's fences, in interquartile ranges beyond the quartiles
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far repeated runs of the same work lie apart, relative to their median; None if none repeat."""
+
+    spread: float | None
+    mild: int
+    severe: int
+    n: int
+
+
+def noise(values: Sequence[float], work: Sequence[object]) -> Noise:
+    """Spread and outliers of `values` after dividing each by the median of its group in `work`.
+
+    Tukey's fences classify (criterion's reading of them: mild beyond 1.5, severe beyond 3 interquartile
+    ranges); nothing is removed. Groups of one value say nothing about spread and are left out of it.
+    """
+    groups: dict[object, list[float]] = {}
+    for value, key in zip(values, work, strict=True):
+        groups.setdefault(key, []).append(value)
+    repeated = [np.asarray(group) / np.median(group) for group in groups.values() if len(group) > 1]
+    if not repeated:
+        return Noise(None, 0, 0, len(values))
+    squares = sum(float(np.sum((group - group.mean()) ** 2)) for group in repeated)
+    freedom = sum(len(group) - 1 for group in repeated)
+    relative = np.concatenate(repeated)
+    lower, upper = np.quantile(relative, [0.25, 0.75])
+    beyond = np.maximum(lower - relative, relative - upper)
+    severe = int(np.sum(beyond > SEVERE * (upper - lower)))
+    mild = int(np.sum(beyond > MILD * (upper - lower))) - severe
+    return Noise(float(np.sqrt(squares / freedom)), mild, severe, len(values))
+
+
+def noise_warnings(name: str, found: Noise) -> list[str]:
+    """What a person should know about it, in plain language."""
+    messages = []
+    if found.spread is not None and found.spread > SPREAD:
+        messages.append(
+            f"{name}: repeated runs of the same text spread by {found.spread:.0%} (standard deviation); "
+            "close other programs and measure again, or take more rounds."
+        )
+    if found.severe:
+        messages.append(
+            f"{name}: {found.severe} of {found.n} runs lie far out (more than {SEVERE:g} interquartile "
+            f"ranges), {found.mild} more beyond {MILD:g}; they are kept in every figure."
+        )
+    return messages

@@ -1,0 +1,152 @@
+"""Intervals must cover, verdicts must not alarm on noise, and warnings must speak up when they should."""
+
+import numpy as np
+import pytest
+
+from harness import stats
+
+TIME = stats.METRICS["rtf"]
+WER = stats.METRICS["wer"]
+
+
+def texts(n: int) -> list[str]:
+    return [f"t{i}" for i in range(n)]
+
+
+def run_twice(rng: np.random.Generator, n: int, noise: float, effect: float = 1.0, process: float = 0.01):
+    """Two variants' times for n texts: each run noisy, each process a little slow or fast as a whole."""
+    work = rng.lognormal(0, 0.4, n)
+    slow = rng.normal(0, process, 2)
+    baseline = work * np.exp(rng.normal(slow[0], noise, n))
+    variant = effect * work * np.exp(rng.normal(slow[1], noise, n))
+    return baseline, variant
+
+
+def test_ratio_of_sums_is_the_ratio_of_the_two_rtfs():
+    interval = stats.ratio_of_sums(
+        [2.0, 4.0, 6.0] * 2, [1.0, 2.0, 3.0] * 2, texts(6), [4, 4, 4] * 2, [4, 4, 4] * 2, resamples=200
+    )
+    assert interval.estimate == pytest.approx(0.5)
+    assert interval.low == pytest.approx(0.5)
+    assert interval.high == pytest.approx(0.5)
+    assert interval.n == 6
+
+
+def test_the_same_rows_give_the_same_interval():
+    baseline, variant = run_twice(np.random.default_rng(0), 8, 0.1)
+    assert stats.ratio_of_sums(baseline, variant, texts(8)) == stats.ratio_of_sums(
+        baseline, variant, texts(8)
+    )
+
+
+def test_too_few_pairs_give_no_interval_and_no_verdict():
+    n = stats.MIN_PAIRS - 1
+    interval = stats.ratio_of_sums([1.0] * n, [0.1] * n, texts(n))
+    assert (interval.low, interval.high) == (None, None)
+    assert interval.estimate == pytest.approx(0.1)
+    assert stats.verdict(interval.low, interval.high, 0.03, TIME) == stats.NOT_MEASURED
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.03, 0.05, 0.1])
+@pytest.mark.parametrize("n", [6, 12, 40])
+def test_identical_code_seldom_alarms(n, noise):
+    rng = np.random.default_rng(n)
+    experiments = 400
+    alarms = 0
+    for _ in range(experiments):
+        baseline, variant = run_twice(rng, n, noise)
+        interval = stats.ratio_of_sums(baseline, variant, texts(n), resamples=999)
+        alarms += stats.verdict(interval.low, interval.high, 0.03, TIME) != stats.NO_CHANGE
+    # 2 % and what 400 experiments may exceed it by chance (two standard deviations of a binomial)
+    assert alarms / experiments <= 0.02 + 2 * (0.02 * 0.98 / experiments) ** 0.5
+
+
+def test_a_rare_slow_run_does_not_alarm_either():
+    """One run in twenty takes three times as long, in either variant: a background process, say."""
+    rng = np.random.default_rng(5)
+    alarms = 0
+    for _ in range(400):
+        baseline, variant = run_twice(rng, 12, 0.03)
+        for times in (baseline, variant):
+            times *= np.where(rng.random(12) < 0.05, 3.0, 1.0)
+        interval = stats.ratio_of_sums(baseline, variant, texts(12), resamples=999)
+        alarms += stats.verdict(interval.low, interval.high, 0.03, TIME) != stats.NO_CHANGE
+    assert alarms / 400 <= 0.034
+
+
+def test_identical_quality_seldom_alarms():
+    """Word error rates of two seeds of the same model: mostly zero, sometimes bad."""
+    rng = np.random.default_rng(2)
+    alarms = 0
+    for _ in range(300):
+        wer = rng.choice([0.0, 0.1, 0.2, 0.5], p=[0.7, 0.15, 0.1, 0.05], size=(2, 36))
+        interval = stats.mean_delta(wer[0], wer[1], [f"t{i // 3}" for i in range(36)], resamples=999)
+        alarms += stats.verdict(interval.low, interval.high, 0.02, WER) != stats.NO_CHANGE
+    assert alarms / 300 <= 0.036
+
+
+@pytest.mark.parametrize("n", [6, 20])
+def test_a_real_speed_up_is_found(n):
+    rng = np.random.default_rng(7)
+    found = 0
+    for _ in range(100):
+        baseline, variant = run_twice(rng, n, 0.05, effect=0.7)
+        interval = stats.ratio_of_sums(baseline, variant, texts(n), resamples=999)
+        found += stats.verdict(interval.low, interval.high, 0.03, TIME) == "faster"
+    assert found >= 95
+
+
+@pytest.mark.parametrize("n", [6, 30])
+def test_the_interval_covers_the_truth(n):
+    rng = np.random.default_rng(11)
+    covered = 0
+    for _ in range(400):
+        baseline, variant = run_twice(rng, n, 0.1, effect=0.8, process=0.0)
+        interval = stats.ratio_of_sums(baseline, variant, texts(n), resamples=999)
+        covered += interval.low <= 0.8 <= interval.high
+    assert covered / 400 >= 0.92
+
+
+def test_repeats_of_a_text_are_not_independent_evidence():
+    """Eight texts that differ in effect, each measured ten times: the interval must be the texts', not the runs'."""
+    rng = np.random.default_rng(3)
+    effect = np.repeat(rng.uniform(0.6, 1.0, 8), 10)
+    names = [f"t{i // 10}" for i in range(80)]
+    clustered = stats.ratio_of_sums(np.ones(80), effect, names)
+    naive = stats.ratio_of_sums(np.ones(80), effect, texts(80))
+    assert clustered.high - clustered.low > 2 * (naive.high - naive.low)
+
+
+def test_a_verdict_needs_the_whole_interval_beyond_the_threshold():
+    assert stats.verdict(0.90, 0.96, 0.03, TIME) == "faster"
+    assert stats.verdict(0.90, 0.98, 0.03, TIME) == "no detectable change"
+    assert stats.verdict(1.04, 1.20, 0.03, TIME) == "slower"
+    assert stats.verdict(0.98, 0.99, 0.03, TIME) == "no detectable change"  # certain, yet too small to matter
+    assert stats.verdict(0.5, 0.6, 0.02, stats.METRICS["peak_memory_mb"]) == "less"
+    assert stats.verdict(0.03, 0.06, 0.02, WER) == "worse"
+    assert stats.verdict(-0.06, -0.03, 0.02, WER) == "better"
+    assert stats.verdict(-0.06, -0.03, 0.02, stats.metric("sim_resemblyzer")) == "worse"
+    assert stats.verdict(None, None, 0.02, WER) == "not measured"
+
+
+def test_peaks_compare_the_highest_values():
+    interval = stats.ratio_of_peaks([100, 110, 120, 100, 100, 120], [50, 55, 60, 50, 50, 60], texts(6))
+    assert interval.estimate == pytest.approx(0.5)
+    assert 0.4 < interval.low <= 0.5 <= interval.high < 0.6
+
+
+def test_spread_and_outliers_are_reported_and_kept():
+    work = [f"t{i % 4}" for i in range(40)]
+    calm = 1 + 0.01 * np.sin(np.arange(40))
+    assert stats.noise_warnings("baseline", stats.noise(calm, work)) == []
+    disturbed = calm.copy()
+    disturbed[[7, 22]] = 4.0
+    found = stats.noise(disturbed, work)
+    assert (found.severe, found.n) == (2, 40)
+    messages = stats.noise_warnings("baseline", found)
+    assert any("close other programs" in message for message in messages)
+    assert any("2 of 40 runs lie far out" in message for message in messages)
+
+
+def test_runs_that_never_repeat_say_nothing_about_spread():
+    assert stats.noise([1.0, 9.0, 3.0], ["a", "b", "c"]).spread is None
