@@ -136,6 +136,10 @@ class Score:
     def work(self) -> tuple[str, str, int]:
         return self.text_id, self.voice, self.seed
 
+    def figure(self, metric: str) -> float | None:
+        """The word error rate or the similarity of that name."""
+        return self.wer if metric == "wer" else self.similarity.get(metric)
+
     def to_row(self) -> dict[str, Any]:
         return _with_similarity_columns(asdict(self))
 

@@ -91,6 +91,10 @@ class Interval:
     high: float | None
     n: int
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 def verdict(low: float | None, high: float | None, threshold: float, measure: Metric) -> str:
     """One of the metric's two words if the whole interval is beyond the threshold on that side."""
@@ -167,7 +171,8 @@ def ratio_of_sums(
     texts: Sequence[str],
     baseline_per: Sequence[float] | None = None,
     variant_per: Sequence[float] | None = None,
-    **bootstrap: int,
+    *,
+    resamples: int = RESAMPLES,
 ) -> Interval:
     """(sum of variant / sum of variant_per) / (sum of baseline / sum of baseline_per), paired.
 
@@ -188,11 +193,11 @@ def ratio_of_sums(
         base, base_per, var, var_per = np.moveaxis(units.sum(axis=-2), -1, 0)
         return (var / var_per) / (base / base_per)
 
-    return paired_bootstrap(columns, texts, statistic, **bootstrap)
+    return paired_bootstrap(columns, texts, statistic, resamples=resamples)
 
 
 def ratio_of_peaks(
-    baseline: Sequence[float], variant: Sequence[float], texts: Sequence[str], **bootstrap: int
+    baseline: Sequence[float], variant: Sequence[float], texts: Sequence[str], *, resamples: int = RESAMPLES
 ) -> Interval:
     """max(variant) / max(baseline), paired: the ratio of two memory peaks."""
 
@@ -201,28 +206,31 @@ def ratio_of_peaks(
         return var / base
 
     return paired_bootstrap(
-        np.column_stack([baseline, variant]), texts, statistic, combine=np.max, **bootstrap
+        np.column_stack([baseline, variant]), texts, statistic, combine=np.max, resamples=resamples
     )
 
 
 def mean_delta(
-    baseline: Sequence[float], variant: Sequence[float], texts: Sequence[str], **bootstrap: int
+    baseline: Sequence[float], variant: Sequence[float], texts: Sequence[str], *, resamples: int = RESAMPLES
 ) -> Interval:
     """mean(variant - baseline), paired: the change of a word error rate or a similarity."""
     difference = np.asarray(variant, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
-    return mean(difference, texts, **bootstrap)
+    return mean(difference, texts, resamples=resamples)
 
 
-def mean(values: Sequence[float] | np.ndarray, texts: Sequence[str], **bootstrap: int) -> Interval:
+def mean(
+    values: Sequence[float] | np.ndarray, texts: Sequence[str], *, resamples: int = RESAMPLES
+) -> Interval:
     """The mean of one variant's own values."""
-    return per_unit(values, np.ones(len(values)), texts, **bootstrap)
+    return per_unit(values, np.ones(len(values)), texts, resamples=resamples)
 
 
 def per_unit(
     amounts: Sequence[float] | np.ndarray,
     per: Sequence[float] | np.ndarray,
     texts: Sequence[str],
-    **bootstrap: int,
+    *,
+    resamples: int = RESAMPLES,
 ) -> Interval:
     """sum(amounts) / sum(per) of one variant: its own real-time factor, say."""
 
@@ -230,7 +238,7 @@ def per_unit(
         total, total_per = np.moveaxis(units.sum(axis=-2), -1, 0)
         return total / total_per
 
-    return paired_bootstrap(np.column_stack([amounts, per]), texts, statistic, **bootstrap)
+    return paired_bootstrap(np.column_stack([amounts, per]), texts, statistic, resamples=resamples)
 
 
 # ------------------------------------------------------------------------------- spread and outliers

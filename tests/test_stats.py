@@ -108,7 +108,7 @@ def test_the_interval_covers_the_truth(n):
 
 
 def test_repeats_of_a_text_are_not_independent_evidence():
-    """Eight texts that differ in effect, each measured ten times: the interval must be the texts', not the runs'."""
+    """Eight texts that differ in effect, each measured ten times: the texts decide the interval."""
     rng = np.random.default_rng(3)
     effect = np.repeat(rng.uniform(0.6, 1.0, 8), 10)
     names = [f"t{i // 10}" for i in range(80)]

@@ -1,0 +1,144 @@
+"""The combo against its baseline: pairs of rows that did the same work in the same round."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness import stats
+from harness.figures import judged, similarities, timed
+from harness.results import BASELINE, Comparison, Measurement, Score, Variant
+
+DURATION_TOLERANCE = 0.01  # relative; the same speech tokens must give the same length of audio ...
+TOKEN_S = 0.04  # ... up to one speech token, which is what joining segments may cost a short clip
+SINGLE = ("first_call_s", "model_memory_mb")
+"""Figures that each process has once: their ratio has no interval, and therefore no verdict."""
+
+
+def compare(
+    rows: Sequence[Measurement],
+    scores: Sequence[Score],
+    variants: dict[str, Variant],
+    candidate: str | None,
+    thresholds: dict[str, float],
+) -> dict[str, Comparison]:
+    """Every metric in `thresholds`; what cannot be compared is there as "not measured"."""
+    found = {name: not_measured(name) for name in thresholds}
+    if candidate is None:
+        return found
+    base, other = variants[BASELINE], variants[candidate]
+    if base.status == other.status == "ok":
+        found |= _compare_speed(pairs(rows, candidate), base.memory_kind == other.memory_kind, thresholds)
+        for name in SINGLE:
+            found[name] = _compare_single(name, base, other, thresholds[name])
+    if base.wer is not None and other.wer is not None:
+        found |= _compare_quality(rows, scores, candidate, thresholds)
+    return found
+
+
+def not_measured(name: str) -> Comparison:
+    """The entry of a metric that has no figures."""
+    kind = stats.metric(name).kind
+    return Comparison(kind=kind, value=None, low=None, high=None, verdict=stats.NOT_MEASURED, n=0)
+
+
+def pairs(rows: Iterable[Measurement], candidate: str) -> list[tuple[Measurement, Measurement]]:
+    """Rows of the speed pass that both variants have, the baseline's first."""
+    speed = timed(rows)
+    baseline = {row.pair: row for row in speed if row.variant == BASELINE}
+    return [(baseline[row.pair], row) for row in speed if row.variant == candidate and row.pair in baseline]
+
+
+def duration_problem(rows: Iterable[Measurement], candidate: str) -> str | None:
+    """How the candidate's audio differs in length although both spoke the same number of speech tokens."""
+
+    def off(pair: tuple[Measurement, Measurement]) -> float:
+        base, row = pair
+        return abs((row.audio_s or 0.0) - (base.audio_s or 0.0))
+
+    same_work = [
+        (base, row)
+        for base, row in pairs(rows, candidate)
+        if base.pinned_tokens is not None and base.pinned_tokens == row.pinned_tokens
+    ]
+    wrong = [p for p in same_work if off(p) > max(DURATION_TOLERANCE * (p[0].audio_s or 0.0), TOKEN_S)]
+    if not wrong:
+        return None
+    base, row = max(wrong, key=off)
+    return (
+        f"for the same {row.pinned_tokens} speech tokens of text {row.text_id} it returned "
+        f"{row.audio_s:.2f} s of audio and the baseline {base.audio_s:.2f} s "
+        f"({len(wrong)} of {len(same_work)} pairs differ): an error, not a speed-up."
+    )
+
+
+def _compare_speed(
+    pairs: Sequence[tuple[Measurement, Measurement]], same_memory: bool, thresholds: dict[str, float]
+) -> dict[str, Comparison]:
+    if not pairs:
+        return {}
+    texts = [row.text_id for row, _ in pairs]
+    (base_s, base_audio), (time_s, audio) = (
+        ([row.generation_time_s or 0.0 for row in side], [row.audio_s or 0.0 for row in side])
+        for side in _columns(pairs)
+    )
+    found = {
+        "rtf": stats.ratio_of_sums(base_s, time_s, texts, base_audio, audio),
+        "generation_time_s": stats.ratio_of_sums(base_s, time_s, texts),
+    }
+    peaks = [(base.peak_memory_mb, row.peak_memory_mb, row.text_id) for base, row in pairs]
+    known = [peak for peak in peaks if peak[0] and peak[1]]
+    if known and same_memory:
+        found["peak_memory_mb"] = stats.ratio_of_peaks(*_columns(known))
+    return {name: _judge(name, interval, thresholds[name]) for name, interval in found.items()}
+
+
+def _compare_single(name: str, base: Variant, other: Variant, threshold: float) -> Comparison:
+    """A ratio of two single figures.
+
+    Bytes that PyTorch has allocated for the model are counted, not sampled: their ratio is its own interval.
+    """
+    before, after = base.figure(name), other.figure(name)
+    if (
+        before is None
+        or after is None
+        or (name == "model_memory_mb" and base.memory_kind != other.memory_kind)
+    ):
+        return not_measured(name)
+    ratio = after / before
+    bound = ratio if name == "model_memory_mb" and base.memory_kind == "vram" else None
+    return _judge(name, stats.Interval(ratio, bound, bound, 1), threshold)
+
+
+def _compare_quality(
+    rows: Sequence[Measurement], scores: Sequence[Score], candidate: str, thresholds: dict[str, float]
+) -> dict[str, Comparison]:
+    """Paired by text, voice and seed."""
+    before, after = (
+        judged(
+            [row for row in rows if row.variant == name and row.pass_name == "quality"],
+            [score for score in scores if score.variant == name],
+        )
+        for name in (BASELINE, candidate)
+    )
+    found = {}
+    for name in ("wer", *similarities(scores)):
+        values = [(before[w].figure(name), after[w].figure(name), w[0]) for w in before if w in after]
+        known = [value for value in values if value[0] is not None and value[1] is not None]
+        if known:
+            found[name] = _judge(name, stats.mean_delta(*_columns(known)), thresholds[name])
+    return found
+
+
+def _judge(name: str, interval: stats.Interval, threshold: float) -> Comparison:
+    metric = stats.metric(name)
+    return Comparison(
+        kind=metric.kind,
+        value=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        verdict=stats.verdict(interval.low, interval.high, threshold, metric),
+        n=interval.n,
+    )
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,132 @@
+"""One variant's own figures, from its rows and scores: absolute, and therefore good on one device only."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from harness import stats
+from harness.results import Measurement, Score, Variant
+
+
+def figures(
+    rows: Sequence[Measurement], scores: Sequence[Score], child: dict[str, Any], n_quality: int
+) -> Variant:
+    """All figures of the variant that wrote `rows`; `child` is its entry of children.json.
+
+    `n_quality` is the number of clips that the quality pass was meant to make.
+    """
+    speed = timed(rows)
+    status, error = child.get("status", "ok"), child.get("error")
+    if not speed and status == "ok":
+        status, error = "failed", "no utterance of the speed pass succeeded"
+    variant = Variant(
+        status=status,
+        error=error,
+        load_s=child.get("load_s"),
+        process_to_first_utterance_s=child.get("process_to_first_utterance_s"),
+        model_memory_mb=max(child.get("model_memory_mb") or 0.0, 0.0) or None,
+        memory_kind=child.get("memory_kind") or next((row.memory_kind for row in rows), "rss"),
+        trained=child.get("trained", True),
+        first_call_s=_mean_time(rows, "first"),
+        warmup_time_s=_mean_time(rows, "warmup"),
+        n_speed=len(speed),
+        n_expected=n_quality,
+    )
+    if speed:
+        _add_speed(variant, speed)
+    quality = [row for row in rows if row.pass_name == "quality"]
+    variant.quality_note = _quality_note(variant, quality, scores, child.get("quality_unmeasured_reason"))
+    variant.similarity = dict.fromkeys(similarities(scores))
+    if scores and not child.get("quality_unmeasured_reason"):
+        _add_quality(variant, list(judged(quality, scores).values()))
+    return variant
+
+
+def timed(rows: Iterable[Measurement]) -> list[Measurement]:
+    """Rows of the speed pass that have something to say about time."""
+    speed = [row for row in rows if row.pass_name == "speed" and row.ok]
+    return [row for row in speed if row.generation_time_s and row.audio_s]
+
+
+def judged(rows: Iterable[Measurement], scores: Iterable[Score]) -> dict[tuple[str, str, int], Score]:
+    """Scores by work; a clip that was judged missing, or that failed to be made, has word error rate 1."""
+    known = {score.work: replace(score, wer=1.0) if score.missing else score for score in scores}
+    for row in rows:
+        if not row.ok and row.work not in known:
+            known[row.work] = Score(
+                variant=row.variant,
+                text_id=row.text_id,
+                voice=row.voice,
+                seed=row.seed,
+                reference=row.text,
+                wer=1.0,
+                deletions=len(row.text.split()),
+                missing=True,
+                reason=row.error,
+            )
+    return {work: score for work, score in known.items() if score.wer is not None}
+
+
+def similarities(scores: Iterable[Score]) -> list[str]:
+    """The names of the similarity metrics that were measured."""
+    return list(dict.fromkeys(name for score in scores for name in score.similarity))
+
+
+def _mean_time(rows: Iterable[Measurement], step: str) -> float | None:
+    times = [row.generation_time_s for row in rows if row.pass_name == step and row.ok]
+    known = [time for time in times if time is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _add_speed(variant: Variant, rows: Sequence[Measurement]) -> None:
+    times = np.array([row.generation_time_s for row in rows], dtype=np.float64)
+    audio = np.array([row.audio_s for row in rows], dtype=np.float64)
+    texts = [row.text_id for row in rows]
+    rtf, time = stats.per_unit(times, audio, texts), stats.mean(times, texts)
+    variant.rtf, variant.intervals["rtf"] = rtf.estimate, rtf.bounds
+    variant.generation_time_s, variant.intervals["generation_time_s"] = time.estimate, time.bounds
+    variant.rtf_p50, variant.rtf_p90 = (
+        float(quantile) for quantile in np.quantile(times / audio, [0.5, 0.9])
+    )
+    stages = dict.fromkeys(stage for row in rows for stage in row.stages_s)
+    variant.stages_s = {
+        name: statistics.fmean(row.stages_s.get(name, 0.0) for row in rows) for name in stages
+    }
+    decoding_s = sum(row.stages_s.get("generate_tokens", 0.0) for row in rows)
+    variant.tokens_per_s = sum(row.n_tokens or 0 for row in rows) / decoding_s if decoding_s else None
+    peaks = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
+    variant.peak_memory_mb = max(peaks, default=None)
+    details = dict.fromkeys(name for row in rows for name in row.memory)
+    variant.memory = {name: max(row.memory.get(name, 0.0) for row in rows) for name in details}
+
+
+def _quality_note(
+    variant: Variant, rows: Sequence[Measurement], scores: Sequence[Score], unmeasured: str | None
+) -> str | None:
+    """Why the quality figures are absent, or are not to be taken seriously."""
+    if not (unmeasured or scores):
+        unmeasured = "the quality pass was not scored" if rows else "there was no quality pass"
+    if unmeasured:
+        return f"WER and similarity are not measured: {unmeasured.rstrip('.')}."
+    return None if variant.trained else "untrained weights: WER and similarity mean nothing yet."
+
+
+def _add_quality(variant: Variant, scores: Sequence[Score]) -> None:
+    variant.n_scored = len(scores)
+    variant.n_missing = sum(score.missing for score in scores)
+    for name in ("wer", *variant.similarity):
+        known = [(value, score.text_id) for score in scores if (value := score.figure(name)) is not None]
+        if not known:
+            continue
+        interval = stats.mean([value for value, _ in known], [text for _, text in known])
+        variant.intervals[name] = interval.bounds
+        if name == "wer":
+            variant.wer = interval.estimate
+        else:
+            variant.similarity[name] = interval.estimate
+    errors = sum(score.substitutions + score.deletions + score.insertions for score in scores)
+    words = sum(score.hits + score.substitutions + score.deletions for score in scores)
+    variant.wer_corpus = errors / words if words else None

@@ -1,0 +1,213 @@
+"""From a run's rows to its summary: the one place where figures are computed.
+
+Nothing is dropped to make a figure look better. What is missing becomes null with a warning; what failed
+in the quality pass counts as word error rate 1; a variant whose audio is shorter for the same speech
+tokens has failed, however fast it was.
+"""
+
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness import stats
+from harness.comparison import SINGLE, compare, duration_problem
+from harness.figures import figures, similarities, timed
+from harness.results import BASELINE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
+
+TIMING = ("job_s", "measured_s", "loading_s", "orchestration_s", "orchestration_share")
+RSS_THRESHOLD = 0.05
+"""Resident memory is read from one process per variant, and two identical processes differ by some per
+cent in library pages and allocator slack. No number of utterances averages that away, so a change of
+resident memory must be larger than one of allocated GPU memory before it counts."""
+
+
+def build_summary(folder: RunFolder) -> Summary:
+    """Everything in summary.json, computed from the folder's other files.
+
+    Works on whatever a run left behind, also an interrupted one. Raises UserError for damaged files.
+    """
+    rows, row_warnings = folder.measurements()
+    scores, score_warnings = folder.scores()
+    children, timing = folder.read_json("children.json"), folder.read_json("timing.json")
+    job, environment = folder.job(), folder.read_json("environment.json")
+    plan = folder.read_json("plan.json") or _counts(rows)
+    warnings = [*row_warnings, *score_warnings, *timing.get("warnings", [])]
+
+    names = list(dict.fromkeys([BASELINE, *children, *(row.variant for row in rows)]))
+    candidate = next((name for name in names if name != BASELINE), None)
+    variants: dict[str, Variant] = {}
+    gaps: list[str] = [] if candidate else ["only the baseline left rows: there is nothing to compare."]
+    for name in names:
+        own = [row for row in rows if row.variant == name]
+        child = children.get(name, {})
+        variant = figures(own, [s for s in scores if s.variant == name], child, plan.get("quality", 0))
+        if name == candidate and (problem := duration_problem(rows, name)):
+            variant.status, variant.error = "failed", problem
+        variants[name] = variant
+        gaps += _gaps(name, own, plan)
+        if not child.get("quality_unmeasured_reason"):
+            gaps += _unscored(name, variant, folder)
+        warnings += [f"{name}: {text}" for text in child.get("warnings", [])]
+        warnings += _variant_warnings(name, variant, own)
+
+    thresholds = _thresholds(job, variants[BASELINE].memory_kind, similarities(scores))
+    comparison = compare(rows, scores, variants, candidate, thresholds)
+    optimizations = folder.read_json("optimizations.json").get(candidate or "", {})
+    warnings = [*gaps, *warnings, *_unmeasured(comparison, variants, candidate), *_uncredited(optimizations)]
+    failed = any(variant.status == "failed" for variant in variants.values())
+    return Summary(
+        run_id=folder.run_id,
+        status="failed" if failed else "incomplete" if gaps else "ok",
+        combo=_name(job.get("combo"), default=candidate or BASELINE),
+        pipeline=_name(job.get("pipeline")),
+        device=_name(environment.get("device")),
+        workload=_name(job.get("workload")),
+        created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        git=_git(environment.get("git")),
+        config_hash=str(environment.get("config_hash") or ""),
+        variants=variants,
+        comparison=comparison,
+        optimizations=optimizations,
+        thresholds=thresholds,
+        timing={key: timing.get(key) for key in TIMING},
+        warnings=list(dict.fromkeys(warnings)),
+    )
+
+
+def _name(group: Any, default: str = "unknown") -> str:
+    """A config group or a device's record goes by its name."""
+    if isinstance(group, dict):
+        return str(group.get("name") or default)
+    return str(group or default)
+
+
+def _git(record: Any) -> str:
+    if isinstance(record, dict):
+        return f"{record.get('commit') or 'unknown'}{' (with local changes)' if record.get('dirty') else ''}"
+    return str(record or "unknown")
+
+
+# ----------------------------------------------------------------------------------- what is there
+
+
+def _counts(rows: Sequence[Measurement]) -> dict[str, int]:
+    """Rows per pass; of several variants, the largest count, which is what each should have."""
+    per_variant: dict[tuple[str, str], int] = {}
+    for row in rows:
+        key = row.pass_name, row.variant
+        per_variant[key] = per_variant.get(key, 0) + 1
+    return {
+        step: max((count for (name, _), count in per_variant.items() if name == step), default=0)
+        for step in PASSES
+    }
+
+
+def _gaps(name: str, rows: Sequence[Measurement], expected: dict[str, int]) -> list[str]:
+    """What one variant lacks of the planned rows, and what failed."""
+    warnings = []
+    found = _counts(rows)
+    for step in PASSES:
+        if found[step] < expected.get(step, 0):
+            warnings.append(
+                f"{name}: {found[step]} of {expected[step]} rows of the {step} pass are there; "
+                "the run was interrupted or the process failed."
+            )
+    failures: dict[tuple[str, str], list[Measurement]] = {}
+    for row in rows:
+        if not row.ok:
+            failures.setdefault((row.pass_name, last_line(row.error)), []).append(row)
+    for (step, error), group in failures.items():
+        first = group[0]
+        warnings.append(
+            f"{name}: {len(group)} rows of the {step} pass failed (first: text {first.text_id}, "
+            f"voice {first.voice}, seed {first.seed}): {error}"
+        )
+    return warnings
+
+
+def _unscored(name: str, variant: Variant, folder: RunFolder) -> list[str]:
+    missing = variant.n_expected - variant.n_scored
+    if missing <= 0:
+        return []
+    return [
+        f"{name}: {missing} of {variant.n_expected} clips of the quality pass have no score; "
+        f"`python -m harness score {folder.path}` scores what is there."
+    ]
+
+
+def _uncredited(optimizations: dict[str, dict[str, Any]]) -> list[str]:
+    return [
+        f"{name} is enabled but {record['status']} ({last_line(record['reason']).rstrip('.')}): "
+        "no figure of this combo is credited to it."
+        for name, record in optimizations.items()
+        if record["enabled"] and record["status"] != "active"
+    ]
+
+
+def last_line(error: str | None) -> str:
+    """What a traceback says in its last line; the whole of it stays in the row."""
+    lines = (error or "").strip().splitlines()
+    return lines[-1].strip() if lines else "no error was recorded"
+
+
+def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) -> list[str]:
+    warnings = []
+    if variant.status == "failed":
+        warnings.append(f"{name} failed: {last_line(variant.error)}")
+    times = [(row.generation_time_s or 0.0, row.work) for row in timed(rows)]
+    warnings += stats.noise_warnings(
+        name, stats.noise([time for time, _ in times], [work for _, work in times])
+    )
+    quality = [row for row in rows if row.pass_name == "quality"]
+    if capped := sum(row.hit_token_cap for row in quality):
+        warnings.append(
+            f"{name}: {capped} of {len(quality)} clips reached the cap of 1000 speech tokens (40 s) "
+            "and are cut off there."
+        )
+    for flaw, word in (("silent", "silent"), ("non_finite", "not finite")):
+        if count := sum(getattr(row, flaw) for row in rows if row.ok):
+            warnings.append(f"{name}: the audio of {count} of {len(rows)} rows is {word}.")
+    if variant.quality_note:
+        warnings.append(f"{name}: {variant.quality_note}")
+    if variant.n_missing:
+        warnings.append(
+            f"{name}: {variant.n_missing} of {variant.n_scored} clips are missing, silent or not finite "
+            "and count as WER 1."
+        )
+    return warnings
+
+
+def _thresholds(job: dict[str, Any], memory_kind: str, similarity_names: Iterable[str]) -> dict[str, float]:
+    """The practical threshold of every metric; `measure.thresholds` in the configuration overrides."""
+    given = (job.get("measure") or {}).get("thresholds") or {}
+    memory = float(given.get("memory", stats.METRICS["peak_memory_mb"].threshold))
+    if memory_kind == "rss":
+        memory = max(memory, RSS_THRESHOLD)
+    time = float(given.get("rtf", stats.METRICS["rtf"].threshold))
+    similarity = float(given.get("sim", stats.SIMILARITY.threshold))
+    return {
+        **dict.fromkeys(("rtf", "generation_time_s", "first_call_s"), time),
+        **dict.fromkeys(("peak_memory_mb", "model_memory_mb"), memory),
+        "wer": float(given.get("wer", stats.METRICS["wer"].threshold)),
+        **dict.fromkeys(similarity_names, similarity),
+    }
+
+
+def _unmeasured(
+    comparison: dict[str, Comparison], variants: dict[str, Variant], candidate: str | None
+) -> list[str]:
+    """One warning for every figure that is null, with its reason."""
+    warnings = []
+    for name, record in comparison.items():
+        if record.verdict != stats.NOT_MEASURED or (name in SINGLE and record.value is not None):
+            continue
+        if record.value is not None:
+            reason = f"{record.n} pairs are too few for an interval ({stats.MIN_PAIRS} are needed)"
+        elif candidate is None or variants[candidate].status == "failed":
+            reason = "the combo failed"
+        elif variants[BASELINE].figure(name) is None or variants[candidate].figure(name) is None:
+            reason = variants[candidate].quality_note or variants[BASELINE].quality_note or "no rows have it"
+        else:
+            reason = "the two variants have no work in common"
+        warnings.append(f"{name}: no verdict, because {reason.rstrip('.')}.")
+    return warnings
