@@ -1,0 +1,141 @@
+"""Where a pipeline's weights come from.
+
+mini, mini_multilingual        the miniature checkpoint of this repository; the second has upstream's analyzer on
+chatterbox, multilingual       Resemble AI's checkpoints: from the hub, or from `checkpoint_dir`
+random, random_multilingual    upstream's full-size modules with seeded random weights: right for speed and
+                               memory, meaningless for quality
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
+from chatterbox.models.t3 import T3
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.models.t3.modules.t3_config import T3Config
+from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.mtl_tts import ChatterboxMultilingualTTS
+from chatterbox.tts import ChatterboxTTS, Conditionals
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from harness.errors import UserError
+from harness.mini import models as mini
+from harness.pipeline import Pipeline, Sampling
+
+FILES = {
+    "chatterbox": ("ve.safetensors", "t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt"),
+    "multilingual": (
+        "ve.pt",
+        "t3_mtl23ls_v2.safetensors",
+        "s3gen.pt",
+        "grapheme_mtl_merged_expanded_v1.json",
+        "conds.pt",
+    ),
+}
+MULTILINGUAL_SAMPLING = Sampling(repetition_penalty=2.0)
+RANDOM_PROMPT_S = 10
+"""Length of the random voices' prompt: the longest that upstream uses, hence the dearest flow."""
+
+
+def load(
+    name: str, device: str | torch.device, checkpoint_dir: str | Path | None = None, seed: int = 0
+) -> Pipeline:
+    """The named checkpoint as a baseline pipeline on `device`.
+
+    `seed` draws the weights of the random checkpoints. Raises UserError for an unknown name, a missing file, an
+    unreachable hub, or a CUDA device that is not there.
+    """
+    if name not in LOADERS:
+        raise UserError(f"unknown pipeline {name!r}: choose one of {', '.join(LOADERS)}")
+    return LOADERS[name](_device(device), checkpoint_dir, seed)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but PyTorch sees no CUDA device: use device=cpu, or check `nvidia-smi`")
+    return device
+
+
+def _mini(device: torch.device, multilingual: bool) -> Pipeline:
+    model, voices, trained = mini.load(device, multilingual=multilingual)
+    name = "mini_multilingual" if multilingual else "mini"
+    return Pipeline(model, device, voices, name=name, trained=trained)
+
+
+def _upstream(name: str, device: torch.device, folder: str | Path | None) -> Pipeline:
+    cls = ChatterboxTTS if name == "chatterbox" else ChatterboxMultilingualTTS
+    if folder is not None:
+        missing = [file for file in FILES[name] if not (Path(folder) / file).is_file()]
+        if missing:
+            raise UserError(
+                f"pipeline.checkpoint_dir={folder} lacks {', '.join(missing)}: "
+                f"download the files of {name} there, or leave checkpoint_dir unset to use the hub"
+            )
+        model = cls.from_local(folder, str(device))
+    else:
+        try:
+            model = cls.from_pretrained(str(device))
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"pipeline={name}: the hub's ResembleAI/chatterbox cannot be fetched ({reason}): connect, or set "
+                "pipeline.checkpoint_dir to a folder that holds its files"
+            ) from error
+    sampling = Sampling() if name == "chatterbox" else MULTILINGUAL_SAMPLING
+    return Pipeline(model, device, {"default": model.conds}, name=name, sampling=sampling)
+
+
+def _random(device: torch.device, multilingual: bool, seed: int) -> Pipeline:
+    """Upstream's full-size modules as a seed initializes them, with the miniature's character tokenizer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        t3 = T3(T3Config.multilingual() if multilingual else T3Config.english_only()).to(device).eval()
+        s3gen = S3Gen().to(device).eval()
+        voice_encoder = VoiceEncoder().to(device).eval()
+        voices = {"random": _random_voice(t3.hp).to(device)}
+    model = ChatterboxTTS(
+        t3, s3gen, voice_encoder, mini.build_tokenizer(), str(device), conds=voices["random"]
+    )
+    return Pipeline(
+        model,
+        device,
+        voices,
+        name="random_multilingual" if multilingual else "random",
+        trained=False,
+        sampling=MULTILINGUAL_SAMPLING if multilingual else Sampling(),
+    )
+
+
+def _random_voice(hp: T3Config) -> Conditionals:
+    """Conditionals of a real voice's shapes: a 10 s prompt of 250 tokens and 500 mel frames."""
+    n_tokens = RANDOM_PROMPT_S * 25
+    t3_cond = T3Cond(
+        speaker_emb=F.normalize(torch.rand(1, hp.speaker_embed_size)),
+        cond_prompt_speech_tokens=torch.randint(0, SPEECH_VOCAB_SIZE, (1, hp.speech_cond_prompt_len)),
+        emotion_adv=0.5 * torch.ones(1, 1, 1),
+    )
+    gen = {
+        "prompt_token": torch.randint(0, SPEECH_VOCAB_SIZE, (1, n_tokens)),
+        "prompt_token_len": torch.tensor([n_tokens]),
+        "prompt_feat": torch.randn(1, 2 * n_tokens, 80),
+        "prompt_feat_len": None,
+        "embedding": torch.randn(1, 192),
+    }
+    return Conditionals(t3_cond, gen)
+
+
+Loader = Callable[[torch.device, str | Path | None, int], Pipeline]
+LOADERS: dict[str, Loader] = {
+    "mini": lambda device, _folder, _seed: _mini(device, multilingual=False),
+    "mini_multilingual": lambda device, _folder, _seed: _mini(device, multilingual=True),
+    "chatterbox": lambda device, folder, _seed: _upstream("chatterbox", device, folder),
+    "multilingual": lambda device, folder, _seed: _upstream("multilingual", device, folder),
+    "random": lambda device, _folder, seed: _random(device, multilingual=False, seed=seed),
+    "random_multilingual": lambda device, _folder, seed: _random(device, multilingual=True, seed=seed),
+}

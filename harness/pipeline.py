@@ -1,0 +1,398 @@
+"""The shared Chatterbox pipeline: named stages that an optimization may wrap or replace.
+
+    split_text        text -> segments
+    condition         voice -> conditionals (the voice prompt, for T3 and for S3Gen)
+    generate_tokens   segments -> speech tokens, 25 per second of audio    (T3: bound by launches or by bandwidth)
+    tokens_to_mel     speech tokens -> mel, 80 bins at 50 frames/s         (S3Gen's flow: bound by arithmetic)
+    mel_to_wave       mel -> 24 kHz wave                                   (HiFT: one pass of convolutions)
+    join              the waves of one utterance's segments -> one wave
+    watermark         waves -> watermarked waves                           (Perth)
+
+The baseline's stages call `chatterbox-tts` itself, in upstream's order and with upstream's random numbers, so
+`Pipeline.synthesize` returns the very bits of `ChatterboxTTS.generate` for the same seed on the same device.
+
+Every change that a plugin makes goes through `replace_stage`, `wrap_stage`, `swap`, `around` or `between`, and is
+undone by `reset`: the pipeline remembers how to become the baseline again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, drop_invalid_tokens
+from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.models.tokenizers import MTLTokenizer
+from chatterbox.tts import ChatterboxTTS, Conditionals, punc_norm
+from torch import Tensor
+
+from harness.errors import UserError
+
+STAGES = ("split_text", "condition", "generate_tokens", "tokens_to_mel", "mel_to_wave", "join", "watermark")
+HELD_BACK = -1e4
+"""A logit that never wins, yet survives classifier-free guidance, penalties and half precision (no inf - inf)."""
+
+
+class SynthesisError(RuntimeError):
+    """The model produced nothing that can be spoken; the utterance counts as missing, never as fast."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Upstream's defaults of `ChatterboxTTS.generate`."""
+
+    temperature: float = 0.8
+    cfg_weight: float = 0.5
+    min_p: float = 0.05
+    top_p: float = 1.0
+    repetition_penalty: float = 1.2
+    exaggeration: float = 0.5
+    max_new_tokens: int = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """One utterance to speak. `n_tokens` pins its number of speech tokens; None lets the model stop itself."""
+
+    text: str
+    voice: str
+    seed: int
+    n_tokens: int | None = None
+
+
+@dataclass
+class Segment:
+    """A piece of one utterance's text, with the voice that speaks it."""
+
+    text: str
+    conditionals: Conditionals
+    utterance: int
+    n_tokens: int | None = None
+
+
+@dataclass
+class Utterance:
+    """What came out: `wave` is mono float32 in [-1, 1]; `tokens` holds one int64 tensor [n] per segment, on the CPU.
+
+    In a batch, `generation_time_s` and `stages_s` are the batch's, shared by its utterances.
+    """
+
+    wave: np.ndarray
+    sample_rate: int
+    tokens: list[Tensor]
+    segments: list[str]
+    stages_s: dict[str, float]
+    generation_time_s: float
+    token_cap: int = 1000
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(tokens) for tokens in self.tokens)
+
+    @property
+    def audio_s(self) -> float:
+        return len(self.wave) / self.sample_rate
+
+    @property
+    def hit_token_cap(self) -> bool:
+        """Whether a segment ran into upstream's limit, so that its end was cut off."""
+        return any(len(tokens) >= self.token_cap for tokens in self.tokens)
+
+
+Stage = Callable[..., Any]
+ContextFactory = Callable[[], AbstractContextManager]
+
+
+@dataclass
+class Pipeline:
+    """Upstream's model behind named stages.
+
+    `model` has upstream's attributes `t3`, `s3gen`, `ve`, `tokenizer`, `watermarker` and `sr`; `voices` maps the
+    names of built-in voices to their conditionals; `trained` is False when the weights come from a seed.
+    """
+
+    model: ChatterboxTTS
+    device: torch.device
+    voices: dict[str, Conditionals]
+    name: str = "chatterbox"
+    trained: bool = True
+    sampling: Sampling = field(default_factory=Sampling)
+    language: str = "en"
+    stages: dict[str, Stage] = field(default_factory=dict)
+    around: list[ContextFactory] = field(default_factory=list)
+    between: list[Callable[[str], None]] = field(default_factory=list)
+    replaced_by: dict[str, str] = field(default_factory=dict)
+    _undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for stage in STAGES:
+            self.stages[stage] = getattr(self, f"_{stage}")
+
+    # -- speaking ------------------------------------------------------------------------------------------------
+
+    def synthesize(self, text: str, voice: str, seed: int, n_tokens: int | None = None) -> Utterance:
+        """Speak one text. The seed fixes every random draw, as `torch.manual_seed` before upstream's `generate`."""
+        return self.synthesize_batch([Request(text, voice, seed, n_tokens)])[0]
+
+    def synthesize_batch(self, requests: list[Request]) -> list[Utterance]:
+        """Speak several texts in one pass of the stages; the first request's seed fixes the random draws.
+
+        Raises SynthesisError when the model gives no speech token for a segment.
+        """
+        if not requests:
+            return []
+        clock = _StageClock(self.device, self.between)
+        torch.manual_seed(requests[0].seed)
+        with ExitStack() as contexts:
+            for context in self.around:
+                contexts.enter_context(context())
+            texts = [clock.run("split_text", self.stages["split_text"], request.text) for request in requests]
+            conditionals = [clock.run("condition", self.stages["condition"], r.voice) for r in requests]
+            segments = _segments(requests, texts, conditionals)
+            voices = [segment.conditionals for segment in segments]
+            with torch.inference_mode():
+                tokens = clock.run("generate_tokens", self.stages["generate_tokens"], segments)
+                if any(len(t) == 0 for t in tokens):
+                    raise SynthesisError(
+                        "T3 emitted its stop token first: there is no speech token to vocode"
+                    )
+                mels = clock.run("tokens_to_mel", self.stages["tokens_to_mel"], tokens, voices)
+                pieces = clock.run("mel_to_wave", self.stages["mel_to_wave"], mels)
+                grouped = _by_utterance(segments, pieces)
+                joined = [clock.run("join", self.stages["join"], waves) for waves in grouped]
+                waves = clock.run("watermark", self.stages["watermark"], joined)
+        elapsed = clock.elapsed()
+        return [
+            Utterance(
+                wave=wave,
+                sample_rate=self.model.sr,
+                tokens=[t.cpu().long() for t in spoken],
+                segments=text,
+                stages_s=clock.seconds,
+                generation_time_s=elapsed,
+                token_cap=self.sampling.max_new_tokens,
+            )
+            for wave, spoken, text in zip(waves, _by_utterance(segments, tokens), texts, strict=True)
+        ]
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def replace_stage(self, stage: str, fn: Stage, by: str) -> None:
+        """Put `fn` in a stage's place. Raises UserError if another plugin already did."""
+        if (owner := self.replaced_by.get(stage)) not in (None, by):
+            raise UserError(f"{by} and {owner} both replace the stage {stage}: switch one of them off")
+        self.swap_item(self.replaced_by, stage, by)
+        self.swap_item(self.stages, stage, fn)
+
+    def wrap_stage(self, stage: str, wrapper: Callable[[Stage], Stage]) -> None:
+        """Put `wrapper(current)` in a stage's place; wrappers nest, the last one outermost."""
+        self.swap_item(self.stages, stage, wrapper(self.stages[stage]))
+
+    def enter_around(self, context: ContextFactory) -> None:
+        """Enter `context()` around every synthesis."""
+        self.around.append(context)
+        self.on_undo(lambda: self.around.remove(context))
+
+    def call_between(self, hook: Callable[[str], None]) -> None:
+        """Call `hook(stage)` at each stage's end, inside that stage's time."""
+        self.between.append(hook)
+        self.on_undo(lambda: self.between.remove(hook))
+
+    def swap(self, owner: object, attribute: str, value: Any) -> None:
+        """Set an attribute, and remember the old value (also where a module's registry held it)."""
+        old = getattr(owner, attribute)
+        setattr(owner, attribute, value)
+        self.on_undo(lambda: setattr(owner, attribute, old))
+
+    def swap_item(self, mapping: dict, key: Any, value: Any) -> None:
+        """Set a mapping's item, and remember what was there."""
+        missing = key not in mapping
+        old = mapping.get(key)
+        mapping[key] = value
+        self.on_undo(lambda: mapping.pop(key) if missing else mapping.__setitem__(key, old))
+
+    def on_undo(self, undo: Callable[[], None]) -> None:
+        """Run `undo` when the pipeline is reset, last change first."""
+        self._undo.append(undo)
+
+    def reset(self) -> None:
+        """Become the baseline again."""
+        while self._undo:
+            self._undo.pop()()
+
+    # -- the baseline's stages: upstream's own calls, in upstream's order ------------------------------------------
+
+    def _split_text(self, text: str) -> list[str]:
+        return [text]
+
+    def _condition(self, voice: str) -> Conditionals:
+        """A built-in voice by its name, or a reference clip by its path, as `generate` prepares them."""
+        model, exaggeration = self.model, self.sampling.exaggeration
+        if voice in self.voices:
+            model.conds = self.voices[voice]
+        else:
+            model.prepare_conditionals(voice, exaggeration=exaggeration)
+        if exaggeration != model.conds.t3.emotion_adv[0, 0, 0]:
+            cond = model.conds.t3
+            model.conds.t3 = T3Cond(
+                speaker_emb=cond.speaker_emb,
+                cond_prompt_speech_tokens=cond.cond_prompt_speech_tokens,
+                emotion_adv=exaggeration * torch.ones(1, 1, 1),
+            ).to(device=self.device)
+        return model.conds
+
+    def _generate_tokens(self, segments: list[Segment]) -> list[Tensor]:
+        """Speech tokens [n] per segment, one segment after the other."""
+        return [self._generate_one(segment) for segment in segments]
+
+    def _generate_one(self, segment: Segment) -> Tensor:
+        s, t3 = self.sampling, self.model.t3
+        with stop_held_back(t3) if segment.n_tokens else ExitStack():
+            tokens = t3.inference(
+                t3_cond=segment.conditionals.t3,
+                text_tokens=self.text_tokens(segment.text),
+                max_new_tokens=segment.n_tokens or s.max_new_tokens,
+                temperature=s.temperature,
+                cfg_weight=s.cfg_weight,
+                repetition_penalty=s.repetition_penalty,
+                min_p=s.min_p,
+                top_p=s.top_p,
+            )
+        return speech_only(tokens[0]).to(self.device)
+
+    def text_tokens(self, text: str) -> Tensor:
+        """Text token ids [2, n] with start and stop, one row for each side of classifier-free guidance."""
+        t3, tokenizer = self.model.t3, self.model.tokenizer
+        language = {"language_id": self.language} if isinstance(tokenizer, MTLTokenizer) else {}
+        tokens = tokenizer.text_to_tokens(punc_norm(text), **language).to(self.device)
+        tokens = torch.cat([tokens, tokens], dim=0)
+        tokens = F.pad(tokens, (1, 0), value=t3.hp.start_text_token)
+        return F.pad(tokens, (0, 1), value=t3.hp.stop_text_token)
+
+    def _tokens_to_mel(self, tokens: list[Tensor], conditionals: list[Conditionals]) -> list[Tensor]:
+        """Mels [1, 80, 2 n], one segment after the other."""
+        s3gen = self.model.s3gen
+        return [
+            s3gen.flow_inference(t, ref_dict=c.gen, finalize=True).to(dtype=s3gen.dtype)
+            for t, c in zip(tokens, conditionals, strict=True)
+        ]
+
+    def _mel_to_wave(self, mels: list[Tensor]) -> list[Tensor]:
+        """Waves [samples] on the device, 480 samples per mel frame, their first 20 ms silenced as upstream does."""
+        return [self._vocode(mel) for mel in mels]
+
+    def _vocode(self, mel: Tensor) -> Tensor:
+        s3gen = self.model.s3gen
+        wave, _ = s3gen.hift_inference(mel, None)
+        wave[:, : len(s3gen.trim_fade)] *= s3gen.trim_fade
+        return wave.squeeze(0)
+
+    def _join(self, waves: list[Tensor]) -> Tensor:
+        return waves[0] if len(waves) == 1 else torch.cat(waves)
+
+    def _watermark(self, waves: list[Tensor]) -> list[np.ndarray]:
+        """Watermarked waves as float32 arrays; on the CPU, as upstream."""
+        mark = self.model.watermarker.apply_watermark
+        return [mark(wave.detach().cpu().numpy(), sample_rate=self.model.sr) for wave in waves]
+
+
+# -- helpers that optimizations share ------------------------------------------------------------------------------
+
+
+def speech_only(tokens: Tensor) -> Tensor:
+    """Drop everything that is not speech from sampled ids [n]: start, stop and the unused ids above them."""
+    tokens = drop_invalid_tokens(tokens)
+    return tokens[tokens < SPEECH_VOCAB_SIZE]
+
+
+def share_tokens(total: int, weights: list[int]) -> list[int]:
+    """Split `total` tokens over segments in proportion to `weights`, at least one each, nothing lost.
+
+    >>> share_tokens(10, [1, 1, 2])
+    [2, 3, 5]
+    """
+    edges = np.round(np.cumsum([0, *weights]) / sum(weights) * total).astype(int)
+    counts = np.maximum(np.diff(edges), 1)
+    counts[counts.argmax()] += total - counts.sum()
+    return counts.tolist()
+
+
+@contextmanager
+def stop_held_back(t3: torch.nn.Module) -> Iterator[None]:
+    """Let upstream's loop sample speech only, so that `max_new_tokens` alone decides its length.
+
+    Everything still runs: the multilingual analyzer does its work on a copy of the logits and is not obeyed.
+    """
+
+    def only_speech(_module: torch.nn.Module, _args: tuple, logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        logits[..., SPEECH_VOCAB_SIZE:] = HELD_BACK
+        return logits
+
+    analyze = AlignmentStreamAnalyzer.step
+
+    def observe(self: AlignmentStreamAnalyzer, logits: Tensor, next_token: int | None = None) -> Tensor:
+        analyze(self, logits.clone(), next_token=next_token)
+        return logits
+
+    handle = t3.speech_head.register_forward_hook(only_speech)
+    AlignmentStreamAnalyzer.step = observe
+    try:
+        yield
+    finally:
+        AlignmentStreamAnalyzer.step = analyze
+        handle.remove()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished, so that a host clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _StageClock:
+    """Seconds per stage, with the device synchronized at each stage's end."""
+
+    def __init__(self, device: torch.device, hooks: list[Callable[[str], None]]) -> None:
+        synchronize(device)
+        self._device = device
+        self._hooks = hooks
+        self._start = time.perf_counter()
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    def run(self, stage: str, fn: Stage, *args: Any) -> Any:
+        start = time.perf_counter()
+        result = fn(*args)
+        for hook in self._hooks:
+            hook(stage)
+        synchronize(self._device)
+        self.seconds[stage] += time.perf_counter() - start
+        return result
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def _segments(
+    requests: list[Request], texts: list[list[str]], conditionals: list[Conditionals]
+) -> list[Segment]:
+    segments = []
+    for index, (request, pieces, voice) in enumerate(zip(requests, texts, conditionals, strict=True)):
+        counts: list[int | None] = [None] * len(pieces)
+        if request.n_tokens:
+            counts = [*share_tokens(request.n_tokens, [len(piece) for piece in pieces])]
+        segments += [Segment(piece, voice, index, n) for piece, n in zip(pieces, counts, strict=True)]
+    return segments
+
+
+def _by_utterance(segments: list[Segment], items: list[Any]) -> list[list[Any]]:
+    pairs = zip(segments, items, strict=True)
+    return [[item for _, item in group] for _, group in groupby(pairs, key=lambda pair: pair[0].utterance)]

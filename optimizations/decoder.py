@@ -1,0 +1,200 @@
+"""One decode loop for every optimization of T3.
+
+Plugins do not each bring a loop of their own: the first one that needs it puts a `Decoder` in the place of the
+`generate_tokens` stage (`decoder_of`), and each sets what it is about: the engine (dynamic or static cache), the
+number of segments decoded together, the reuse of a voice's prefix. So any two of them compose.
+
+The loop keeps upstream's semantics: two start tokens, guidance, penalties and sampling in the same order with the
+same random numbers; the model's backend is built once instead of once per call. On a multilingual model the alignment
+guard comes along, in its lean form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
+from chatterbox.models.t3.inference import alignment_stream_analyzer
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from torch import Tensor
+
+from harness.pipeline import HELD_BACK, Pipeline, Segment, speech_only
+from optimizations.engines import DynamicEngine, Engine, StaticEngine
+from optimizations.guard import Guard
+from optimizations.sampling import guide, sample
+
+
+def decoder_of(pipeline: Pipeline, by: str) -> Decoder:
+    """The pipeline's decoder; puts one in the place of `generate_tokens` where there is none yet."""
+    stage = pipeline.stages["generate_tokens"]
+    if not isinstance(stage, Decoder):
+        stage = Decoder(pipeline)
+        pipeline.replace_stage("generate_tokens", stage, by="decoder")
+    if by not in stage.users:
+        stage.users.append(by)
+        pipeline.on_undo(lambda: stage.users.remove(by))
+    return stage
+
+
+Prefix = list[tuple[Tensor, Tensor]]
+MAX_PREFIXES = 8
+"""Voices whose prefix is kept; at full size one takes about 8 MB in float32."""
+
+
+class Decoder:
+    """Segments -> speech tokens [n] each; a stage of the pipeline."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.t3 = pipeline.model.t3
+        self.engine: Engine = DynamicEngine(self.t3.tfmr)
+        self.batch_size = 1
+        self.reuse_prefix = False
+        self.users: list[str] = []
+        self.batches: list[int] = []
+        self.guards: list[Guard] = []
+        self.logits_dtype: torch.dtype | None = None
+        self.n_calls = 0
+        self.n_prefix_hits = 0
+        self._prefixes: dict[int, tuple[T3Cond, Prefix]] = {}
+
+    @torch.inference_mode()
+    def __call__(self, segments: Sequence[Segment]) -> list[Tensor]:
+        """Decode the segments in batches, the longest texts together; results come in the segments' order."""
+        self.n_calls += 1
+        self.guards.clear()
+        order = sorted(range(len(segments)), key=lambda i: -len(segments[i].text))
+        tokens: dict[int, Tensor] = {}
+        for first in range(0, len(order), self.batch_size):
+            batch = order[first : first + self.batch_size]
+            self.batches.append(len(batch))
+            rows = self._decode([segments[i] for i in batch])
+            tokens.update(zip(batch, rows, strict=True))
+        return [tokens[i] for i in range(len(segments))]
+
+    def forget_prefixes(self) -> None:
+        """Drop cached voice prefixes, as is due when weights or dtypes changed."""
+        self._prefixes.clear()
+
+    def _decode(self, segments: list[Segment]) -> list[Tensor]:
+        """One batch, row i of every tensor being segment i."""
+        sampling, hp, n = self.pipeline.sampling, self.t3.hp, len(segments)
+        pins = [segment.n_tokens for segment in segments]
+        if None in pins and any(pins):
+            raise ValueError("a batch mixes pinned and free-running segments")
+        pinned, limit = None not in pins, max(pin or sampling.max_new_tokens for pin in pins)
+
+        hidden, guards = self._prefill(segments)
+        device = hidden.device
+        token = torch.full((n, 1), hp.start_speech_token, dtype=torch.long, device=device)
+        tokens = torch.full((n, limit), hp.stop_speech_token, dtype=torch.long, device=device)
+        seen = torch.zeros(n, self.t3.speech_head.out_features, dtype=torch.bool, device=device)
+        seen.scatter_(1, token, True)
+        finished = torch.zeros(n, 1, dtype=torch.bool, device=device)
+        for step in range(limit):
+            logits = guide(self._logits(hidden), sampling.cfg_weight)
+            if guards:
+                judged = self._judge(guards, logits, token)
+                logits = logits if pinned else judged
+            if pinned:
+                logits[:, SPEECH_VOCAB_SIZE:] = HELD_BACK
+            token = sample(logits, seen, sampling)
+            tokens[:, step : step + 1] = token
+            seen.scatter_(1, token, True)
+            finished |= token == hp.stop_speech_token
+            if not pinned and finished.all():
+                break
+            hidden = self.engine.step(self._token_embedding(token, step + 1))
+        return [self._trim(row, pin) for row, pin in zip(tokens, pins, strict=True)]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The head in its own precision, what follows in float32: sampling is sensitive to rounding."""
+        head = self.t3.speech_head
+        logits = head(hidden.to(head.weight.dtype)).float()
+        self.logits_dtype = logits.dtype
+        return logits
+
+    def _token_embedding(self, token: Tensor, position: int) -> Tensor:
+        """Embeddings [2n, 1, C] of the tokens [n, 1], once for each side of guidance."""
+        embedding = self.t3.speech_emb(token) + self.t3.speech_pos_emb.emb.weight[position]
+        return embedding.repeat(2, 1, 1)
+
+    def _trim(self, tokens: Tensor, pin: int | None) -> Tensor:
+        if pin is None:
+            stops = (tokens == self.t3.hp.stop_speech_token).nonzero()
+            pin = int(stops[0]) if len(stops) else len(tokens)
+        return speech_only(tokens[:pin])
+
+    # -- the prompt ----------------------------------------------------------------------------------------------
+
+    def _prefill(self, segments: list[Segment]) -> tuple[Tensor, list[tuple[Guard, slice]]]:
+        """Run the prompts; returns the last hidden state [2n, C] and each row's guard with its text's slots."""
+        texts = [self._text_embeddings(segment.text) for segment in segments]
+        lengths = [text.shape[1] - 2 for text in texts]
+        prefix = None
+        if self.reuse_prefix and isinstance(self.engine, StaticEngine):
+            prefix = self._stacked_prefixes(segments)
+            starts, prompts = prefix[0][0].shape[2], texts
+        else:
+            voices = [self.t3.prepare_conditioning(segment.conditionals.t3) for segment in segments]
+            prompts = [torch.cat((v.expand(2, -1, -1), t), dim=1) for v, t in zip(voices, texts, strict=True)]
+            starts = voices[0].shape[1]
+        longest = max(prompt.shape[1] for prompt in prompts)
+        pads = [longest - prompt.shape[1] for prompt in prompts]
+        padded = [F.pad(prompt, (0, 0, pad, 0)) for prompt, pad in zip(prompts, pads, strict=True)]
+        embeds = torch.stack(padded, dim=1).flatten(0, 1)
+        pad = torch.tensor(pads * 2, device=embeds.device) if any(pads) else None
+
+        guards = []
+        if self.t3.hp.is_multilingual:
+            self.engine.heads = tuple(alignment_stream_analyzer.LLAMA_ALIGNED_HEADS)
+            stop = self.t3.hp.stop_speech_token
+            guards = [
+                (Guard(length, stop), slice(starts + offset, starts + offset + length))
+                for length, offset in zip(lengths, pads, strict=True)
+            ]
+            self.guards += [guard for guard, _ in guards]
+        return self.engine.prefill(embeds, pad, prefix), guards
+
+    def _text_embeddings(self, text: str) -> Tensor:
+        """[2, n + 2, C]: the text, blank on the unconditional side, and upstream's two start tokens."""
+        t3, tokens = self.t3, self.pipeline.text_tokens(text).long()
+        embedding = t3.text_emb(tokens)
+        embedding[1].zero_()
+        start = torch.full((2, 1), t3.hp.start_speech_token, device=tokens.device)
+        begin = t3.speech_emb(start) + t3.speech_pos_emb.get_fixed_embedding(0)
+        return torch.cat((embedding + t3.text_pos_emb(tokens), begin, begin), dim=1)
+
+    def _stacked_prefixes(self, segments: list[Segment]) -> Prefix:
+        """Keys and values of the segments' voices, [1, ...] where they share one, else a row each, twice."""
+        prefixes = [self._prefix(segment.conditionals.t3) for segment in segments]
+        if all(prefix is prefixes[0] for prefix in prefixes):
+            return prefixes[0]
+        layers = zip(*prefixes, strict=True)
+        return [(torch.cat([k for k, _ in row] * 2), torch.cat([v for _, v in row] * 2)) for row in layers]
+
+    def _prefix(self, conditionals: T3Cond) -> Prefix:
+        """Text comes after the voice and attention is causal: a voice's keys and values are the same for any text."""
+        assert isinstance(self.engine, StaticEngine)
+        known = self._prefixes.get(id(conditionals))
+        if known is not None:
+            self.n_prefix_hits += 1
+            return known[1]
+        if len(self._prefixes) >= MAX_PREFIXES:
+            self._prefixes.pop(next(iter(self._prefixes)))
+        prefix = self.engine.prefix(self.t3.prepare_conditioning(conditionals))
+        # The conditionals are kept with it, so that no other object can take over their id.
+        self._prefixes[id(conditionals)] = (conditionals, prefix)
+        return prefix
+
+    def _judge(self, guards: list[tuple[Guard, slice]], logits: Tensor, token: Tensor) -> Tensor:
+        """Every row's logits after its guard's decision; one copy to the host for all rows and heads."""
+        rows = torch.stack(self.engine.rows).cpu()
+        last = token[:, 0].tolist()
+        judged = [
+            guard.judge(rows[:, i, :, text], logits[i : i + 1].clone(), last[i])
+            for i, (guard, text) in enumerate(guards)
+        ]
+        return torch.cat(judged)
