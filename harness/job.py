@@ -1,0 +1,403 @@
+"""A paired experiment: the baseline and one combo, side by side on one device.
+
+    load       each in its own process; both stay alive, and while one works the other is idle
+    first      the first call of each, on equal work
+    warmup     the same call a few times more, on its way to the steady state
+    quality    every text with every seed, running free; this also counts the baseline's tokens
+    speed      every text held to the baseline's token count, round after round, the order flipping (ABBA)
+    evidence   what each optimization shows for having been active
+    scoring    WER and similarity of the quality pass, once nothing is timed any more
+
+Whatever happens to a child becomes rows and records of the run's folder. What was measured before, and what
+the other child measures after, is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from harness import environment, measure
+from harness.config import JobSpec, Toggles
+from harness.errors import UserError
+from harness.plugins import import_catalogue
+from harness.quality.scoring import score_run
+from harness.results import BASELINE, PASSES, Measurement, RunFolder, Summary
+from harness.summarize import build_summary
+from harness.worker import ChildError, Order, Setup, Worker, text_sha
+from harness.workload import Item, Workload, load_workload
+
+UNTRAINED = "the checkpoint's weights come from a seed, so it cannot speak"
+
+
+class Progress(Protocol):
+    """Is told what goes on: the phase in words, utterances done, utterances in all."""
+
+    def __call__(self, phase: str, done: int, total: int) -> None: ...
+
+
+def run(spec: JobSpec, results: Path, progress: Progress, started: float | None = None) -> Summary:
+    """Measure one combo against the baseline and leave a run's folder under `results`, its summary included.
+
+    `started` is when the job's clock began (`time.monotonic`), for a caller that has prepared before. Raises
+    UserError for what a user can put right, and leaves no folder then.
+    """
+    device = resolve_device(spec.config["device"])
+    workload = load_workload(spec.config["workload"])
+    with measure.alone_on(device):
+        ledger = Ledger(started)
+        folder = RunFolder.create(results, spec.combo, spec.config["pipeline"]["name"])
+        folder.write_job(spec.config)
+        experiment = Experiment(spec, workload, device, folder, ledger, progress)
+        try:
+            experiment.measure()
+            experiment.close()
+            experiment.score()
+        except UserError:
+            experiment.close()
+            shutil.rmtree(folder.path)
+            raise
+        except BaseException:  # Ctrl-C, or a defect: what was measured is kept
+            experiment.close()
+            experiment.summarize()
+            raise
+        return experiment.summarize()
+
+
+def resolve_device(device: str) -> str:
+    """`auto` becomes cuda where PyTorch sees one, else cpu. Raises UserError for a device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or not (index.isdigit() or not index):
+        raise UserError(f"device={device}: there is auto, cpu, cuda and cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device={device}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use device=cpu, or check `nvidia-smi`"
+        )
+    return device
+
+
+class Ledger:
+    """Where a job's time goes. What is neither loading nor measuring nor scoring is orchestration."""
+
+    def __init__(self, started: float | None = None) -> None:
+        self.started = started if started is not None else time.monotonic()
+        self.loading_s = (
+            time.monotonic() - self.started
+        )  # the packages, which the forkserver imports meanwhile
+        self.measured_s = 0.0
+        self.scoring_s = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    @contextmanager
+    def book(self, account: str) -> Iterator[None]:
+        """Add the time spent inside to `loading_s` or `scoring_s`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self, account, getattr(self, account) + time.monotonic() - start)
+
+    def read(self) -> dict[str, float]:
+        job_s = self.elapsed_s
+        orchestration_s = max(0.0, job_s - self.loading_s - self.measured_s - self.scoring_s)
+        return {
+            "job_s": job_s,
+            "loading_s": self.loading_s,
+            "measured_s": self.measured_s,
+            "scoring_s": self.scoring_s,
+            "orchestration_s": orchestration_s,
+            "orchestration_share": orchestration_s / job_s,
+        }
+
+
+class Experiment:
+    """One job on its way: two workers, the files they fill, and what is known so far."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        workload: Workload,
+        device: str,
+        folder: RunFolder,
+        ledger: Ledger,
+        progress: Progress,
+    ) -> None:
+        self.spec, self.device = spec, device
+        self.folder, self.ledger, self.progress = folder, ledger, progress
+        self.settings = spec.config["measure"]
+        self.items, self.seeds = list(workload.items), list(workload.seeds)
+        self.toggles: dict[str, Toggles] = {BASELINE: {}, spec.combo: spec.toggles}
+        self.workers: dict[str, Worker] = {}
+        self.children: dict[str, dict[str, Any]] = {name: {"status": "ok"} for name in self.toggles}
+        self.statuses: dict[str, dict[str, Any]] = {}
+        self.pinned: dict[Item, int] = {}
+        self.warnings: list[str] = []
+        self.plan = dict.fromkeys(PASSES, 0)
+        self.spoken = 0
+
+    # -- the phases ------------------------------------------------------------------------------------------
+
+    def measure(self) -> None:
+        """Everything that needs the children. Raises UserError for what they cannot be given."""
+        if not self._load():
+            return
+        self._make_plan()
+        watch = measure.CpuWatch([worker.pid for worker in self.workers.values()])
+        states = [self._device_state()]
+        self._first_calls()
+        if self._speaks():
+            self._quality_pass()
+        for _ in self._speed_rounds():
+            states.append(self._device_state())
+        self._collect_evidence()
+        self.warnings += watch.warnings() if self.device == "cpu" else []
+        self.warnings += measure.state_warnings(states, n_own=len(self.workers))
+
+    def close(self) -> None:
+        """Leave no child behind."""
+        for worker in self.workers.values():
+            worker.stop()
+
+    def score(self) -> None:
+        """WER and similarity of what the quality pass left; nothing is timed any more, so on all cores."""
+        if self.plan["quality"]:
+            self._report("scoring")
+            with self.ledger.book("scoring_s"):
+                score_run(self.folder, self.spec.config["quality"])
+
+    def summarize(self) -> Summary:
+        """Write the side files and, last, the summary, of whatever is there."""
+        self.folder.write_json("children.json", self.children)
+        self.folder.write_json("optimizations.json", {self.spec.combo: self._all_statuses()})
+        self.folder.write_json("timing.json", {**self.ledger.read(), "warnings": self.warnings})
+        summary = build_summary(self.folder)
+        timing = self.ledger.read()  # once more: now the summary's own time is in it
+        self.folder.write_json("timing.json", {**timing, "warnings": self.warnings})
+        summary.timing = {name: timing[name] for name in summary.timing}
+        self.folder.write_summary(summary)
+        return summary
+
+    # -- loading ---------------------------------------------------------------------------------------------
+
+    def _load(self) -> bool:
+        """Load one variant after the other; False if one is missing, for the other could not be paired."""
+        device = {"name": self.device}
+        for name in self.toggles:
+            self._report(f"loading {name}")
+            with self.ledger.book("loading_s"):
+                start = time.monotonic()
+                self.workers[name] = Worker(self._setup(name))
+                loaded = self._ask(name, "load", limit_s=self.settings["load_limit_s"])
+                ready_s = time.monotonic() - start
+            if loaded is None:
+                break
+            device, voices = loaded.pop("device"), loaded.pop("voices")
+            self.statuses = loaded.pop("optimizations")
+            self.children[name] |= loaded | {"process_to_first_utterance_s": ready_s}
+        self.folder.write_json("environment.json", environment.describe(self.spec.config_hash, device))
+        if loaded is None:
+            return False
+        self.items, replaced = fit_voices(self.items, voices)
+        self.warnings += replaced
+        return True
+
+    def _setup(self, name: str) -> Setup:
+        pipeline, modules = self.spec.config["pipeline"], self.spec.config["plugin_modules"]
+        catalogue = import_catalogue(modules)
+        variables: dict[str, str] = {}
+        for plugin, params in self.toggles[name].items():
+            variables |= catalogue.create(plugin, params).environment()
+        return Setup(
+            variant=name,
+            folder=self.folder.path,
+            loader=pipeline["loader"],
+            loader_arguments={key: pipeline[key] for key in ("name", "checkpoint_dir", "seed")},
+            device=self.device,
+            plugins=self.toggles[name],
+            plugin_modules=tuple(modules),
+            environment=variables,
+            threads=self.settings["threads"],
+        )
+
+    def _speaks(self) -> bool:
+        return all(child.get("trained") for child in self.children.values())
+
+    def _make_plan(self) -> None:
+        """Rows expected per variant and pass, and the token counts that are known before anything has spoken."""
+        n = len(self.items)
+        self.plan |= {
+            "first": 1,
+            "warmup": self.settings["warmup_calls"],
+            "speed": n * self.settings["min_rounds"],
+        }
+        if self._speaks():
+            self.plan["quality"] = n * len(self.seeds)
+        else:
+            per_character = self.settings["tokens_per_character"]
+            self.pinned = {item: max(1, round(per_character * len(item.text))) for item in self.items}
+            for child in self.children.values():
+                child["quality_unmeasured_reason"] = UNTRAINED
+        if tokens := self.settings["pinned_tokens"]:
+            self.pinned = dict.fromkeys(self.items, tokens)
+        self.folder.write_json("plan.json", self.plan)
+
+    # -- the passes ------------------------------------------------------------------------------------------
+
+    def _first_calls(self) -> None:
+        """The first call and the warm-up calls: one text, the combo held to what the baseline said."""
+        item = self.items[0]
+        tokens = self.pinned.get(item)
+        for number in range(1 + self.settings["warmup_calls"]):
+            step = "warmup" if number else "first"
+            for position, name in enumerate(self.toggles):
+                row = self._speak(name, step, item, n_tokens=tokens, round=number, position=position)
+                tokens = tokens or (row.n_tokens if row else None)
+                if row and row.ok and not number:
+                    self.children[name]["process_to_first_utterance_s"] += row.generation_time_s
+
+    def _quality_pass(self) -> None:
+        """Every text with every seed, each variant stopping by itself. The first seed's count will be pinned."""
+        for seed, item in product(self.seeds, self.items):
+            for position, name in enumerate(self.toggles):
+                row = self._speak(name, "quality", item, seed=seed, position=position, keep=True)
+                if row and row.ok and name == BASELINE:
+                    self.pinned.setdefault(item, row.n_tokens)
+
+    def _speed_rounds(self) -> Iterator[int]:
+        """Every text in every round, equal work for both, neighbours in time, the order flipping.
+
+        Rounds are added while the budget lasts; the minimum is kept whatever it takes.
+        """
+        start, least = time.monotonic(), self.settings["min_rounds"]
+        for number in range(self.settings["max_rounds"]):
+            spent = time.monotonic() - start
+            if number >= least and spent * (number + 1) / number > self.settings["budget_s"]:
+                break
+            self.plan["speed"] = len(self.items) * max(number + 1, least)
+            self.folder.write_json("plan.json", self.plan)
+            for index, item in enumerate(self.items):
+                names = list(self.toggles) if (number + index) % 2 == 0 else list(self.toggles)[::-1]
+                for position, name in enumerate(names):
+                    if item in self.pinned:
+                        n_tokens = self.pinned[item]
+                        self._speak(name, "speed", item, n_tokens=n_tokens, round=number, position=position)
+            yield number
+
+    def _speak(
+        self,
+        name: str,
+        step: str,
+        item: Item,
+        *,
+        seed: int | None = None,
+        n_tokens: int | None = None,
+        round: int = 0,
+        position: int = 0,
+        keep: bool = False,
+    ) -> Measurement | None:
+        """One utterance and its row; None once the variant's process has ended."""
+        if not self.workers[name].alive:
+            return None
+        self._report(f"{step} pass, {name}" if step in ("speed", "quality") else f"{step} call, {name}")
+        seed = self.seeds[0] if seed is None else seed
+        audio = str(self.folder.clip(name, item.text_id, item.voice, seed)) if keep else None
+        started_s = self.ledger.elapsed_s
+        answer = self._ask(
+            name,
+            "speak",
+            Order(item.text, item.voice, seed, n_tokens, audio),
+            limit_s=self.settings["call_limit_s"],
+        )
+        if answer is None:
+            answer = {"status": "failed", "error": self.children[name]["error"]}
+        self.ledger.measured_s += answer.pop("wall_s", self.ledger.elapsed_s - started_s)
+        row = Measurement(
+            variant=name,
+            pass_name=step,
+            text_id=item.text_id,
+            text=item.text,
+            voice=item.voice,
+            seed=seed,
+            round=round,
+            position=position,
+            repeat=round,
+            pinned_tokens=n_tokens,
+            started_s=started_s,
+            text_sha=text_sha(item.text),
+            **answer,
+        )
+        self.folder.add_measurement(row)
+        self.spoken += 1
+        return row
+
+    # -- talking to the children -----------------------------------------------------------------------------
+
+    def _ask(self, name: str, method: str, *arguments: Any, limit_s: float) -> Any:
+        """The child's answer; None if it failed. Its record says so where that was the end of the variant."""
+        try:
+            return self.workers[name].ask(method, *arguments, limit_s=limit_s)
+        except ChildError as error:
+            if method == "load" or not self.workers[name].alive:
+                self.children[name] |= {"status": "failed", "error": str(error)}
+            return None
+
+    def _device_state(self) -> dict[str, Any]:
+        alive = next((name for name, worker in self.workers.items() if worker.alive), None)
+        return (self._ask(alive, "state", limit_s=self.settings["call_limit_s"]) or {}) if alive else {}
+
+    def _collect_evidence(self) -> None:
+        if self.workers[self.spec.combo].alive:
+            shown = self._ask(self.spec.combo, "evidence", limit_s=self.settings["call_limit_s"])
+            self.statuses = shown or self.statuses
+
+    def _all_statuses(self) -> dict[str, dict[str, Any]]:
+        """Of every optimization in the catalogue, also those that are off or whose process failed."""
+        lost = {
+            "enabled": True,
+            "status": "failed",
+            "reason": "its process failed while loading",
+            "evidence": {},
+        }
+        off = {"enabled": False, "status": "off", "reason": None, "evidence": {}}
+        names = import_catalogue(self.spec.config["plugin_modules"]).names()
+        return {name: self.statuses.get(name, lost if name in self.spec.toggles else off) for name in names}
+
+    def _report(self, phase: str) -> None:
+        self.progress(phase, self.spoken, 2 * sum(self.plan.values()))
+
+
+def fit_voices(items: list[Item], known: list[str]) -> tuple[list[Item], list[str]]:
+    """The items with voices that the pipeline has, and warnings about those it replaced.
+
+    A workload names the miniature's voices; a checkpoint with a single voice of its own speaks them all with it.
+    Raises UserError for a voice that is neither built in nor a reference clip.
+    """
+    fitted: dict[Item, None] = {}
+    warnings: dict[str, None] = {}
+    for item in items:
+        voice = item.voice
+        if voice not in known and not Path(voice).is_file():
+            if Path(voice).suffix or len(known) != 1:
+                raise UserError(
+                    f"voice {voice!r} is neither built in ({', '.join(known)}) nor the path of a reference clip: "
+                    "correct workload.voices"
+                )
+            warnings[f"the checkpoint has no voice {voice!r}: its own voice, {known[0]}, spoke instead"] = (
+                None
+            )
+            item = replace(item, voice=known[0])
+        fitted[item] = None
+    return list(fitted), list(warnings)

@@ -1,0 +1,270 @@
+"""Clocks, memory and the state of the device: what is read, and when it may be trusted.
+
+    time      a host clock between two synchronizations of the device
+    memory    the peak of one call, under its kind's name: "vram" is what PyTorch allocated on the GPU,
+              "rss" what the operating system kept resident for the process; the two are never compared
+    state     clocks, temperature, throttling and foreign programs, read between calls, told as warnings
+
+Nothing here changes what is measured: no cache is emptied, no clock is locked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import gc
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+MB = 1e6
+BUSY_SHARE = 0.10
+"""Foreign programs that use more than this share of the CPU are worth a warning."""
+CLOCK_DROP = 0.10
+"""A GPU clock that falls by more than this share during the passes is worth a warning."""
+
+_THROTTLING = {
+    "SwPowerCap": "power limit",
+    "HwSlowdown": "hardware slowdown",
+    "SwThermalSlowdown": "temperature",
+    "HwThermalSlowdown": "temperature",
+    "HwPowerBrakeSlowdown": "power brake",
+}
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_RESET_PEAK = "5"  # proc(5): resets the peak resident set size ("high water mark") to the current one
+
+
+# -- time ----------------------------------------------------------------------------------------------------
+
+
+def timed(device: torch.device, call: Callable[[], Any]) -> tuple[Any, float]:
+    """The call's result and its wall-clock seconds, the device's queue empty at both ends."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return result, time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished, so that a host clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Memory:
+    """A peak in MB (10^6 bytes). `kind` is "vram" or "rss"; `detail` holds what else the system tells."""
+
+    kind: str
+    peak_mb: float
+    detail: dict[str, float] = field(default_factory=dict)
+
+
+def memory_kind(device: torch.device) -> str:
+    return "vram" if device.type == "cuda" else "rss"
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new peak. On a CPU without Linux's `clear_refs`, a peak is the process's so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text(_RESET_PEAK)
+
+
+def peak(device: torch.device) -> Memory:
+    """The peak since `reset_peak`."""
+    if device.type == "cuda":
+        detail = {
+            "allocated_mb": torch.cuda.max_memory_allocated(device) / MB,
+            "reserved_mb": torch.cuda.max_memory_reserved(device) / MB,
+        }
+        process = _process_vram_mb(device)
+        return Memory("vram", detail["allocated_mb"], detail | ({"process_mb": process} if process else {}))
+    return Memory("rss", _peak_rss_mb(), {"current_mb": psutil.Process().memory_info().rss / MB})
+
+
+def _peak_rss_mb() -> float:
+    if _STATUS.exists():
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+        return int(fields["VmHWM"].split()[0]) * 1024 / MB
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
+
+
+def held_mb(device: torch.device) -> float:
+    """Memory in use now, garbage collected: the model's, when read before and after it is loaded."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.memory_allocated(device) / MB
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # freed weights (quantized away, say) go back to the system before we look
+    return psutil.Process().memory_info().rss / MB
+
+
+def _process_vram_mb(device: torch.device) -> float | None:
+    """What the driver books for this process: weights, caches, fragments and the CUDA context itself."""
+    with _Nvml(device) as gpu:
+        return gpu.process_mb(os.getpid()) if gpu else None
+
+
+# -- the device's state --------------------------------------------------------------------------------------
+
+
+def device_state(device: torch.device) -> dict[str, Any]:
+    """Clocks [MHz], temperature [°C], throttle reasons and processes on a GPU; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    with _Nvml(device) as gpu:
+        return gpu.state() if gpu else {}
+
+
+def state_warnings(states: list[dict[str, Any]], n_own: int) -> list[str]:
+    """What the readings of one GPU say against the figures, in plain words; `n_own` processes are ours."""
+    states = [state for state in states if state]
+    if not states:
+        return []
+    warnings = []
+    clocks = [state["sm_clock_mhz"] for state in states if state.get("sm_clock_mhz")]
+    if clocks and min(clocks) < (1 - CLOCK_DROP) * max(clocks):
+        warnings.append(
+            f"the GPU's clock moved between {min(clocks)} and {max(clocks)} MHz while measuring: "
+            "compare ratios, not absolute times"
+        )
+    throttled = sorted({reason for state in states for reason in state.get("throttled", [])})
+    if throttled:
+        hottest = max(state.get("temperature_c", 0) for state in states)
+        warnings.append(f"the GPU was throttled ({', '.join(throttled)}; up to {hottest} °C)")
+    others = max(state.get("n_processes", 0) for state in states) - n_own
+    if others > 0:
+        warnings.append(f"{others} other process{'es' * (others > 1)} held the GPU while measuring")
+    return warnings
+
+
+class CpuWatch:
+    """How much of the CPU programs other than ours used over a span of time."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._pids = [os.getpid(), *pids]
+        self._start = time.monotonic(), self._busy(), self._own()
+
+    @staticmethod
+    def _busy() -> float:
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        guest = getattr(times, "guest", 0.0) + getattr(
+            times, "guest_nice", 0.0
+        )  # already inside user and nice
+        return sum(times) - idle - guest
+
+    def _own(self) -> float:
+        seconds = 0.0
+        for pid in self._pids:
+            try:
+                times = psutil.Process(pid).cpu_times()
+            except psutil.Error:  # it died; what it used is not foreign, so nothing may be concluded
+                return float("inf")
+            seconds += times.user + times.system
+        return seconds
+
+    def foreign_share(self) -> float:
+        """Share of all cores used by others since the start, 0 where it cannot be told."""
+        start, busy, own = self._start
+        elapsed = time.monotonic() - start
+        used = (self._busy() - busy) - (self._own() - own)
+        return max(0.0, used / (elapsed * (os.cpu_count() or 1))) if elapsed > 0 else 0.0
+
+    def warnings(self) -> list[str]:
+        share = self.foreign_share()
+        if share < BUSY_SHARE:
+            return []
+        return [f"other programs used {share:.0%} of the CPU while measuring: close them and measure again"]
+
+
+class _Nvml:
+    """NVIDIA's management library for one device; None inside `with` where the driver does not answer."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __enter__(self) -> _Nvml | None:
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            uuid = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        except pynvml.NVMLError:
+            return None
+        self._nvml = pynvml
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if hasattr(self, "_nvml"):
+            self._nvml.nvmlShutdown()
+
+    def _ask(self, question: str, *arguments: Any) -> Any:
+        """One query; None where this GPU or this container does not answer it."""
+        try:
+            return getattr(self._nvml, question)(self._handle, *arguments)
+        except self._nvml.NVMLError:
+            return None
+
+    def process_mb(self, pid: int) -> float | None:
+        for process in self._ask("nvmlDeviceGetComputeRunningProcesses") or []:
+            if process.pid == pid and process.usedGpuMemory:
+                return process.usedGpuMemory / MB
+        return None
+
+    def state(self) -> dict[str, Any]:
+        nvml = self._nvml
+        reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        state = {
+            "sm_clock_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+            "temperature_c": self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+            "throttled": sorted(
+                {
+                    words
+                    for name, words in _THROTTLING.items()
+                    if reasons & getattr(nvml, f"nvmlClocksThrottleReason{name}", 0)
+                }
+            ),
+            "n_processes": None if processes is None else len(processes),
+        }
+        return {name: value for name, value in state.items() if value is not None}
+
+
+# -- one job at a time ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def alone_on(device: str) -> Iterator[None]:
+    """Hold the device against this harness's other jobs, which launchers may start in parallel."""
+    kind, _, index = device.partition(":")
+    name = f"chatterbox-harness-{os.getuid()}-{kind}{int(index or 0) if kind == 'cuda' else ''}.lock"
+    with (Path(tempfile.gettempdir()) / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,156 @@
+"""A pipeline that costs nothing and misbehaves on demand, with optimizations for it.
+
+A text's first word commands: "crash" kills the process, "hang" never returns, "raise" raises, "exhaust" is out
+of memory, "short" returns half of the audio that was asked for, "missing" blames the user.
+"""
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness.errors import UserError
+from optimizations import Evidence, Optimization, register
+
+SAMPLE_RATE = 24_000
+TOKENS = 25
+TOKEN_S = 0.002
+
+
+@dataclass
+class FakeUtterance:
+    wave: np.ndarray
+    n_tokens: int
+    sample_rate: int = SAMPLE_RATE
+    segments: tuple[str, ...] = ("all of it",)
+    hit_token_cap: bool = False
+
+    @property
+    def audio_s(self) -> float:
+        return len(self.wave) / self.sample_rate
+
+    @property
+    def stages_s(self) -> dict[str, float]:
+        return {"generate_tokens": self.n_tokens * TOKEN_S}
+
+
+@dataclass
+class FakePipeline:
+    """Speaks 25 tokens when it runs free; a token takes 2 ms, divided by `speed`."""
+
+    trained: bool = True
+    voices: dict[str, None] = field(default_factory=lambda: {"rms": None, "kal16": None})
+    speed: float = 1.0
+    calls: int = 0
+
+    def synthesize(self, text: str, voice: str, seed: int, n_tokens: int | None = None) -> FakeUtterance:
+        self.calls += 1
+        match text.split()[0]:
+            case "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                time.sleep(1000)
+            case "raise":
+                raise RuntimeError("the fake raised")
+            case "exhaust":
+                raise MemoryError
+            case "missing":
+                raise UserError("something is missing")
+        tokens = n_tokens or TOKENS
+        time.sleep(tokens * TOKEN_S / self.speed)
+        samples = int(tokens * 0.04 * SAMPLE_RATE)
+        return FakeUtterance(0.1 * np.sin(np.arange(samples, dtype=np.float32) / 20), tokens)
+
+
+def load(name: str, device: str, checkpoint_dir: str | None = None, seed: int = 0) -> FakePipeline:
+    """A loader as `pipeline.loader` names one; the name says what is wrong with it."""
+    if name == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "raise":
+        raise RuntimeError("the fake cannot load")
+    if name == "missing":
+        raise UserError("the fake's checkpoint is missing: put it there")
+    return FakePipeline(trained=name != "untrained")
+
+
+class FakeOptimization(Optimization):
+    """Acts on the fake only, so that the real catalogue can list it without harm."""
+
+    extra = True
+
+
+@register
+class FakeFast(FakeOptimization):
+    name = "fake_fast"
+
+    @dataclass
+    class Config:
+        factor: float = 4.0
+
+    def environment(self) -> dict[str, str]:
+        return {"FAKE_VARIABLE": "set before loading"}
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        pipeline.speed = self.config.factor
+
+    def evidence(self, pipeline: FakePipeline) -> Evidence:
+        return Evidence(True, {"calls": pipeline.calls, "variable": os.environ.get("FAKE_VARIABLE")})
+
+
+@register
+class FakeIdle(FakeOptimization):
+    name = "fake_idle"
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        pass
+
+    def evidence(self, pipeline: FakePipeline) -> Evidence:
+        return Evidence(False, reason="it never does anything")
+
+
+@register
+class FakeElsewhere(FakeOptimization):
+    name = "fake_elsewhere"
+
+    def unavailable(self, pipeline: FakePipeline) -> str:
+        return "it needs another machine"
+
+
+@register
+class FakeBroken(FakeOptimization):
+    name = "fake_broken"
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        pipeline.speed = 1000.0  # half-way through ...
+        raise RuntimeError("the plugin broke")
+
+
+@register
+class FakeDeadly(FakeOptimization):
+    """The process dies in its third call: after the first calls, in the middle of everything."""
+
+    name = "fake_deadly"
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        speak = pipeline.synthesize
+
+        def deadly(text: str, voice: str, seed: int, n_tokens: int | None = None) -> FakeUtterance:
+            if pipeline.calls == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return speak(text, voice, seed, n_tokens)
+
+        pipeline.synthesize = deadly
+
+
+@register
+class FakeOtherRoute(FakeOptimization):
+    name = "fake_other_route"
+    replaces = ("mel_to_wave",)
+
+
+@register
+class FakeThirdRoute(FakeOptimization):
+    name = "fake_third_route"
+    replaces = ("mel_to_wave",)
