@@ -42,9 +42,7 @@ RANDOM_PROMPT_S = 10
 """Length of the random voices' prompt: the longest that upstream uses, hence the dearest flow."""
 
 
-def load(
-    name: str, device: str | torch.device, checkpoint_dir: str | Path | None = None, seed: int = 0
-) -> Pipeline:
+def load(name: str, device: str | torch.device, checkpoint_dir: str | Path | None = None, seed: int = 0) -> Pipeline:
     """The named checkpoint as a baseline pipeline on `device`.
 
     `seed` draws the weights of the random checkpoints. Raises UserError for an unknown name, a missing file, an
@@ -99,9 +97,7 @@ def _random(device: torch.device, multilingual: bool, seed: int) -> Pipeline:
         s3gen = S3Gen().to(device).eval()
         voice_encoder = VoiceEncoder().to(device).eval()
         voices = {"random": _random_voice(t3.hp).to(device)}
-    model = ChatterboxTTS(
-        t3, s3gen, voice_encoder, mini.build_tokenizer(), str(device), conds=voices["random"]
-    )
+    model = ChatterboxTTS(t3, s3gen, voice_encoder, mini.build_tokenizer(), str(device), conds=voices["random"])
     return Pipeline(
         model,
         device,

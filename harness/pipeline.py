@@ -161,9 +161,7 @@ class Pipeline:
             with torch.inference_mode():
                 tokens = clock.run("generate_tokens", self.stages["generate_tokens"], segments)
                 if any(len(t) == 0 for t in tokens):
-                    raise SynthesisError(
-                        "T3 emitted its stop token first: there is no speech token to vocode"
-                    )
+                    raise SynthesisError("T3 emitted its stop token first: there is no speech token to vocode")
                 mels = clock.run("tokens_to_mel", self.stages["tokens_to_mel"], tokens, voices)
                 pieces = clock.run("mel_to_wave", self.stages["mel_to_wave"], mels)
                 grouped = _by_utterance(segments, pieces)
@@ -381,9 +379,7 @@ class _StageClock:
         return time.perf_counter() - self._start
 
 
-def _segments(
-    requests: list[Request], texts: list[list[str]], conditionals: list[Conditionals]
-) -> list[Segment]:
+def _segments(requests: list[Request], texts: list[list[str]], conditionals: list[Conditionals]) -> list[Segment]:
     segments = []
     for index, (request, pieces, voice) in enumerate(zip(requests, texts, conditionals, strict=True)):
         counts: list[int | None] = [None] * len(pieces)

@@ -85,9 +85,7 @@ def create(name: str, params: dict[str, Any] | None = None) -> Optimization:
     Raises UserError for an unknown name or parameter, with the nearest known one.
     """
     if name not in CATALOGUE:
-        raise UserError(
-            f"unknown optimization {name!r}{_did_you_mean(name, names())}; known: {', '.join(names())}"
-        )
+        raise UserError(f"unknown optimization {name!r}{_did_you_mean(name, names())}; known: {', '.join(names())}")
     cls = CATALOGUE[name]
     known = [f.name for f in fields(cls.Config)]
     for param in params or {}:

@@ -106,9 +106,7 @@ class DynamicEngine:
             for handle in handles:
                 handle.remove()
 
-    def _row(
-        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], layer: int, head: int, newest: int
-    ) -> Tensor:
+    def _row(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], layer: int, head: int, newest: int) -> Tensor:
         """The watched head's newest attention rows, for the conditional half of the batch."""
         attention = self.tfmr.layers[layer].self_attn
         rows, dim = hidden.shape[0] // 2, attention.head_dim
@@ -156,9 +154,7 @@ class StaticEngine:
         """Memory of the cache."""
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
-    def prefill(
-        self, embeds: Tensor, pad: Tensor | None, prefix: list[tuple[Tensor, Tensor]] | None = None
-    ) -> Tensor:
+    def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """See Engine. `prefix` holds keys and values [1 or R, heads, p, head_dim] per layer that open the rows."""
         self.length = 0
         self._n_prefix = 0 if prefix is None else prefix[0][0].shape[2]
@@ -182,10 +178,7 @@ class StaticEngine:
         self._reserve(1, embeds.shape[1], embeds)
         self._run(embeds, newest=1)
         end = self.length
-        return [
-            (k[:1, :, :end].clone(), v[:1, :, :end].clone())
-            for k, v in zip(self.keys, self.values, strict=True)
-        ]
+        return [(k[:1, :, :end].clone(), v[:1, :, :end].clone()) for k, v in zip(self.keys, self.values, strict=True)]
 
     def _set_padding(self, pad: Tensor | None) -> None:
         """Rows are laid out as prefix, padding, prompt, new tokens."""
@@ -203,12 +196,8 @@ class StaticEngine:
         capacity = -(-(length + 1) // self.bucket) * self.bucket
         config = self.tfmr.config
         shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = [
-            self._grown(shape, dtype, like, old) for old in self.keys or [None] * len(self.tfmr.layers)
-        ]
-        self.values = [
-            self._grown(shape, dtype, like, old) for old in self.values or [None] * len(self.tfmr.layers)
-        ]
+        self.keys = [self._grown(shape, dtype, like, old) for old in self.keys or [None] * len(self.tfmr.layers)]
+        self.values = [self._grown(shape, dtype, like, old) for old in self.values or [None] * len(self.tfmr.layers)]
         positions = torch.arange(capacity, device=like.device)[None]
         cos, sin = self.tfmr.rotary_emb(like.to(dtype), positions)
         half = sin.shape[-1] // 2

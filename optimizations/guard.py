@@ -42,8 +42,6 @@ class Guard(AlignmentStreamAnalyzer):
 
     def _decision(self, before: Tensor, after: Tensor) -> str:
         """What the guard did: `forced` a stop, `suppressed` one, or let the logits `pass`."""
-        if (after[..., self.eos_idx] > before[..., self.eos_idx]).all() and after[
-            ..., self.eos_idx
-        ].item() == 2**15:
+        if (after[..., self.eos_idx] > before[..., self.eos_idx]).all() and after[..., self.eos_idx].item() == 2**15:
             return "forced"
         return "suppressed" if after[..., self.eos_idx].item() == -(2**15) else "pass"
