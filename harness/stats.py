@@ -24,6 +24,7 @@ simulates it, processes that are slower as a whole included). Noisier runs appro
 Fewer than MIN_PAIRS pairs give no interval and no verdict.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,16 @@ class Interval:
     @property
     def bounds(self) -> tuple[float, float] | None:
         return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def map(self, monotone: Callable[[float], float]) -> "Interval":
+        """The interval of an increasing function of the estimate."""
+        low, high = self.bounds or (None, None)
+        return Interval(
+            monotone(self.estimate),
+            None if low is None else monotone(low),
+            None if high is None else monotone(high),
+            self.n,
+        )
 
 
 def verdict(low: float | None, high: float | None, threshold: float, measure: Metric) -> str:
@@ -205,9 +216,7 @@ def ratio_of_peaks(
         base, var = np.moveaxis(units.max(axis=-2), -1, 0)
         return var / base
 
-    return paired_bootstrap(
-        np.column_stack([baseline, variant]), texts, statistic, combine=np.max, resamples=resamples
-    )
+    return paired_bootstrap(np.column_stack([baseline, variant]), texts, statistic, combine=np.max, resamples=resamples)
 
 
 def mean_delta(
@@ -218,9 +227,7 @@ def mean_delta(
     return mean(difference, texts, resamples=resamples)
 
 
-def mean(
-    values: Sequence[float] | np.ndarray, texts: Sequence[str], *, resamples: int = RESAMPLES
-) -> Interval:
+def mean(values: Sequence[float] | np.ndarray, texts: Sequence[str], *, resamples: int = RESAMPLES) -> Interval:
     """The mean of one variant's own values."""
     return per_unit(values, np.ones(len(values)), texts, resamples=resamples)
 
@@ -239,6 +246,23 @@ def per_unit(
         return total / total_per
 
     return paired_bootstrap(np.column_stack([amounts, per]), texts, statistic, resamples=resamples)
+
+
+def contrast(first: Interval, second: Interval, kind: str) -> Interval:
+    """How the second of two independent comparisons differs from the first: quotient or difference.
+
+    Each was made against its own baseline, in its own job, so nothing is left to pair. Their half-widths add
+    in quadrature, for ratios on the log scale, as for independent errors.
+    """
+    if kind == "ratio":
+        return contrast(first.map(math.log), second.map(math.log), "delta").map(math.exp)
+    estimate, n = second.estimate - first.estimate, min(first.n, second.n)
+    if first.bounds is None or second.bounds is None:
+        return Interval(estimate, None, None, n)
+    (first_low, first_high), (second_low, second_high) = first.bounds, second.bounds
+    below = math.hypot(second.estimate - second_low, first_high - first.estimate)
+    above = math.hypot(second_high - second.estimate, first.estimate - first_low)
+    return Interval(estimate, estimate - below, estimate + above, n)
 
 
 # ------------------------------------------------------------------------------- spread and outliers

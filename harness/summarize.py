@@ -14,7 +14,7 @@ from harness.comparison import SINGLE, compare, duration_problem
 from harness.figures import figures, similarities, timed
 from harness.results import BASELINE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
 
-TIMING = ("job_s", "measured_s", "loading_s", "orchestration_s", "orchestration_share")
+TIMING = ("job_s", "loading_s", "measured_s", "scoring_s", "orchestration_s", "orchestration_share")
 RSS_THRESHOLD = 0.05
 """Resident memory is read from one process per variant, and two identical processes differ by some per
 cent in library pages and allocator slack. No number of utterances averages that away, so a change of
