@@ -78,16 +78,12 @@ def _s3_filters(device: str) -> tuple[Tensor, Tensor]:
 
 @lru_cache
 def _ve_filters(device: str) -> tuple[Tensor, Tensor]:
-    filters = torch.from_numpy(
-        librosa.filters.mel(sr=16_000, n_fft=400, n_mels=40, fmin=0, fmax=8000)
-    ).float()
+    filters = torch.from_numpy(librosa.filters.mel(sr=16_000, n_fft=400, n_mels=40, fmin=0, fmax=8000)).float()
     return filters.to(device), torch.hann_window(400, device=device)
 
 
 @lru_cache
 def _kaldi_filters(device: str) -> tuple[Tensor, Tensor]:
-    banks, _ = torchaudio.compliance.kaldi.get_mel_banks(
-        80, CAMPPLUS_FFT, 16_000.0, 20.0, 0.0, 100.0, -500.0, 1.0
-    )
+    banks, _ = torchaudio.compliance.kaldi.get_mel_banks(80, CAMPPLUS_FFT, 16_000.0, 20.0, 0.0, 100.0, -500.0, 1.0)
     window = torch.hann_window(CAMPPLUS_FRAME, periodic=False, device=device) ** 0.85
     return banks.to(device), window

@@ -5,9 +5,9 @@ Every part is one of upstream's own classes with smaller numbers, so whatever wo
 second out of FSQ's 3^8 = 6561, 80 mel bins at 50 frames per second, 24 kHz, ten flow steps with
 classifier-free guidance, and the order of calls inside `ChatterboxTTS.generate`.
 
-One freedom is used: only the first `ACTIVE_DIGITS` of the tokenizer's eight ternary digits ever move; the others
-rest at their middle value. The codes in use are then one contiguous range, `CODES`, which a small
-language model learns in minutes, and embedding tables are stored without the rows that nobody looks up.
+One freedom is used: only the first `ACTIVE_DIGITS` of the tokenizer's eight ternary digits ever move; the
+others rest at their middle value. The codes in use are then one contiguous range, `CODES`, which a small language
+model learns in minutes, and embedding tables are stored without the rows that nobody looks up.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ UPSTREAM_LLAMA = "Llama_520M"
 MINI_LLAMA = "Llama_mini"
 LLAMA_CONFIGS[MINI_LLAMA] = LLAMA_CONFIGS[UPSTREAM_LLAMA] | {
     "hidden_size": 256,
-    "intermediate_size": 384,
+    "intermediate_size": 320,
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -100,7 +100,7 @@ class MiniS3Tokenizer(S3Tokenizer):
     """
 
     def __init__(self) -> None:
-        config = ModelConfig(n_audio_state=128, n_audio_head=2, n_audio_layer=4)
+        config = ModelConfig(n_audio_state=128, n_audio_head=2, n_audio_layer=3)
         S3TokenizerV2.__init__(self, "speech_tokenizer_v2_25hz", config)
         self.n_fft = 400
         filters = librosa.filters.mel(sr=S3_SR, n_fft=self.n_fft, n_mels=config.n_mels)
@@ -121,7 +121,7 @@ class MiniS3Gen(S3Token2Wav):
         nn.Module.__init__(self)
         self.tokenizer = MiniS3Tokenizer()
         self.mel_extractor = mel_spectrogram
-        self.speaker_encoder = CAMPPlus(growth_rate=8, bn_size=2, init_channels=64, memory_efficient=False)
+        self.speaker_encoder = CAMPPlus(growth_rate=4, bn_size=2, init_channels=32, memory_efficient=False)
         self.meanflow = False
         self.flow = _build_flow()
         self.resamplers: dict = {}
@@ -132,7 +132,7 @@ class MiniS3Gen(S3Token2Wav):
             upsample_kernel_sizes=[16, 11, 7],
             source_resblock_kernel_sizes=[7, 7, 11],
             source_resblock_dilation_sizes=[[1, 3, 5], [1, 3, 5], [1, 3, 5]],
-            f0_predictor=ConvRNNF0Predictor(cond_channels=96),
+            f0_predictor=ConvRNNF0Predictor(cond_channels=64),
         )
         silence = S3GEN_SR // 50  # 20 ms of silence, then a 20 ms fade-in, as upstream
         ramp = (torch.cos(torch.linspace(torch.pi, 0, silence)) + 1) / 2
@@ -145,7 +145,7 @@ def _build_flow(dim: int = 128) -> CausalMaskedDiffWithXvec:
         input_size=dim,
         output_size=dim,
         attention_heads=2,
-        linear_units=4 * dim,
+        linear_units=2 * dim,
         num_blocks=3,
         normalize_before=True,
         input_layer="linear",
@@ -166,7 +166,7 @@ def _build_flow(dim: int = 128) -> CausalMaskedDiffWithXvec:
         dropout=0.0,
         attention_head_dim=64,
         n_blocks=1,
-        num_mid_blocks=2,
+        num_mid_blocks=1,
         num_heads=2,
         act_fn="gelu",
     )
@@ -175,7 +175,7 @@ def _build_flow(dim: int = 128) -> CausalMaskedDiffWithXvec:
 
 
 def build_t3(multilingual: bool = False) -> T3:
-    """Upstream's T3 at 256 channels; the perceiver, which upstream hard-wires to 1024, is replaced by a narrow one."""
+    """Upstream's T3 at 256 channels, with a perceiver as narrow (upstream hard-wires 1024)."""
     t3 = T3(MiniT3Config(multilingual))
     t3.cond_enc.perceiver = Perceiver(
         pre_attention_query_token=16, pre_attention_query_size=t3.dim, embedding_dim=t3.dim, num_attn_heads=4
@@ -209,9 +209,9 @@ def build_tokenizer(weights: Path = WEIGHTS) -> EnTokenizer:
 
 
 def pack_table(table: Tensor) -> Tensor:
-    """Rows of a [codes or codes + specials, dim] table worth storing: the codes in use, the specials, one for the rest.
+    """The rows of a table over codes (and specials) worth storing: [codes or codes + specials, dim] -> [fewer, dim].
 
-    The last row is the mean of all codes that the tokenizer cannot produce.
+    Codes in use, specials, and one row for the rest: the mean of all codes that the tokenizer cannot produce.
     """
     in_use, specials = table[CODES.start : CODES.stop], table[SPEECH_VOCAB_SIZE:]
     unused = torch.cat([table[: CODES.start], table[CODES.stop : SPEECH_VOCAB_SIZE]])
@@ -236,8 +236,7 @@ def load(
 ) -> tuple[ChatterboxTTS, dict[str, Conditionals], bool]:
     """The miniature as upstream's `ChatterboxTTS`, its built-in voices, and whether it was trained.
 
-    `multilingual=True` switches upstream's alignment analyzer on and points it at this model's alignment heads.
-    In a folder without weights every part has seeded random ones: same shapes, same code, noise for speech.
+    `multilingual=True` switches upstream's alignment analyzer on and points it at this model's heads. In a folder without weights every part has seeded random ones: same shapes, same code, noise for speech.
     """
     card = _model_card(weights)
     with torch.random.fork_rng(devices=[]):
@@ -263,18 +262,14 @@ def load(
 
 def _model_card(weights: Path) -> dict:
     card = weights / "mini.json"
-    return (
-        json.loads(card.read_text())
-        if card.exists()
-        else {"trained": False, "analyzer_heads": ANALYZER_HEADS}
-    )
+    return json.loads(card.read_text()) if card.exists() else {"trained": False, "analyzer_heads": ANALYZER_HEADS}
 
 
 def _let_noise_end(t3: T3, audible: int = 80, steps: int = 60) -> None:
     """Make an untrained T3 stop after about `steps` tokens, as a short sentence would.
 
-    All speech positions share one direction, and only `audible` codes' output rows look along it, so min-p keeps
-    them all; a second direction grows with the position, and only the stop token's row looks along that.
+    All speech positions share one direction, and only `audible` codes' output rows look along it, so min-p
+    keeps them all; a second direction grows with the position, and only the stop token's row looks along that.
     """
     level, clock = torch.linalg.qr(torch.randn(t3.dim, 2)).Q.T
     positions = t3.speech_pos_emb.emb.weight.data
@@ -285,7 +280,7 @@ def _let_noise_end(t3: T3, audible: int = 80, steps: int = 60) -> None:
 
 
 def _made_up_voice(prompt_s: float = 3.2) -> Conditionals:
-    """Random conditionals of the shapes and types that `prepare_conditionals` gives for a clip of this length."""
+    """Random conditionals of the shapes and types that `prepare_conditionals` gives for such a clip."""
     n_tokens = int(25 * prompt_s)
     tokens = torch.randint(CODES.start, CODES.stop, (1, n_tokens))
     speaker = nn.functional.normalize(torch.rand(1, 256), dim=1)
@@ -296,7 +291,5 @@ def _made_up_voice(prompt_s: float = 3.2) -> Conditionals:
         "prompt_feat_len": None,
         "embedding": torch.randn(1, 192),
     }
-    cond = T3Cond(
-        speaker_emb=speaker, cond_prompt_speech_tokens=tokens[:, :75], emotion_adv=0.5 * torch.ones(1, 1, 1)
-    )
+    cond = T3Cond(speaker_emb=speaker, cond_prompt_speech_tokens=tokens[:, :75], emotion_adv=0.5 * torch.ones(1, 1, 1))
     return Conditionals(cond, gen)

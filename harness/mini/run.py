@@ -55,9 +55,7 @@ class Run:
         """A finished stage's weights."""
         return load_file(self.path(stage))
 
-    def resume(
-        self, stage: str, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]
-    ) -> int:
+    def resume(self, stage: str, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> int:
         """Restore an interrupted stage from its checkpoint and return the next step; 0 if there is none."""
         checkpoint = self._checkpoint(stage)
         if not checkpoint.exists():
