@@ -1,0 +1,119 @@
+"""HiFT: first its pitch predictor learns to read the pitch off a mel, then the generator to speak with it.
+
+HiFT (Li et al. 2023) hums before it speaks: a sine at the predicted pitch, with harmonics, enters at every layer, and
+the convolutions only have to colour it. A wrong pitch cannot be coloured right, so the predictor is trained first,
+against an estimate from the wave, and then held fixed.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from chatterbox.models.s3gen.hifigan import HiFTGenerator
+from torch import Tensor, nn
+
+from . import models
+from .run import Run, learning_rate
+from .speech import Corpus
+from .vocoder import HELD_OUT, HOP16, MARGIN, Recipe, SpeechCrops, adam, distance, fit, mel_and_wave, roughened
+
+STEPS = 6_000
+PITCH_STEPS = 2_000
+SAMPLE_RATE = 16_000
+PITCH_WINDOW = 1024  # 64 ms: more than three periods of the lowest voice
+SHORTEST, LONGEST = 40, 267  # lags in samples: 400 Hz down to 60 Hz
+PERIODIC = 0.55  # least normalized autocorrelation of a voiced frame
+AUDIBLE = 3e-3  # least root mean square of a voiced frame: about -50 dB
+
+
+def pitch(wave: Tensor) -> Tensor:
+    """Pitch in Hz, 0 where unvoiced: [B, samples / 320] of a 16 kHz wave [B, samples], aligned with upstream's mel.
+
+    Normalized cross-correlation of each 64 ms frame with itself, lag by lag (Talkin 1995). A periodic frame also
+    correlates at twice its period, and noise may put that second peak a little higher; so the first peak that
+    comes near the best one wins. Samples must be a multiple of 320.
+    """
+    border = (PITCH_WINDOW - HOP16) // 2  # frame i is centred on sample 320 i + 160, as the mel's is
+    frames = F.pad(wave, (border, border)).unfold(1, PITCH_WINDOW, HOP16)
+    frames = frames - frames.mean(-1, keepdim=True)
+    length = PITCH_WINDOW - LONGEST - 1
+    spectrum = torch.fft.rfft(frames, 2 * PITCH_WINDOW)
+    head = torch.fft.rfft(frames[..., :length], 2 * PITCH_WINDOW)
+    products = torch.fft.irfft(spectrum * head.conj())[..., : LONGEST + 2]
+    total = F.pad(frames.square().cumsum(-1), (1, 0))
+    energies = total[..., length : length + LONGEST + 2] - total[..., : LONGEST + 2]
+    similarity = products / (energies[..., :1] * energies).clamp(min=1e-12).sqrt()
+
+    before, here, after = (similarity[..., SHORTEST + k : LONGEST + 1 + k] for k in (-1, 0, 1))
+    is_peak = (here >= before) & (here > after)
+    peaks = here.masked_fill(~is_peak, -1.0)
+    best, _ = peaks.max(-1, keepdim=True)
+    first = (peaks >= 0.92 * best).float().argmax(-1, keepdim=True)
+    # A parabola through the peak and its neighbours places it between two samples.
+    b, h, a = (values.gather(-1, first) for values in (before, here, after))
+    offset = 0.5 * (b - a) / (b - 2 * h + a).clamp(max=-1e-6)
+    hertz = SAMPLE_RATE / (SHORTEST + first + offset.clamp(-0.5, 0.5))
+
+    loud = (total[..., -1:] / PITCH_WINDOW).sqrt() > AUDIBLE
+    hertz = hertz.masked_fill((best < PERIODIC) | ~loud, 0.0).squeeze(-1)
+    return F.pad(hertz, (2, 2), mode="replicate").unfold(1, 5, 1).median(-1).values  # single slips go
+
+
+def train_pitch(predictor: nn.Module, crops: SpeechCrops, run: Run) -> None:
+    """Teach the pitch predictor to give the wave's pitch from (roughened) mels; L1, in units of 100 Hz."""
+    # The output is |linear|, in Hz: from zero, a small learning rate would take long to climb to a voice's pitch.
+    nn.init.constant_(predictor.classifier.bias, 100.0)
+    peak, steps = 1e-3, run.steps(PITCH_STEPS)
+    optimizer = adam(predictor.parameters(), peak)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+        mel, target = mel_and_pitch(crops, 64, 100)
+        loss = F.l1_loss(predictor(roughened(mel, crops.rng)), target) / 100
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 0 or step == steps - 1:
+            run.log("hift_pitch", step, loss=float(loss.detach()))
+
+
+def mel_and_pitch(crops: SpeechCrops, n: int, frames: int) -> tuple[Tensor, Tensor]:
+    """Mel [n, 80, frames] and pitch [n, frames] of random crops."""
+    wave16 = crops.draw16(n, frames)
+    mel, _ = mel_and_wave(wave16)
+    return mel, pitch(wave16)[:, MARGIN:-MARGIN]
+
+
+@torch.no_grad()
+def pitch_errors(predictor: nn.Module, crops: SpeechCrops) -> dict[str, float]:
+    """How often voicing is judged wrongly, and the mean relative error of the pitch where both say voiced."""
+    mel, target = mel_and_pitch(crops, 64, 100)
+    predicted = predictor(mel)
+    voiced = predicted > 10  # upstream's nsf_voiced_threshold
+    both = voiced & (target > 0)
+    relative = ((predicted - target).abs() / target.clamp(min=1))[both]
+    return {
+        "voicing_error": float((voiced != (target > 0)).float().mean()),
+        "pitch_error": float(relative.mean()) if both.any() else float("nan"),
+    }
+
+
+def speak(hift: HiFTGenerator, mel: Tensor) -> Tensor:
+    """Upstream's forward pass with gradients: mel [B, 80, T] -> wave [B, T * 480]."""
+    wave, _ = hift({"speech_feat": mel.mT}, mel.device)
+    return wave
+
+
+def train(corpus: Corpus, run: Run) -> dict[str, float]:
+    """Train mel2wav on the corpus's speech; writes its state to run.path("hift").
+
+    Returns held-out spectral distances (`stft`, `mel`) and the pitch predictor's errors.
+    """
+    torch.manual_seed(run.seed)
+    rng = torch.Generator(run.device).manual_seed(run.seed)
+    crops, held_out = (SpeechCrops.of(part, rng) for part in corpus.split(HELD_OUT))
+    hift = models.build_s3gen().mel2wav.to(run.device)
+    train_pitch(hift.f0_predictor, crops, run)
+    hift.f0_predictor.requires_grad_(False)
+    fit("hift", hift, lambda mel: speak(hift, mel), crops, Recipe(run.steps(STEPS)), rng, run)
+    run.save("hift", hift.eval().state_dict())
+    return distance(lambda mel: speak(hift, mel), held_out) | pitch_errors(hift.f0_predictor, held_out)
