@@ -1,0 +1,101 @@
+"""The runs a report is about, and the questions that its sections ask of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import stats
+from harness.results import BASELINE, Comparison, RunFolder, Summary, Variant
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's summary, and what its folder says about configuration and environment (empty if not kept)."""
+
+    summary: Summary
+    job: dict[str, Any]
+    environment: dict[str, Any]
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.summary.combo
+
+    @property
+    def place(self) -> str:
+        """Where absolute figures may be compared: one pipeline on one device."""
+        return f"{self.summary.pipeline} on {self.summary.device}"
+
+    @property
+    def baseline(self) -> Variant:
+        return self.summary.variants[BASELINE]
+
+    @property
+    def combo(self) -> Variant:
+        """The optimized variant; an empty one if the run ended before it left anything."""
+        candidate = self.summary.candidate
+        return self.summary.variants[candidate] if candidate else Variant(status="failed", error="it left no rows")
+
+    @property
+    def failed(self) -> bool:
+        return self.summary.status == "failed"
+
+    @property
+    def is_noise_floor(self) -> bool:
+        """Identical code against itself."""
+        return not self.summary.enabled
+
+    @property
+    def similarity(self) -> list[str]:
+        return [name for name in self.summary.comparison if name.startswith("sim_")]
+
+    @property
+    def quality_metrics(self) -> list[str]:
+        return ["wer", *self.similarity]
+
+    def change(self, metric: str) -> Comparison:
+        return self.summary.comparison[metric]
+
+    def verdict(self, metric: str) -> str:
+        return self.summary.comparison[metric].verdict if metric in self.summary.comparison else stats.NOT_MEASURED
+
+    def quality(self) -> str:
+        """ "kept", "worse" or "not measured". Untrained weights have no quality to keep."""
+        verdicts = [self.verdict(name) for name in self.quality_metrics]
+        if "worse" in verdicts:
+            return "worse"
+        measured = self.verdict("wer") != stats.NOT_MEASURED and self.baseline.trained
+        return "kept" if measured else stats.NOT_MEASURED
+
+    def gains(self) -> list[str]:
+        """What the combo is better at: "faster", "less memory"."""
+        return [
+            word
+            for word, metric, good in (("faster", "rtf", "faster"), ("less memory", "peak_memory_mb", "less"))
+            if self.verdict(metric) == good
+        ]
+
+
+def load(folders: Sequence[RunFolder]) -> list[Run]:
+    """Raises UserError for a run whose summary cannot be read."""
+    return [
+        Run(folder.summary(), folder.job(), folder.read_json("environment.json"), folder.path) for folder in folders
+    ]
+
+
+def by_place(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    places: dict[str, list[Run]] = {}
+    for run in runs:
+        places.setdefault(run.place, []).append(run)
+    return places
+
+
+def ranked(runs: Sequence[Run]) -> list[Run]:
+    """Fastest first; runs without a time ratio last."""
+
+    def key(run: Run) -> float:
+        value = run.change("rtf").value
+        return float("inf") if value is None else value
+
+    return sorted(runs, key=key)

@@ -1,0 +1,107 @@
+"""From verdicts to advice. Every recommendation of the report is made here, by rules a reader can check.
+
+A configuration is recommended if its run is complete, it is faster or smaller, it is not slower, and neither
+word error rate nor similarity got worse. Where quality could not be measured it is only a candidate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness import stats
+from harness.ablation import Effect
+from harness.report.data import Run, ranked
+
+DEPLOY = "Deploy"
+AFTER_CHECK = "Deploy after a quality check"
+MEMORY_ONLY = "Only where memory is short"
+NO_REASON = "No reason to deploy"
+DO_NOT = "Do not deploy"
+TOGETHER = "Measured only together with others"
+NOT_HERE = "Could not be judged here"
+GRADES = (DEPLOY, AFTER_CHECK, MEMORY_ONLY, NO_REASON, DO_NOT, TOGETHER, NOT_HERE)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One optimization's grade and the reason for it."""
+
+    optimization: str
+    grade: str
+    reason: str
+
+
+def recommended(runs: Sequence[Run]) -> Run | None:
+    """The fastest run that cleared every gate, quality included."""
+    return next((run for run in ranked(runs) if objection(run) is None), None)
+
+
+def candidate(runs: Sequence[Run]) -> Run | None:
+    """The fastest run that lacks nothing but a measured quality."""
+    return next((run for run in ranked(runs) if _speaks_for(run) and run.quality() == stats.NOT_MEASURED), None)
+
+
+def objection(run: Run) -> str | None:
+    """Why this run's configuration is not recommended, or None if it may be."""
+    if run.summary.status != "ok":
+        return f"the run is {run.summary.status}"
+    if not _speaks_for(run):
+        slower = run.verdict("rtf") == "slower"
+        return "it is slower" if slower else "it is neither faster nor smaller beyond the thresholds"
+    if run.quality() == "worse":
+        worse = [name for name in run.quality_metrics if run.verdict(name) == "worse"]
+        return f"its quality is worse ({', '.join(worse)})"
+    return "its quality was not measured" if run.quality() == stats.NOT_MEASURED else None
+
+
+def _speaks_for(run: Run) -> bool:
+    complete = run.summary.status == "ok" and not run.is_noise_floor
+    return complete and bool(run.gains()) and run.verdict("rtf") != "slower"
+
+
+def advise(name: str, runs: Sequence[Run], effects: Sequence[Effect]) -> Advice:
+    """The grade of one optimization, from the effects that are its own (alone, or added to others)."""
+    status, reason = status_of(name, runs)
+    if status != "active":
+        return Advice(name, NOT_HERE, f"{status}{f': {reason}' if reason else ''}")
+    own = own_effects(name, effects)
+    if not own:
+        return Advice(name, TOGETHER, "a sweep with it alone, or with it left out, would tell its share")
+    verdicts = {metric: effect.verdict for metric, effect in own.items()}
+    beside = next(iter(own.values())).beside
+    where = f"added to {', '.join(beside)}" if beside else "alone"
+    time, memory = verdicts.get("rtf"), verdicts.get("peak_memory_mb")
+    quality = [verdict for metric, verdict in verdicts.items() if stats.metric(metric).kind == "delta"]
+    trained = all(run.baseline.trained for run in runs if name in run.summary.enabled)
+    judged = trained and verdicts.get("wer", stats.NOT_MEASURED) != stats.NOT_MEASURED
+    found = f"{where}: time {time or stats.NOT_MEASURED}, memory {memory or stats.NOT_MEASURED}"
+    if "worse" in quality:
+        return Advice(name, DO_NOT, f"{found}, quality worse")
+    if time == "slower":
+        return Advice(name, MEMORY_ONLY if memory == "less" else DO_NOT, found)
+    if time != "faster" and memory != "less":
+        return Advice(name, NO_REASON, found)
+    if not judged:
+        return Advice(name, AFTER_CHECK, f"{found}, quality not measured")
+    return Advice(name, DEPLOY, f"{found}, quality not worse")
+
+
+def own_effects(name: str, effects: Sequence[Effect]) -> dict[str, Effect]:
+    """The optimization's effect per metric: alone if that was measured, else beside the fewest others."""
+    own: dict[str, Effect] = {}
+    for effect in sorted(effects, key=lambda effect: len(effect.beside)):
+        if effect.optimization == name:
+            own.setdefault(effect.metric, effect)
+    return own
+
+
+def status_of(name: str, runs: Sequence[Run]) -> tuple[str, str | None]:
+    """Status and reason where it was enabled, with the fewest others; "off" or "not built" where it never was."""
+    record = record_of(name, runs)
+    return (record["status"], record["reason"]) if record else ("off", None)
+
+
+def record_of(name: str, runs: Sequence[Run]) -> dict | None:
+    having = [run for run in runs if name in run.summary.optimizations]
+    enabled = [run for run in having if run.summary.optimizations[name]["enabled"]]
+    chosen = sorted(enabled, key=lambda run: len(run.summary.enabled)) or having
+    return chosen[0].summary.optimizations[name] if chosen else None

@@ -1,0 +1,155 @@
+"""The report's tables: each one function from runs to rows."""
+
+from collections.abc import Sequence
+
+from harness.ablation import Effect
+from harness.report import rules, words
+from harness.report.claims import Finding
+from harness.report.data import Run
+from harness.report.document import Table
+
+ABSOLUTE = (
+    ("rtf", "RTF"),
+    ("rtf_p50", "RTF, median utterance"),
+    ("rtf_p90", "RTF, 90th percentile"),
+    ("generation_time_s", "generation time, mean"),
+    ("first_call_s", "first call"),
+    ("warmup_time_s", "warm-up calls, mean"),
+    ("load_s", "loading"),
+    ("process_to_first_utterance_s", "process start to first utterance"),
+    ("tokens_per_s", "speech tokens per second"),
+    ("model_memory_mb", "model memory"),
+    ("peak_memory_mb", "peak memory"),
+)
+JUDGED = ("rtf", "generation_time_s", "first_call_s", "model_memory_mb", "peak_memory_mb")
+
+
+def baseline(run: Run) -> Table:
+    """One run's baseline in absolute figures."""
+    variant = run.baseline
+    rows = [
+        [title, words.with_interval(name, getattr(variant, name), variant.intervals.get(name))]
+        for name, title in ABSOLUTE
+    ]
+    rows += [
+        [words.label(name), words.with_interval(name, variant.figure(name), variant.intervals.get(name))]
+        for name in run.quality_metrics
+    ]
+    rows.append(["WER, whole corpus", words.rate(variant.wer_corpus)])
+    return Table(["baseline", f"{run.place}"], rows, numeric=frozenset({1}))
+
+
+def baselines(runs: Sequence[Run]) -> Table:
+    """The same baseline as every run of a sweep measured it again: lowest, median, highest."""
+    rows = []
+    for name, title in ABSOLUTE:
+        values = sorted(value for run in runs if (value := getattr(run.baseline, name)) is not None)
+        spread = [values[0], values[len(values) // 2], values[-1]] if values else [None] * 3
+        rows.append([title, *(words.figure(name, value) for value in spread)])
+    return Table(["baseline", "lowest run", "median run", "highest run"], rows, numeric=frozenset({1, 2, 3}))
+
+
+def combos(runs: Sequence[Run], with_place: bool) -> Table:
+    """All combos at a glance, fastest first."""
+    columns = ["combo", "time ratio", "", "peak memory ratio", "", "WER change", "", "similarity change", "", "run"]
+    rows = []
+    for run in runs:
+        cells = [run.name]
+        for name in ("rtf", "peak_memory_mb", "wer", next(iter(run.similarity), "sim_")):
+            known = name in run.summary.comparison
+            cells += [words.change(run.change(name)), run.verdict(name)] if known else [words.NOT_MEASURED, ""]
+        rows.append([*cells, run.summary.status])
+    if with_place:
+        columns.append("pipeline and device")
+        rows = [[*row, run.place] for row, run in zip(rows, runs, strict=True)]
+    return Table(columns, rows, numeric=frozenset({1, 3, 5, 7}))
+
+
+def comparison(run: Run) -> Table:
+    """One run: both variants' figures, the paired change and its verdict."""
+    rows = []
+    for name in JUDGED:
+        record = run.change(name)
+        values = (words.figure(name, variant.figure(name)) for variant in (run.baseline, run.combo))
+        rows.append([words.label(name), *values, words.change(record), record.verdict, str(record.n)])
+    columns = ["", "baseline", run.name, "ratio (95 % interval)", "verdict", "pairs"]
+    return Table(columns, rows, numeric=frozenset({1, 2, 3, 5}))
+
+
+def stages(run: Run) -> Table:
+    """Mean seconds per utterance by stage, in both variants."""
+    before, after = run.baseline.stages_s, run.combo.stages_s
+    rows = []
+    for name in dict.fromkeys([*before, *after]):
+        ratio = after[name] / before[name] if before.get(name) and name in after else None
+        share = before.get(name, 0.0) / sum(before.values()) if before else 0.0
+        rows.append(
+            [
+                f"`{name}`",
+                words.seconds(before.get(name)),
+                words.percent(share),
+                words.seconds(after.get(name)),
+                "" if ratio is None else words.number(ratio),
+            ]
+        )
+    columns = ["stage", "baseline", "share", run.name, "ratio"]
+    return Table(columns, rows, numeric=frozenset({1, 2, 3, 4}))
+
+
+def quality(runs: Sequence[Run]) -> Table:
+    """Both variants' quality and the paired change, one row per run and metric."""
+    rows = []
+    for run in runs:
+        for name in run.quality_metrics:
+            record = run.change(name)
+            cells = [
+                words.with_interval(name, variant.figure(name), variant.intervals.get(name))
+                for variant in (run.baseline, run.combo)
+            ]
+            clips = f"{run.combo.n_scored}/{run.combo.n_expected}"
+            rows.append(
+                [
+                    run.name,
+                    words.label(name),
+                    *cells,
+                    words.change(record),
+                    record.verdict,
+                    clips,
+                    str(run.combo.n_missing),
+                ]
+            )
+    columns = ["combo", "metric", "baseline", "combo", "change (95 % interval)", "verdict", "scored", "missing"]
+    return Table(columns, rows, numeric=frozenset({2, 3, 4, 6, 7}))
+
+
+def optimizations(names: Sequence[str], runs: Sequence[Run], effects: Sequence[Effect]) -> Table:
+    """Status of each and what it did, alone or added to others."""
+    rows = []
+    for name in names:
+        own = rules.own_effects(name, effects)
+        beside = next(iter(own.values())).beside if own else None
+        basis = "" if beside is None else f"added to {len(beside)} others" if beside else "alone"
+        cells = []
+        for metric in ("rtf", "peak_memory_mb", "wer"):
+            effect = own.get(metric)
+            kind = "delta" if metric == "wer" else "ratio"
+            cells.append(f"{words.change(effect.interval, kind)} {effect.verdict}" if effect else "")
+        rows.append([f"`{name}`", rules.status_of(name, runs)[0], basis, *cells])
+    columns = ["optimization", "status", "measured", "time ratio", "peak memory ratio", "WER change"]
+    return Table(columns, rows)
+
+
+def advice(advices: Sequence[rules.Advice]) -> Table:
+    graded = sorted(advices, key=lambda advice: rules.GRADES.index(advice.grade))
+    rows = [[advice.grade, f"`{advice.optimization}`", advice.reason] for advice in graded]
+    return Table(["advice", "optimization", "because"], rows)
+
+
+def claims(findings: Sequence[Finding]) -> Table:
+    rows = []
+    for finding in findings:
+        claim = finding.claim
+        about = f"`{claim.optimization}`" if claim.optimization else " or ".join(claim.combos) or "baseline"
+        verdict = f"**{finding.verdict}**" + (f": {finding.reason}" if finding.reason else "")
+        rows.append([about, claim.says, finding.measured or "\N{EM DASH}", verdict, claim.comparable])
+    return Table(["about", "claimed", "measured", "verdict", "how they compare"], rows)

@@ -1,0 +1,112 @@
+"""Figures in words: one way to print a number, a unit, an interval, a change."""
+
+import math
+
+from harness import stats
+from harness.results import Comparison
+
+NOT_MEASURED = "not measured"
+MINUS = "\N{MINUS SIGN}"
+LABELS = {
+    "rtf": "RTF",
+    "generation_time_s": "generation time",
+    "first_call_s": "first call",
+    "peak_memory_mb": "peak memory",
+    "model_memory_mb": "model memory",
+    "wer": "WER",
+}
+
+
+def label(metric: str) -> str:
+    """A metric's name for readers; a similarity keeps the name of its speaker model."""
+    if metric.startswith("sim_"):
+        return f"similarity ({metric.removeprefix('sim_').replace('_', ' ')})"
+    return LABELS[metric]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, thousands separated, never an exponent."""
+    if value is None:
+        return NOT_MEASURED
+    if value == 0 or not math.isfinite(value):
+        return str(value).rstrip("0").rstrip(".") if math.isfinite(value) else str(value)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}".replace("-", MINUS)
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return NOT_MEASURED
+    return f"{number(value * 1000)} ms" if 0 < abs(value) < 0.1 else f"{number(value)} s"
+
+
+def megabytes(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:,.0f} MB"
+
+
+def rate(value: float | None) -> str:
+    """A word error rate or a similarity: three decimals."""
+    return NOT_MEASURED if value is None else f"{value:.3f}".replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", MINUS)
+
+
+def percent(share: float) -> str:
+    """Of a positive share: one decimal below ten per cent, none above."""
+    amount = 100 * share
+    return f"{amount:.1f} %" if amount < 9.95 else f"{amount:.0f} %"
+
+
+def figure(metric: str, value: float | None) -> str:
+    """A variant's own figure with its unit."""
+    if metric.endswith("_s") and metric != "tokens_per_s":
+        return seconds(value)
+    if metric.endswith("_mb"):
+        return megabytes(value)
+    return rate(value) if metric == "wer" or metric.startswith("sim_") else number(value)
+
+
+def with_interval(metric: str, value: float | None, bounds: tuple[float, float] | None) -> str:
+    """A figure with its 95 % interval, where there is one."""
+    if value is None or bounds is None:
+        return figure(metric, value)
+    return f"{figure(metric, value)} ({figure(metric, bounds[0])} to {figure(metric, bounds[1])})"
+
+
+def change(record: Comparison | stats.Interval | None, kind: str | None = None) -> str:
+    """A ratio as "0.612 (0.598 to 0.630)", a delta as "+0.012 (-0.003 to +0.027)", with a true minus."""
+    if record is None:
+        return NOT_MEASURED
+    kind = kind or (record.kind if isinstance(record, Comparison) else "ratio")
+    value = record.value if isinstance(record, Comparison) else record.estimate
+    if value is None:
+        return NOT_MEASURED
+    one = number if kind == "ratio" else signed
+    if record.low is None or record.high is None:
+        return one(value)
+    return f"{one(value)} ({one(record.low)} to {one(record.high)})"
+
+
+def amount_of_change(metric: str, value: float) -> str:
+    """ "38 % less time", "2.1 % more memory", "0.012 higher"."""
+    if stats.metric(metric).kind == "delta":
+        return f"{abs(value):.3f} {'higher' if value > 0 else 'lower'}"
+    what = "memory" if metric.endswith("_mb") else "time"
+    return f"{percent(abs(1 - value))} {'less' if value < 1 else 'more'} {what}"
+
+
+def listing(items: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital letter and exactly one full stop."""
+    text = text.strip().rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."
