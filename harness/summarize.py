@@ -97,8 +97,7 @@ def _counts(rows: Sequence[Measurement]) -> dict[str, int]:
         key = row.pass_name, row.variant
         per_variant[key] = per_variant.get(key, 0) + 1
     return {
-        step: max((count for (name, _), count in per_variant.items() if name == step), default=0)
-        for step in PASSES
+        step: max((count for (name, _), count in per_variant.items() if name == step), default=0) for step in PASSES
     }
 
 
@@ -155,9 +154,7 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
     if variant.status == "failed":
         warnings.append(f"{name} failed: {last_line(variant.error)}")
     times = [(row.generation_time_s or 0.0, row.work) for row in timed(rows)]
-    warnings += stats.noise_warnings(
-        name, stats.noise([time for time, _ in times], [work for _, work in times])
-    )
+    warnings += stats.noise_warnings(name, stats.noise([time for time, _ in times], [work for _, work in times]))
     quality = [row for row in rows if row.pass_name == "quality"]
     if capped := sum(row.hit_token_cap for row in quality):
         warnings.append(
@@ -193,11 +190,9 @@ def _thresholds(job: dict[str, Any], memory_kind: str, similarity_names: Iterabl
     }
 
 
-def _unmeasured(
-    comparison: dict[str, Comparison], variants: dict[str, Variant], candidate: str | None
-) -> list[str]:
-    """One warning for every figure that is null, with its reason."""
-    warnings = []
+def _unmeasured(comparison: dict[str, Comparison], variants: dict[str, Variant], candidate: str | None) -> list[str]:
+    """Which figures have no verdict, and why; one warning for each reason."""
+    reasons: dict[str, list[str]] = {}
     for name, record in comparison.items():
         if record.verdict != stats.NOT_MEASURED or (name in SINGLE and record.value is not None):
             continue
@@ -209,5 +204,5 @@ def _unmeasured(
             reason = variants[candidate].quality_note or variants[BASELINE].quality_note or "no rows have it"
         else:
             reason = "the two variants have no work in common"
-        warnings.append(f"{name}: no verdict, because {reason.rstrip('.')}.")
-    return warnings
+        reasons.setdefault(reason.rstrip("."), []).append(name)
+    return [f"no verdict for {', '.join(names)}: {reason}." for reason, names in reasons.items()]

@@ -1,13 +1,13 @@
 """Reports: from run folders to one Markdown file, its pictures, and an HTML file that stands alone.
 
-`data` loads the runs, `rules` and `claims` judge them, `sections` turns judgement into sentences, `tables`
-and `plots` into tables and pictures, `markdown` and `html` print the result.
+`data` loads the runs, `rules` and `claims` judge them; `sections`, `outcome` and `conditions` turn judgement
+into sentences, `tables` and `plots` into tables and pictures; `markdown` and `html` print the result.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.report import data, html, markdown, plots, sections
+from harness.report import data, html, markdown, outcome, plots, sections
 from harness.results import RunFolder, Summary, slug, write_atomically
 
 FAILURES = "failures.txt"
@@ -49,4 +49,4 @@ def report_name(folders: Sequence[RunFolder]) -> str:
 def verdict_line(summary: Summary) -> str:
     """One run's outcome in one line, for a terminal: never speed without quality."""
     run = data.Run(summary, {}, {}, Path(summary.run_id))
-    return sections.verdict_sentence(run).replace("**", "")
+    return outcome.verdict_sentence(run).replace("**", "").replace("`", "")

@@ -90,17 +90,15 @@ def judge(claim: Claim, runs: Sequence[Run]) -> Finding:
 def _fitting(claim: Claim, runs: Sequence[Run]) -> tuple[Run | None, str]:
     """The run that measured just what the claim is about: on a GPU if there is one, full size before miniature."""
     if claim.optimization is None:
-        subject = [run for name in claim.combos for run in runs if run.name == name] or (
-            list(runs) if not claim.combos else []
-        )
-        missing = f"no run of the combo {words.listing(list(claim.combos))} is in this report"
+        named = [run for name in claim.combos for run in runs if run.name == name]
+        subject = named if claim.combos else list(runs)
+        missing = f"no run of the combo {' or '.join(claim.combos)} is in this report"
     else:
-        subject = [run for run in runs if run.summary.enabled == [claim.optimization]]
-        missing = _why_not_alone(claim.optimization, runs)
-    subject = [run for run in subject if _has_parameters(run, claim)]
+        alone = [run for run in runs if run.summary.enabled == [claim.optimization]]
+        subject = [run for run in alone if _has_parameters(run, claim)]
+        missing = _why_not_alone(claim, runs)
     if not subject:
-        wanted = ", ".join(f"{key}={value}" for key, value in claim.parameters.items())
-        return None, missing if not claim.parameters else f"{missing} with {wanted}"
+        return None, missing
     usable = [run for run in subject if run.baseline.memory_kind == "vram"] if claim.gpu else subject
     if not usable:
         return None, "the claim is about a GPU, and these runs were on a CPU"
@@ -113,27 +111,26 @@ def _fitting(claim: Claim, runs: Sequence[Run]) -> tuple[Run | None, str]:
         return best, ""
     if claim.optimization and claim.optimization not in best.summary.active:
         record = best.summary.optimizations[claim.optimization]
-        return None, words.sentence(f"{record['status']}: {_first_line(record['reason'])}").rstrip(".").lower()
+        return None, f"{record['status']}: {words.last_line(record['reason'])}"
     if best.failed:
-        return None, f"the run failed: {_first_line(best.combo.error)}"
+        return None, f"the run failed: {words.last_line(best.combo.error)}"
     return best, ""
 
 
-def _why_not_alone(name: str, runs: Sequence[Run]) -> str:
-    together = [run.name for run in runs if name in run.summary.enabled]
-    if together:
-        return f"{name} was measured only together with others ({words.listing(together)})"
-    return f"no run of this report has {name} on"
+def _why_not_alone(claim: Claim, runs: Sequence[Run]) -> str:
+    name = claim.optimization
+    having = [run for run in runs if name in run.summary.enabled]
+    if not having:
+        return f"no run of this report has {name} on"
+    if claim.parameters and any(run.summary.enabled == [name] for run in having):
+        wanted = words.listing([f"{key}={value}" for key, value in claim.parameters.items()])
+        return f"no run has {name} on with {wanted}"
+    return f"{name} was on only together with others, in {words.listing([run.name for run in having])}"
 
 
 def _has_parameters(run: Run, claim: Claim) -> bool:
     settings = (run.job.get("optimizations") or {}).get(claim.optimization) or {}
     return all(settings.get(key) == value for key, value in claim.parameters.items())
-
-
-def _first_line(text: str | None) -> str:
-    lines = (text or "").strip().splitlines()
-    return lines[-1].strip() if lines else "no reason was given"
 
 
 # ------------------------------------------------------------------------------------ one judge per kind
@@ -156,7 +153,11 @@ def _judge_change(claim: Claim, run: Run) -> Judgement:
     if record.verdict != wanted:
         return measured, NOT_CONFIRMED, record.verdict
     reaches = record.low <= max(claimed) if decrease else record.high >= min(claimed)
-    return measured, CONFIRMED if reaches else NOT_CONFIRMED, record.verdict + ("" if reaches else ", but by less")
+    return (
+        measured,
+        CONFIRMED if reaches else NOT_CONFIRMED,
+        record.verdict + ("" if reaches else ", but short of the claim"),
+    )
 
 
 def _judge_no_change(claim: Claim, run: Run) -> Judgement:
@@ -248,7 +249,7 @@ def _judge_status(claim: Claim, run: Run) -> Judgement:
     record = run.summary.optimizations[claim.optimization or ""]
     if record["status"] == claim.expect["not"]:
         return f"{run.name}: {record['status']}", CONTRADICTED, "it runs, and shows evidence of it"
-    return f"{run.name}: {record['status']}", NOT_CONFIRMED, _first_line(record["reason"])
+    return f"{run.name}: {record['status']}", NOT_CONFIRMED, words.last_line(record["reason"])
 
 
 _JUDGES = {

@@ -25,7 +25,7 @@ class Run:
     @property
     def place(self) -> str:
         """Where absolute figures may be compared: one pipeline on one device."""
-        return f"{self.summary.pipeline} on {self.summary.device}"
+        return f"the {self.summary.pipeline} pipeline on {self.summary.device}"
 
     @property
     def baseline(self) -> Variant:

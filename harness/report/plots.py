@@ -5,7 +5,7 @@ differ in shape as well, so that nothing hangs on colour alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from matplotlib.figure import Figure as Canvas
 
 from harness import stats
 from harness.report import words
-from harness.report.data import Run
+from harness.report.data import Run, ranked
 from harness.report.document import Figure
 
-GOOD, BAD, NEUTRAL, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"
+GOOD, BAD, NEUTRAL, INK, PALE = "#0072B2", "#D55E00", "#8A8A8A", "#222222", "#C4C4C4"
+BAND = "#ECECEC"  # where a change is too small to count
 STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 STYLE: Any = {
     "font.size": 11,
@@ -34,36 +35,56 @@ STYLE: Any = {
     "xtick.color": "#444444",
     "ytick.color": INK,
     "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
     "savefig.bbox": "tight",
     "savefig.facecolor": "white",
     "legend.frameon": False,
 }
-WIDTH = 9.0
-ROW = 0.42  # height of one row of a list, in inches
+WIDTH = 9.0  # inches
+ROW, FRAME = 0.42, 1.55  # inches per row of a list, and around it
+SMALL = 10
 
 
 def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figure]:
-    """Draw what the runs of one place allow, into `folder`; keys: rtf, ratio, stages, memory, quality."""
-    usable = [run for run in runs if not run.failed]
-    painters = {"rtf": _rtf, "ratio": _ratio, "stages": _stages, "memory": _memory, "quality": _quality}
+    """Draw what the runs of one place allow, into `folder`; keys: ratio, rtf, stages, memory, quality."""
+    usable = [run for run in ranked(runs) if not run.failed]
+    painters: dict[str, Callable[[Sequence[Run]], Canvas | None]] = {
+        "ratio": _ratio,
+        "rtf": _rtf,
+        "stages": _stages,
+        "memory": _memory,
+        "quality": _quality,
+    }
     figures = {}
     with plt.rc_context(STYLE):
         for name, paint in painters.items():
             canvas = paint(usable)
-            if canvas is None:
-                continue
-            title = canvas.axes[0].get_title(loc="left")
-            path = folder / f"{name}{suffix}.png"
-            canvas.savefig(path)
-            plt.close(canvas)
-            figures[name] = Figure(path, " ".join(title.split()))
+            if canvas is not None:
+                path = folder / f"{name}{suffix}.png"
+                canvas.savefig(path)
+                figures[name] = Figure(path, canvas.axes[0].get_title(loc="left"))
+                plt.close(canvas)
     return figures
 
 
-def _rows(n: int, extra: float = 1.5) -> tuple[Canvas, Axes]:
-    canvas, axes = plt.subplots(figsize=(WIDTH, extra + ROW * n))
+# ------------------------------------------------------------------------------------- shared pieces
+
+
+def _list(names: Sequence[str]) -> tuple[Canvas, Axes]:
+    """A picture with one row per name, from top to bottom."""
+    canvas, axes = plt.subplots(figsize=(WIDTH, FRAME + ROW * len(names)))
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     return canvas, axes
+
+
+def _note(axes: Axes, row: int, text: str) -> None:
+    axes.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
+
+
+def _legend(canvas: Canvas, handles: Iterable[Any]) -> None:
+    canvas.legend(handles=list(handles), loc="outside lower center", ncols=4, fontsize=SMALL)
 
 
 def _number(value: float | None) -> float:
@@ -79,144 +100,128 @@ def _marker(verdict: str) -> str:
     return "o" if verdict in stats.GOOD else "X" if verdict in stats.BAD else "D"
 
 
-def _rtf(runs: Sequence[Run]) -> Canvas | None:
-    """Absolute RTF of every variant with its interval; each combo beside the baseline of its own run."""
-    known = [run for run in runs if run.baseline.rtf is not None and run.combo.rtf is not None]
-    if not known:
-        return None
-    canvas, axes = _rows(len(known))
-    for row, run in enumerate(known):
-        for variant, colour, marker, offset in (
-            (run.baseline, INK, "s", -0.13),
-            (run.combo, _colour(run.verdict("rtf")), _marker(run.verdict("rtf")), 0.13),
-        ):
-            rtf = _number(variant.rtf)
-            bounds = variant.intervals.get("rtf") or (rtf, rtf)
-            axes.plot(bounds, [row + offset] * 2, color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot(rtf, row + offset, marker, color=colour, markersize=6)
-    axes.plot([], [], "s-", color=INK, label="baseline")
-    axes.plot([], [], "o-", color=GOOD, label="combo, faster")
-    axes.plot([], [], "X-", color=BAD, label="combo, slower")
-    axes.plot([], [], "D-", color=NEUTRAL, label="combo, no detectable change")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.75 / (0.5 + ROW * len(known))), ncols=4)
-    axes.set_yticks(range(len(known)), [run.name for run in known])
-    axes.set_ylim(len(known) - 0.5, -0.5)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("RTF: seconds of work per second of audio (lower is faster); bars: 95 % intervals")
-    fastest = min(known, key=lambda run: run.combo.rtf or 0.0)
-    axes.set_title(
-        f"The lowest RTF is {fastest.name}'s: {words.number(fastest.combo.rtf)}, "
-        f"its baseline's {words.number(fastest.baseline.rtf)}"
-    )
-    return canvas
+def _mark(verdict: str, label: str) -> Any:
+    colour = _colour(verdict)
+    return plt.Line2D([], [], color=colour, marker=_marker(verdict), linewidth=2, label=label)
+
+
+def _count(runs: Sequence[Run], metric: str, verdict: str) -> int:
+    return sum(run.verdict(metric) == verdict for run in runs)
+
+
+def _title(run: Run, metric: str, takes: str) -> str:
+    """What one run's comparison says about time or memory."""
+    record = run.change(metric)
+    if record.verdict in (stats.NO_CHANGE, stats.NOT_MEASURED):
+        return f"{run.name}: {record.verdict} in {'time' if metric == 'rtf' else words.label(metric)}"
+    return f"{run.name} {takes} {words.amount_of_change(metric, record.value or 1.0)} than the baseline"
+
+
+# -------------------------------------------------------------------------------------- the pictures
 
 
 def _ratio(runs: Sequence[Run]) -> Canvas | None:
-    """Time ratios with intervals against the band in which a change does not count."""
+    """Time ratios with their intervals, and the band in which a change does not count."""
     known = [run for run in runs if run.change("rtf").value is not None]
     if not known:
         return None
-    known = sorted(known, key=lambda run: run.change("rtf").value or 0.0)
-    canvas, axes = _rows(len(known))
+    canvas, axes = _list([run.name for run in known])
     threshold = known[0].summary.thresholds["rtf"]
-    axes.axvspan(1 - threshold, 1 + threshold, color="#E8E8E8", linewidth=0)
+    axes.axvspan(1 - threshold, 1 + threshold, color=BAND, linewidth=0)
     axes.axvline(1, color="#666666", linewidth=1)
     for row, run in enumerate(known):
         record, colour = run.change("rtf"), _colour(run.verdict("rtf"))
         bounds = [_number(record.low), _number(record.high)]
-        axes.plot(bounds, [row] * 2, color=colour, linewidth=2.5, solid_capstyle="butt")
+        axes.plot(bounds, [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot(_number(record.value), row, _marker(record.verdict), color=colour, markersize=7)
-        note = f"{words.change(record)}  {record.verdict}"
-        axes.annotate(note, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=10)
-    axes.set_yticks(range(len(known)), [run.name for run in known])
-    axes.set_ylim(len(known) - 0.5, -0.5)
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"RTF ratio, combo / baseline (lower is faster); grey: within {threshold:.0%}, does not count")
-    faster = sum(run.verdict("rtf") == "faster" for run in known)
-    slower = sum(run.verdict("rtf") == "slower" for run in known)
-    axes.set_title(_ratio_title(known, faster, slower))
+        _note(axes, row, f"{words.change(record)}  {record.verdict}")
+    axes.set_xlim(0, max(1.1, axes.get_xlim()[1]))
+    axes.set_xlabel(f"RTF, combo / baseline (lower is faster)\ngrey band: within {100 * threshold:g} %, does not count")
+    faster, slower = _count(known, "rtf", "faster"), _count(known, "rtf", "slower")
+    axes.set_title(
+        _title(known[0], "rtf", "takes")
+        if len(known) == 1
+        else f"Of {len(known)} combos {faster} are faster, {slower} slower, {len(known) - faster - slower} neither"
+    )
     return canvas
 
 
-def _ratio_title(runs: Sequence[Run], faster: int, slower: int) -> str:
-    if len(runs) == 1:
-        record = runs[0].change("rtf")
-        if record.verdict in (stats.NO_CHANGE, stats.NOT_MEASURED):
-            return f"{runs[0].name}: {record.verdict} in time"
-        return f"{runs[0].name} takes {words.amount_of_change('rtf', record.value or 1.0)} than the baseline"
-    rest = len(runs) - faster - slower
-    return f"Of {len(runs)} combos, {faster} are faster, {slower} slower, {rest} without detectable change"
+def _rtf(runs: Sequence[Run]) -> Canvas | None:
+    """Absolute RTF of every variant with its interval, each combo beside the baseline of its own run."""
+    known = [run for run in runs if run.baseline.rtf is not None and run.combo.rtf is not None]
+    if not known:
+        return None
+    canvas, axes = _list([run.name for run in known])
+    for row, run in enumerate(known):
+        verdict = run.verdict("rtf")
+        for variant, colour, marker, y in (
+            (run.baseline, INK, "s", row - 0.14),
+            (run.combo, _colour(verdict), _marker(verdict), row + 0.14),
+        ):
+            rtf = _number(variant.rtf)
+            axes.plot(
+                variant.intervals.get("rtf") or (rtf, rtf), [y, y], color=colour, linewidth=2, solid_capstyle="butt"
+            )
+            axes.plot(rtf, y, marker, color=colour, markersize=6)
+    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
+    axes.set_xlabel("RTF: seconds of work per second of audio (lower is faster), with 95 % intervals")
+    baseline = plt.Line2D([], [], color=INK, marker="s", linewidth=2, label="baseline of the same run")
+    seen = dict.fromkeys(run.verdict("rtf") for run in known)
+    _legend(canvas, [baseline, *(_mark(verdict, f"combo: {verdict}") for verdict in seen)])
+    best = min(known, key=lambda run: run.combo.rtf or 0.0)
+    ours, theirs = words.number(best.combo.rtf), words.number(best.baseline.rtf)
+    axes.set_title(f"{best.name} has an RTF of {ours}, its baseline {theirs}")
+    return canvas
 
 
 def _stages(runs: Sequence[Run]) -> Canvas | None:
     """Where the time of an utterance goes, stacked, the baseline on top."""
-    known = [run for run in runs if run.combo.stages_s]
+    known = [run for run in runs if run.combo.stages_s and run.baseline.stages_s]
     if not known:
         return None
-    bars = [("baseline", known[0].baseline.stages_s), *((run.name, run.combo.stages_s) for run in known)]
-    names = list(dict.fromkeys(name for _, stages in bars for name in stages))
-    total = max(sum(stages.values()) for _, stages in bars)
-    names = [name for name in names if any(stages.get(name, 0.0) > 0.002 * total for _, stages in bars)]
-    canvas, axes = _rows(len(bars))
+    base = known[0].baseline.stages_s
+    bars = [("baseline", base), *((run.name, run.combo.stages_s) for run in known)]
+    longest = max(sum(stages.values()) for _, stages in bars)
+    names = dict.fromkeys(name for _, stages in bars for name in stages if stages[name] > 0.002 * longest)
+    colours = dict(zip(names, STAGE_COLOURS, strict=False))
+    canvas, axes = _list([name for name, _ in bars])
     for row, (_, stages) in enumerate(bars):
         left = 0.0
-        for name, colour in zip(names, STAGE_COLOURS, strict=False):
-            width = stages.get(name, 0.0)
-            axes.barh(row, width, left=left, height=0.62, color=colour, edgecolor="white", linewidth=0.8)
-            left += width
-        axes.text(left + 0.008 * total, row, words.seconds(left), va="center", fontsize=10)
-    for name, colour in zip(names, STAGE_COLOURS, strict=False):
-        axes.barh(0, 0, color=colour, label=name)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.75 / (0.5 + ROW * len(bars))), ncols=4)
-    axes.set_yticks(range(len(bars)), [name for name, _ in bars])
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, 1.1 * total)
+        for name, colour in colours.items():
+            axes.barh(row, stages.get(name, 0.0), left=left, height=0.62, color=colour, edgecolor="white")
+            left += stages.get(name, 0.0)
+        axes.text(left + 0.008 * longest, row, words.seconds(left), va="center", fontsize=SMALL)
+    axes.set_xlim(0, 1.12 * longest)
     axes.set_xlabel("seconds per utterance, mean of the steady state")
-    base = known[0].baseline.stages_s
+    _legend(canvas, [plt.Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in colours.items()])
     largest = max(base, key=lambda name: base[name])
     axes.set_title(f"{largest} takes {words.percent(base[largest] / sum(base.values()))} of the baseline's time")
     return canvas
 
 
 def _memory(runs: Sequence[Run]) -> Canvas | None:
-    """Peak memory of combo and baseline, with what the loaded model holds as a tick."""
+    """Peak memory of combo and baseline; a white tick marks what the loaded model holds."""
     known = [run for run in runs if run.baseline.peak_memory_mb and run.combo.peak_memory_mb]
     if not known:
         return None
-    canvas, axes = _rows(len(known))
+    known = sorted(known, key=lambda run: run.combo.peak_memory_mb or 0.0)
+    canvas, axes = _list([run.name for run in known])
     for row, run in enumerate(known):
         verdict = run.verdict("peak_memory_mb")
-        for variant, colour, offset in ((run.baseline, "#BBBBBB", -0.17), (run.combo, _colour(verdict), 0.17)):
-            axes.barh(row + offset, _number(variant.peak_memory_mb), height=0.3, color=colour)
-            if variant.model_memory_mb:
-                axes.plot(
-                    [variant.model_memory_mb] * 2, [row + offset - 0.15, row + offset + 0.15], color="white", lw=2
-                )
-        note = f"{words.megabytes(run.combo.peak_memory_mb)}  {verdict}"
-        axes.annotate(note, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=10)
-    axes.barh(0, 0, color="#BBBBBB", label="baseline")
-    axes.barh(0, 0, color=GOOD, label="combo, less")
-    axes.barh(0, 0, color=BAD, label="combo, more")
-    axes.barh(0, 0, color=NEUTRAL, label="combo, no detectable change")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.75 / (0.5 + ROW * len(known))), ncols=4)
-    axes.set_yticks(range(len(known)), [run.name for run in known])
-    axes.set_ylim(len(known) - 0.5, -0.5)
-    kind = known[0].baseline.memory_kind
-    meaning = "allocated on the GPU" if kind == "vram" else "resident in the process"
-    axes.set_xlabel(f"peak memory in MB, {meaning}; white tick: the loaded model")
-    axes.set_title(_memory_title(known))
+        for variant, colour, y in ((run.baseline, PALE, row - 0.17), (run.combo, _colour(verdict), row + 0.17)):
+            axes.barh(y, _number(variant.peak_memory_mb), height=0.3, color=colour)
+            model = _number(variant.model_memory_mb)
+            axes.plot([model, model], [y - 0.15, y + 0.15], color="white", linewidth=2)
+        _note(axes, row, f"{words.megabytes(run.combo.peak_memory_mb)}  {verdict}")
+    kind = {"vram": "allocated on the GPU", "rss": "resident in the process"}[known[0].baseline.memory_kind]
+    axes.set_xlabel(f"peak memory in MB, {kind}\nwhite tick: the loaded model; pale: baseline of the same run")
+    less, more = _count(known, "peak_memory_mb", "less"), _count(known, "peak_memory_mb", "more")
+    axes.set_title(
+        _title(known[0], "peak_memory_mb", "needs")
+        if len(known) == 1
+        else f"Of {len(known)} combos {less} need less memory at their peak, {more} need more"
+    )
     return canvas
-
-
-def _memory_title(runs: Sequence[Run]) -> str:
-    if len(runs) == 1:
-        record = runs[0].change("peak_memory_mb")
-        if record.verdict in ("less", "more"):
-            return f"{runs[0].name} needs {words.amount_of_change('peak_memory_mb', record.value or 1.0)} at its peak"
-        return f"{runs[0].name}: {record.verdict} in peak memory"
-    less = sum(run.verdict("peak_memory_mb") == "less" for run in runs)
-    more = sum(run.verdict("peak_memory_mb") == "more" for run in runs)
-    return f"Of {len(runs)} combos, {less} need less memory at their peak and {more} need more"
 
 
 def _quality(runs: Sequence[Run]) -> Canvas | None:
@@ -224,27 +229,79 @@ def _quality(runs: Sequence[Run]) -> Canvas | None:
     known = [run for run in runs if run.change("rtf").low is not None and run.change("wer").low is not None]
     if not known:
         return None
-    canvas, axes = plt.subplots(figsize=(WIDTH, 5.2))
+    canvas, axes = plt.subplots(figsize=(WIDTH, 5.4))
     threshold = known[0].summary.thresholds["wer"]
-    axes.axhspan(-threshold, threshold, color="#E8E8E8", linewidth=0)
+    axes.axhspan(-threshold, threshold, color=BAND, linewidth=0)
     axes.axvline(1, color="#666666", linewidth=1)
     axes.axhline(0, color="#666666", linewidth=1)
+    points = []
     for run in known:
         time, wer = run.change("rtf"), run.change("wer")
-        colour = BAD if run.quality() == "worse" else _colour(time.verdict)
-        marker = _marker("worse" if run.quality() == "worse" else time.verdict)
-        x, y = _number(time.value), _number(wer.value)
-        axes.plot([_number(time.low), _number(time.high)], [y, y], color=colour, linewidth=1.5, alpha=0.7)
-        axes.plot([x, x], [_number(wer.low), _number(wer.high)], color=colour, linewidth=1.5, alpha=0.7)
-        axes.plot(x, y, marker, color=colour, markersize=8, markeredgecolor="white")
-        axes.annotate(run.name, (x, y), xytext=(7, 6), textcoords="offset points", fontsize=10)
-    axes.set_xlabel("RTF ratio, combo / baseline (lower is faster)")
-    axes.set_ylabel("change of WER (lower is better)")
-    axes.margins(x=0.15, y=0.15)
-    kept = [run for run in known if run.verdict("rtf") == "faster" and run.quality() == "kept"]
-    lost = [run for run in known if run.quality() == "worse"]
-    axes.set_title(
-        f"{words.count(len(kept), 'combo')} faster with quality kept, {len(lost)} with worse quality; "
-        f"grey: within {threshold:g}"
+        verdict = "worse" if run.quality() == "worse" else time.verdict
+        colour, x, y = _colour(verdict), _number(time.value), _number(wer.value)
+        axes.plot([_number(time.low), _number(time.high)], [y, y], color=colour, linewidth=1.5, alpha=0.8)
+        axes.plot([x, x], [_number(wer.low), _number(wer.high)], color=colour, linewidth=1.5, alpha=0.8)
+        axes.plot(x, y, _marker(verdict), color=colour, markersize=8, markeredgecolor="white")
+        points.append((run.name, x, y))
+    axes.margins(x=0.15, y=0.3)
+    axes.set_xlabel("RTF, combo / baseline (lower is faster), with 95 % intervals")
+    axes.set_ylabel("WER, combo \N{MINUS SIGN} baseline (lower is better)")
+    kept = sum(run.verdict("rtf") == "faster" and run.quality() == "kept" for run in known)
+    worse = sum(run.quality() == "worse" for run in known)
+    axes.set_title(_quality_title(known, kept, worse))
+    _legend(
+        canvas,
+        [
+            plt.Rectangle((0, 0), 1, 1, color=BAND, label=f"WER within {threshold:g}: does not count"),
+            *(_mark(verdict, words_) for verdict, words_ in _meanings(known).items()),
+        ],
     )
+    canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")  # the labels' places hold for this layout only
+    _place_labels(axes, points)
     return canvas
+
+
+def _quality_title(runs: Sequence[Run], kept: int, worse: int) -> str:
+    if len(runs) > 1:
+        return f"Of {len(runs)} combos {kept} are faster with quality kept, {worse} have worse quality"
+    (run,) = runs
+    return f"{run.name}: {run.verdict('rtf')}, quality {run.quality()}"
+
+
+def _meanings(runs: Sequence[Run]) -> dict[str, str]:
+    """Legend entries for the kinds of point that occur, keyed by a verdict of the right colour."""
+    found: dict[str, str] = {}
+    for run in runs:
+        if run.quality() == "worse":
+            found["worse"] = "quality worse"
+        else:
+            found[run.verdict("rtf")] = f"{run.verdict('rtf')}, quality {run.quality()}"
+    return found
+
+
+def _place_labels(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Name each point where its name covers no other: tried above, below, and further away with a line."""
+    taken = [axes.transData.transform((x, y)) for _, x, y in points]
+    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in taken]
+    for (name, *point), (x, y) in sorted(zip(points, taken, strict=True), key=lambda item: item[1][0]):
+        width, height = 0.95 * SMALL * len(name), 1.9 * SMALL  # pixels of this font, on average
+        for step in range(1, 40):
+            distance = (1 + step // 2) * height * (1 if step % 2 else -1)
+            box = (x + 8, y + distance - height / 2, x + 8 + width, y + distance + height / 2)
+            if not any(_overlap(box, other) for other in boxes):
+                break
+        boxes.append(box)
+        axes.annotate(
+            name,
+            (point[0], point[1]),
+            (8, distance),
+            textcoords="offset pixels",
+            va="center",
+            fontsize=SMALL,
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.7},
+        )
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from harness import stats
 from harness.ablation import Effect
+from harness.report import words
 from harness.report.data import Run, ranked
 
 DEPLOY = "Deploy"
@@ -43,7 +44,7 @@ def candidate(runs: Sequence[Run]) -> Run | None:
 def objection(run: Run) -> str | None:
     """Why this run's configuration is not recommended, or None if it may be."""
     if run.summary.status != "ok":
-        return f"the run is {run.summary.status}"
+        return "the run failed" if run.failed else "the run is incomplete"
     if not _speaks_for(run):
         slower = run.verdict("rtf") == "slower"
         return "it is slower" if slower else "it is neither faster nor smaller beyond the thresholds"
@@ -62,10 +63,10 @@ def advise(name: str, runs: Sequence[Run], effects: Sequence[Effect]) -> Advice:
     """The grade of one optimization, from the effects that are its own (alone, or added to others)."""
     status, reason = status_of(name, runs)
     if status != "active":
-        return Advice(name, NOT_HERE, f"{status}{f': {reason}' if reason else ''}")
+        return Advice(name, NOT_HERE, f"{status}{f': {words.last_line(reason)}' if reason else ''}")
     own = own_effects(name, effects)
     if not own:
-        return Advice(name, TOGETHER, "a sweep with it alone, or with it left out, would tell its share")
+        return Advice(name, *unattributed(name, runs))
     verdicts = {metric: effect.verdict for metric, effect in own.items()}
     beside = next(iter(own.values())).beside
     where = f"added to {', '.join(beside)}" if beside else "alone"
@@ -83,6 +84,16 @@ def advise(name: str, runs: Sequence[Run], effects: Sequence[Effect]) -> Advice:
     if not judged:
         return Advice(name, AFTER_CHECK, f"{found}, quality not measured")
     return Advice(name, DEPLOY, f"{found}, quality not worse")
+
+
+def unattributed(name: str, runs: Sequence[Run]) -> tuple[str, str]:
+    """Why an active optimization has no effect of its own: the grade and the reason."""
+    alone = [run for run in runs if run.summary.enabled == [name]]
+    failed = next((run for run in alone if run.failed), None)
+    if failed:
+        return NOT_HERE, f"its run failed: {words.last_line(failed.combo.error or failed.baseline.error)}"
+    together = [f"`{run.name}`" for run in runs if name in run.summary.active]
+    return TOGETHER, f"it was on only in {words.listing(together)}; a sweep tells its own share"
 
 
 def own_effects(name: str, effects: Sequence[Effect]) -> dict[str, Effect]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from harness import stats
 from harness.ablation import Effect
 from harness.report import rules, words
 from harness.report.claims import Finding
@@ -49,20 +50,24 @@ def baselines(runs: Sequence[Run]) -> Table:
     return Table(["baseline", "lowest run", "median run", "highest run"], rows, numeric=frozenset({1, 2, 3}))
 
 
-def combos(runs: Sequence[Run], with_place: bool) -> Table:
-    """All combos at a glance, fastest first."""
-    columns = ["combo", "time ratio", "", "peak memory ratio", "", "WER change", "", "similarity change", "", "run"]
+def combos(runs: Sequence[Run]) -> Table:
+    """All combos of one place at a glance."""
+    similarity = next((name for run in runs for name in run.similarity), None)
+    metrics = ["rtf", "peak_memory_mb", "wer", *([similarity] if similarity else [])]
+    titles = [f"{words.label(name)}, {stats.metric(name).kind}" for name in metrics]
     rows = []
     for run in runs:
-        cells = [run.name]
-        for name in ("rtf", "peak_memory_mb", "wer", next(iter(run.similarity), "sim_")):
-            known = name in run.summary.comparison
-            cells += [words.change(run.change(name)), run.verdict(name)] if known else [words.NOT_MEASURED, ""]
-        rows.append([*cells, run.summary.status])
-    if with_place:
-        columns.append("pipeline and device")
-        rows = [[*row, run.place] for row, run in zip(rows, runs, strict=True)]
-    return Table(columns, rows, numeric=frozenset({1, 3, 5, 7}))
+        cells = [cell for name in metrics for cell in _change_cells(run, name)]
+        rows.append([f"`{run.name}`", *cells, run.summary.status])
+    columns = ["combo", *(column for title in titles for column in (title, "verdict")), "run"]
+    return Table(columns, rows, numeric=frozenset(range(1, 2 * len(metrics), 2)))
+
+
+def _change_cells(run: Run, metric: str) -> list[str]:
+    record = run.summary.comparison.get(metric)
+    return (
+        ["", stats.NOT_MEASURED] if record is None or record.value is None else [words.change(record), record.verdict]
+    )
 
 
 def comparison(run: Run) -> Table:
@@ -132,8 +137,8 @@ def optimizations(names: Sequence[str], runs: Sequence[Run], effects: Sequence[E
         cells = []
         for metric in ("rtf", "peak_memory_mb", "wer"):
             effect = own.get(metric)
-            kind = "delta" if metric == "wer" else "ratio"
-            cells.append(f"{words.change(effect.interval, kind)} {effect.verdict}" if effect else "")
+            kind = stats.metric(metric).kind
+            cells.append(f"{effect.verdict}, {words.change(effect.interval, kind)}" if effect else "")
         rows.append([f"`{name}`", rules.status_of(name, runs)[0], basis, *cells])
     columns = ["optimization", "status", "measured", "time ratio", "peak memory ratio", "WER change"]
     return Table(columns, rows)
@@ -146,10 +151,20 @@ def advice(advices: Sequence[rules.Advice]) -> Table:
 
 
 def claims(findings: Sequence[Finding]) -> Table:
+    """The claims that could be held against a measurement."""
     rows = []
     for finding in findings:
-        claim = finding.claim
-        about = f"`{claim.optimization}`" if claim.optimization else " or ".join(claim.combos) or "baseline"
         verdict = f"**{finding.verdict}**" + (f": {finding.reason}" if finding.reason else "")
-        rows.append([about, claim.says, finding.measured or "\N{EM DASH}", verdict, claim.comparable])
+        rows.append([_about(finding), finding.claim.says, finding.measured, verdict, finding.claim.comparable])
     return Table(["about", "claimed", "measured", "verdict", "how they compare"], rows)
+
+
+def unmeasured_claims(findings: Sequence[Finding]) -> Table:
+    """The claims that could not, and why."""
+    rows = [[_about(finding), finding.claim.says, finding.reason] for finding in findings]
+    return Table(["about", "claimed", "cannot be measured here, because"], rows)
+
+
+def _about(finding: Finding) -> str:
+    claim = finding.claim
+    return f"`{claim.optimization}`" if claim.optimization else " or ".join(claim.combos) or "baseline"

@@ -1,6 +1,8 @@
 """Figures in words: one way to print a number, a unit, an interval, a change."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 from harness import stats
 from harness.results import Comparison
@@ -46,11 +48,13 @@ def megabytes(value: float | None) -> str:
 
 def rate(value: float | None) -> str:
     """A word error rate or a similarity: three decimals."""
-    return NOT_MEASURED if value is None else f"{value:.3f}".replace("-", MINUS)
+    return NOT_MEASURED if value is None else f"{round(value, 3) + 0.0:.3f}".replace("-", MINUS)
 
 
 def signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", MINUS)
+    """Three decimals with a sign, which zero does not have."""
+    rounded = round(value, 3)
+    return f"{rounded:+.3f}".replace("-", MINUS) if rounded else "0.000"
 
 
 def percent(share: float) -> str:
@@ -75,6 +79,11 @@ def with_interval(metric: str, value: float | None, bounds: tuple[float, float] 
     return f"{figure(metric, value)} ({figure(metric, bounds[0])} to {figure(metric, bounds[1])})"
 
 
+def ratio(value: float) -> str:
+    """Three decimals, more for a very small one."""
+    return number(value) if abs(value) < 0.1 else f"{value:.3f}"
+
+
 def change(record: Comparison | stats.Interval | None, kind: str | None = None) -> str:
     """A ratio as "0.612 (0.598 to 0.630)", a delta as "+0.012 (-0.003 to +0.027)", with a true minus."""
     if record is None:
@@ -83,7 +92,7 @@ def change(record: Comparison | stats.Interval | None, kind: str | None = None) 
     value = record.value if isinstance(record, Comparison) else record.estimate
     if value is None:
         return NOT_MEASURED
-    one = number if kind == "ratio" else signed
+    one = ratio if kind == "ratio" else signed
     if record.low is None or record.high is None:
         return one(value)
     return f"{one(value)} ({one(record.low)} to {one(record.high)})"
@@ -106,7 +115,42 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def sentence(text: str) -> str:
-    """The text with a capital letter and exactly one full stop."""
-    text = text.strip().rstrip(".")
-    return f"{text[:1].upper()}{text[1:]}."
+def stop(text: str) -> str:
+    """The text with exactly one full stop; its first word stays as it is, for it may be a name."""
+    return f"{text.strip().rstrip('.')}."
+
+
+def last_line(text: str | None) -> str:
+    """What a traceback, or a one-line reason, comes down to, without its full stop."""
+    lines = (text or "").strip().splitlines()
+    return lines[-1].strip().rstrip(".") if lines else "no reason was given"
+
+
+def fact(value: Any) -> str:
+    """One fact of an evidence or an environment record."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return number(value, digits=4)
+    if isinstance(value, list | tuple):
+        shown = ", ".join(fact(item) for item in value[:6])
+        return f"[{shown}{', ...' if len(value) > 6 else ''}]"
+    return "none" if value is None else str(value)
+
+
+def facts(record: dict[str, Any], most: int) -> str:
+    """Names and values of a nested record in one line, the first `most` of them."""
+    flat = list(_flat(record))
+    shown = [f"`{name}` {value}" for name, value in flat[:most]]
+    more = len(flat) - len(shown)
+    return ", ".join(shown) + (f", and {more} more in summary.json" if more > 0 else "")
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", fact(value)

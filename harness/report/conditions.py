@@ -1,0 +1,133 @@
+"""The report's small print: where and how it was measured, what was odd about it, how to do it again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import stats
+from harness.report import words
+from harness.report.data import Run, by_place
+from harness.report.document import Block, Bullets, Code, Heading, Paragraph, Table
+from harness.report.outcome import verdict_sentence
+
+
+def conditions(runs: Sequence[Run]) -> list[Block]:
+    blocks: list[Block] = [Heading(2, "Measuring conditions")]
+    blocks += [Table([place, ""], _rows(here)) for place, here in by_place(runs).items()]
+    floors = [run for run in runs if run.is_noise_floor]
+    blocks += [Paragraph(f"Noise floor, identical code against itself: {verdict_sentence(run)}") for run in floors]
+    limits = {name: value for run in runs for name, value in run.summary.thresholds.items()}
+    judged = [f"{words.label(name)} {_threshold(name, value)}" for name, value in limits.items()]
+    blocks.append(
+        Paragraph(
+            "A verdict needs the whole 95 % interval (paired bootstrap, by text where there are at least "
+            f"{stats.MIN_PAIRS} texts, {stats.RESAMPLES:,} resamples) beyond a practical threshold: "
+            f"{words.listing(judged)}. Fewer than {stats.MIN_PAIRS} pairs give no verdict. Outliers are reported "
+            "and kept."
+        )
+    )
+    return blocks
+
+
+def _threshold(name: str, value: float) -> str:
+    return f"{100 * value:g} %" if stats.metric(name).kind == "ratio" else f"{value:g}"
+
+
+def _rows(runs: Sequence[Run]) -> list[list[str]]:
+    environment, job = runs[0].environment, runs[0].job
+    workload, quality = job.get("workload") or {}, job.get("quality") or {}
+    packages = {name: version for name, version in (environment.get("packages") or {}).items() if version}
+    variables = environment.get("variables") or {}
+    rows = {
+        "device": _record(environment.get("device") or runs[0].summary.device),
+        "processor": _record(environment.get("cpu")),
+        "system": environment.get("system"),
+        "Python": environment.get("python"),
+        "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "variables": ", ".join(f"{name}={value}" for name, value in variables.items()),
+        "workload": words.listing(sorted({run.summary.workload for run in runs})),
+        "seeds": ", ".join(map(str, workload.get("seeds") or [])),
+        "voices": ", ".join(map(str, workload.get("voices") or [])),
+        "judges": _record({key: quality[key] for key in ("asr", "speaker") if quality.get(key)}),
+        "pairs, speed pass": _span([run.change("rtf").n for run in runs]),
+        "clips per variant, quality pass": _span([run.combo.n_expected for run in runs]),
+        "memory": MEMORY[runs[0].baseline.memory_kind],
+        "orchestration": _orchestration(runs),
+        "commit": words.listing(sorted({run.summary.git for run in runs})),
+        "configuration": words.listing(sorted({run.summary.config_hash for run in runs})),
+        "summarised": _span([run.summary.created for run in runs]),
+    }
+    return [[name, str(value)] for name, value in rows.items() if value]
+
+
+MEMORY = {"vram": "bytes allocated on the GPU", "rss": "resident set of each variant's process"}
+
+
+def _record(record: Any) -> str:
+    if not isinstance(record, dict):
+        return str(record or "")
+    return ", ".join(f"{name} {words.fact(value)}" for name, value in record.items() if value is not None)
+
+
+def _span(values: Sequence[Any]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _orchestration(runs: Sequence[Run]) -> str | None:
+    shares = [share for run in runs if (share := run.summary.timing.get("orchestration_share")) is not None]
+    return f"at most {words.percent(max(shares))} of a job's time" if shares else None
+
+
+def warnings(runs: Sequence[Run], failures: Sequence[str]) -> list[Block]:
+    """Every warning of every run, equal ones together; `failures` are jobs that left no run at all."""
+    grouped: dict[str, list[str]] = {}
+    for run in runs:
+        for warning in run.summary.warnings:
+            grouped.setdefault(warning, []).append(f"`{run.name}`")
+    items = [words.stop(f"A job left no results: {words.last_line(failure)}") for failure in failures]
+    for warning, names in grouped.items():
+        where = words.listing(names) if len(names) < 4 else f"{len(names)} runs"
+        items.append(words.stop(warning) if len(runs) == 1 else f"{words.stop(warning)} ({where})")
+    return [Heading(2, "Warnings"), Bullets(items) if items else Paragraph("None.")]
+
+
+def repeat(runs: Sequence[Run]) -> list[Block]:
+    commands = list(dict.fromkeys(command(run) for run in runs))
+    results = runs[0].path if len(runs) == 1 else runs[0].path.parent
+    again = f"python -m harness report {_from_here(results)}"
+    return [
+        Heading(2, "How to repeat this"),
+        Paragraph("The measurement, and this report from its results:"),
+        Code("\n".join([*commands, again]), "sh"),
+        Paragraph(f"Runs: {', '.join(f'`{run.summary.run_id}`' for run in runs)}."),
+    ]
+
+
+def _from_here(path: Path) -> Path:
+    """A path that also means something to somebody else: relative, or at least without the machine's folders."""
+    resolved, here = path.resolve(), Path.cwd().resolve()
+    return resolved.relative_to(here) if resolved.is_relative_to(here) else Path("results") / resolved.name
+
+
+def command(run: Run) -> str:
+    """The command line that measures this run again (the whole of its configuration is in its job.yaml)."""
+    sweep, parts = run.job.get("sweep"), ["python run_sweep.py"]
+    if sweep == "one_at_a_time":
+        parts.append(f"+sweep={sweep}")
+    elif sweep:
+        parts += [f"+combo={run.name.split('-without-')[0]}", f"+sweep={sweep}"]
+    elif run.is_noise_floor:
+        parts.append("+combo=baseline")
+    elif run.name == "custom":
+        parts += [f"optimizations.{name}.enabled=true" for name in run.summary.enabled]
+    else:
+        parts.append(f"+combo={run.name}")
+    parts += [f"pipeline={run.summary.pipeline}", f"workload={run.summary.workload}"]
+    for group in ("measure", "quality"):
+        name = (run.job.get(group) or {}).get("name", "default")
+        parts += [f"{group}={name}"] if name != "default" else []
+    device = run.environment.get("device")
+    if isinstance(device, dict) and device.get("type"):
+        parts.append(f"device={device['type']}")
+    return " ".join(parts)
