@@ -236,7 +236,8 @@ def load(
 ) -> tuple[ChatterboxTTS, dict[str, Conditionals], bool]:
     """The miniature as upstream's `ChatterboxTTS`, its built-in voices, and whether it was trained.
 
-    `multilingual=True` switches upstream's alignment analyzer on and points it at this model's heads. In a folder without weights every part has seeded random ones: same shapes, same code, noise for speech.
+    `multilingual=True` switches upstream's alignment analyzer on and points it at this model's heads. In a
+    folder without weights every part has seeded random ones: same shapes, same code, noise for speech.
     """
     card = _model_card(weights)
     with torch.random.fork_rng(devices=[]):

@@ -1,8 +1,8 @@
 """What the voices say in training: everyday sentences from a small grammar, and words strung at random.
 
 The grammar gives the rhythm of real sentences (statements, questions, requests, numbers written out, passages of
-several sentences); the random strings, drawn from the 25,000 most frequent words of the speech recognizer's own language
-model, teach spelling. A sentence of the held-out list is never given, whatever the seed.
+several sentences); the random strings, drawn from the 25,000 most frequent words of the speech recognizer's own
+language model, teach spelling. A sentence of the held-out list is never given, whatever the seed.
 """
 
 from __future__ import annotations
@@ -199,9 +199,11 @@ _RULES = {
     "|{who} wanted to {verb} {np}|{who} went to {town}|{who} seemed {adjective} {time}|it is {adjective} to {going}"
     "|the {noun} is {number} {unit} long|{who} told {him} about {np}|{who} {past} {np} {where}"
     "|{who} did not {verb} {np}|{who} has never been to {town}|{who} {past} {np} with {np}",
-    "asked": "did {who} {verb} {np}|where is {np}|why did {who} {going}|who {past} {np}|how many {group} did {who} {verb}"
+    "asked": "did {who} {verb} {np}|where is {np}|why did {who} {going}|who {past} {np}"
+    "|how many {group} did {who} {verb}"
     "|what {modal} {who} {verb} {time}|is {np} {adjective}|when {modal} {who} {going}|do you {verb} {np}"
-    "|how did {who} {verb} {np}|which {noun} is {adjective}|{modal} {who} {verb} {np} {time}|have you ever been to {town}",
+    "|how did {who} {verb} {np}|which {noun} is {adjective}|{modal} {who} {verb} {np} {time}"
+    "|have you ever been to {town}",
     "told": "please {verb} {np}|do not {verb} {np}|{verb} {np} {where}|let us {verb} {np} {time}"
     "|{adverb} {verb} {np}|never {going} {where}|{going} {adverb} {time}",
     "statement": "{said}|{said}|{said}|{said} {time}|{said} {adverb}|{said}, {joining} {said}|{time}, {said}"
@@ -272,7 +274,7 @@ def sentence(rng: random.Random) -> str:
             return text
 
 
-def passage(rng: random.Random, longest: int = 400) -> str:
+def passage(rng: random.Random, longest: int = 360) -> str:
     """Two to seven sentences, up to `longest` characters (about 25 s of speech)."""
     text, sentences = sentence(rng), rng.randint(1, 6)
     for _ in range(sentences):
