@@ -97,7 +97,7 @@ def distill(
     run = Run(out.with_suffix(".training"), device=str(pipeline.device), seed=seed)
     fit("vocos", student, student, train, recipe, rng, run)
     vocos.save(student, out)
-    figures = distance(student.eval(), held_out)
+    figures = distance(student.eval(), held_out, recipe.batch)
     run.finish("vocos", figures)
     return figures
 

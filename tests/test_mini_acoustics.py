@@ -72,11 +72,11 @@ def test_spectral_loss_has_a_finite_gradient_at_silence():
 
 def test_critics_learn_to_tell_a_tone_from_noise():
     torch.manual_seed(0)
-    critics = Critics()
+    critics = Critics(periods=(2, 5), windows=(512,))
     optimizer = torch.optim.Adam(critics.parameters(), 1e-3)
     real, fake = tone(150, 0.2, 24_000).repeat(2, 1), 0.1 * torch.randn(2, 4800)
     losses = []
-    for _ in range(6):
+    for _ in range(15):
         loss = critic_loss(critics(fake), critics(real))
         optimizer.zero_grad()
         loss.backward()
@@ -296,14 +296,15 @@ def test_hift_stage_trains_saves_and_loads_into_upstreams_class(corpus: Corpus, 
 
 
 def test_pitch_predictor_learns(corpus: Corpus, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(hift, "PITCH_STEPS", 40)
+    monkeypatch.setattr(hift, "PITCH_STEPS", 30)
     torch.manual_seed(0)
     predictor = models.build_s3gen().mel2wav.f0_predictor
     crops = vocoder.SpeechCrops.of(corpus, torch.Generator().manual_seed(0))
-    hift.train_pitch(predictor, crops, Run(tmp_path, device="cpu"))
-    mel, target = hift.mel_and_pitch(crops, 8, 60)
-    guess = target.median().expand_as(target)  # the best that one can do without listening
-    assert F.l1_loss(predictor(mel), target) < 0.7 * F.l1_loss(guess, target)
+    mel, target = hift.mel_and_pitch(crops, 4, 60)
+    before = F.l1_loss(predictor(mel), target)
+    hift.train_pitch(predictor, crops, 4, Run(tmp_path, device="cpu"))
+    mel, target = hift.mel_and_pitch(crops, 4, 60)
+    assert F.l1_loss(predictor(mel), target) < 0.5 * before
 
 
 # -- Vocos -------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from .speech import Corpus
 from .vocoder import HELD_OUT, HOP16, MARGIN, Recipe, SpeechCrops, adam, distance, fit, mel_and_wave, roughened
 
 STEPS = 6_000
-PITCH_STEPS = 2_000
+PITCH_STEPS = 4_000
 SAMPLE_RATE = 16_000
 PITCH_WINDOW = 1024  # 64 ms: more than three periods of the lowest voice
 SHORTEST, LONGEST = 40, 267  # lags in samples: 400 Hz down to 60 Hz
@@ -59,7 +59,7 @@ def pitch(wave: Tensor) -> Tensor:
     return F.pad(hertz, (2, 2), mode="replicate").unfold(1, 5, 1).median(-1).values  # single slips go
 
 
-def train_pitch(predictor: nn.Module, crops: SpeechCrops, run: Run) -> None:
+def train_pitch(predictor: nn.Module, crops: SpeechCrops, batch: int, run: Run) -> None:
     """Teach the pitch predictor to give the wave's pitch from (roughened) mels; L1, in units of 100 Hz."""
     # The output is |linear|, in Hz: from zero, a small learning rate would take long to climb to a voice's pitch.
     nn.init.constant_(predictor.classifier.bias, 100.0)
@@ -67,7 +67,7 @@ def train_pitch(predictor: nn.Module, crops: SpeechCrops, run: Run) -> None:
     optimizer = adam(predictor.parameters(), peak)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
-        mel, target = mel_and_pitch(crops, 64, 100)
+        mel, target = mel_and_pitch(crops, batch, 100)
         loss = F.l1_loss(predictor(roughened(mel, crops.rng)), target) / 100
         optimizer.zero_grad()
         loss.backward()
@@ -84,9 +84,9 @@ def mel_and_pitch(crops: SpeechCrops, n: int, frames: int) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def pitch_errors(predictor: nn.Module, crops: SpeechCrops) -> dict[str, float]:
+def pitch_errors(predictor: nn.Module, crops: SpeechCrops, n: int) -> dict[str, float]:
     """How often voicing is judged wrongly, and the mean relative error of the pitch where both say voiced."""
-    mel, target = mel_and_pitch(crops, 64, 100)
+    mel, target = mel_and_pitch(crops, n, 100)
     predicted = predictor(mel)
     voiced = predicted > 10  # upstream's nsf_voiced_threshold
     both = voiced & (target > 0)
@@ -111,9 +111,12 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     torch.manual_seed(run.seed)
     rng = torch.Generator(run.device).manual_seed(run.seed)
     crops, held_out = (SpeechCrops.of(part, rng) for part in corpus.split(HELD_OUT))
+    recipe = Recipe(run.steps(STEPS))
     hift = models.build_s3gen().mel2wav.to(run.device)
-    train_pitch(hift.f0_predictor, crops, run)
+    train_pitch(hift.f0_predictor, crops, recipe.batch, run)
     hift.f0_predictor.requires_grad_(False)
-    fit("hift", hift, lambda mel: speak(hift, mel), crops, Recipe(run.steps(STEPS)), rng, run)
+    fit("hift", hift, lambda mel: speak(hift, mel), crops, recipe, rng, run)
     run.save("hift", hift.eval().state_dict())
-    return distance(lambda mel: speak(hift, mel), held_out) | pitch_errors(hift.f0_predictor, held_out)
+    return distance(lambda mel: speak(hift, mel), held_out, recipe.batch) | pitch_errors(
+        hift.f0_predictor, held_out, recipe.batch
+    )
