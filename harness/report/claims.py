@@ -103,10 +103,10 @@ def _fitting(claim: Claim, runs: Sequence[Run]) -> tuple[Run | None, str]:
     if not usable:
         return None, "the claim is about a GPU, and these runs were on a CPU"
     if claim.device:
-        usable = [run for run in usable if claim.device.lower() in run.summary.device.lower()]
+        usable = [run for run in usable if claim.device in run.summary.device and not _is_miniature(run)]
         if not usable:
-            return None, f"an absolute figure of a {claim.device}; times and sizes do not travel between machines"
-    best = min(usable, key=lambda run: (run.baseline.memory_kind != "vram", run.summary.pipeline.startswith("mini")))
+            return None, f"an absolute figure of the full-size model on an {claim.device}, which does not travel"
+    best = min(usable, key=lambda run: (run.baseline.memory_kind != "vram", _is_miniature(run)))
     if claim.kind == "status":
         return best, ""
     if claim.optimization and claim.optimization not in best.summary.active:
@@ -126,6 +126,10 @@ def _why_not_alone(claim: Claim, runs: Sequence[Run]) -> str:
         wanted = words.listing([f"{key}={value}" for key, value in claim.parameters.items()])
         return f"no run has {name} on with {wanted}"
     return f"{name} was on only together with others, in {words.listing([run.name for run in having])}"
+
+
+def _is_miniature(run: Run) -> bool:
+    return run.summary.pipeline.startswith("mini")
 
 
 def _has_parameters(run: Run, claim: Claim) -> bool:

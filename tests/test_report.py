@@ -1,0 +1,380 @@
+"""The report says what the results say: verdicts with figures, claims with verdicts, nothing without a source."""
+
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from factories import TWELVE, Case, Effect, make_run, write_rows
+
+from harness.__main__ import main
+from harness.errors import UserError
+from harness.report import claims, data, report_name, rules, verdict_line, words, write_report
+from harness.report.document import Bullets, Code, Document, Heading, Paragraph, Table
+from harness.report.html import render as render_html
+from harness.report.markdown import render as render_markdown
+from harness.results import find_runs
+
+SECTIONS = [
+    "Executive summary",
+    "Baseline performance",
+    "Each optimization",
+    "Combined performance impact",
+    "Quality",
+    "Recommended configuration",
+    "Deployment recommendations",
+    "Claimed and measured",
+    "Measuring conditions",
+    "Warnings",
+    "How to repeat this",
+]
+
+
+def report_of(tmp_path, *cases: Case) -> str:
+    runs = [make_run(tmp_path / "runs", case, minute) for minute, case in enumerate(cases)]
+    return write_report(runs, tmp_path / "report").read_text()
+
+
+def loaded(tmp_path, *cases: Case) -> list[data.Run]:
+    return data.load([make_run(tmp_path / "runs", case, minute) for minute, case in enumerate(cases)])
+
+
+def alone(name: str, **changes) -> Case:
+    return Case(combo=name, enabled=(name,), **changes)
+
+
+def finding(claim_id: str, runs: list[data.Run]) -> claims.Finding:
+    claim = next(claim for claim in claims.load_claims() if claim.id == claim_id)
+    return claims.judge(claim, runs)
+
+
+# -- the whole -------------------------------------------------------------------------------------------
+
+
+def test_one_run_makes_a_whole_report(tmp_path):
+    text = report_of(tmp_path, Case(effect=Effect(time=0.6, memory=0.8)))
+    assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE) == SECTIONS
+    assert "**faster**, 40 % less time" in text
+    assert "quality **kept**" in text
+    assert text.count("lower is faster") == 1  # RTF is defined once
+    for picture in re.findall(r"\]\((.+\.png)\)", text):
+        assert (tmp_path / "report" / picture).stat().st_size > 5000
+    assert len(re.findall(r"\.png\)", text)) == 5
+
+
+def test_a_sweep_is_ranked_and_shared_out(tmp_path):
+    text = report_of(
+        tmp_path,
+        alone("kv_cache", effect=Effect(time=0.7)),
+        alone("quantization", effect=Effect(time=1.2, memory=0.6)),
+        alone("vocos", effect=Effect(time=0.9, wer=0.3)),
+        alone("warmup", effect=Effect()),
+    )
+    assert "4 combos with the mini pipeline on Test CPU, 2 cores: 2 faster (1 of these with quality kept)" in text
+    rows = [line for line in text.splitlines() if line.startswith("| `")][:4]
+    assert [re.match(r"\| `(\w+)`", row)[1] for row in rows] == ["kv_cache", "vocos", "warmup", "quantization"]
+    assert "Recommended for the mini pipeline on Test CPU, 2 cores: **kv_cache**, 30 % less time" in text
+    assert "| Deploy | `kv_cache` |" in text
+    assert "| Only where memory is short | `quantization` |" in text
+    assert "| Do not deploy | `vocos` |" in text
+    assert "| No reason to deploy | `warmup` |" in text
+
+
+def test_two_devices_are_kept_apart(tmp_path):
+    text = report_of(tmp_path, Case(), Case(device="Test GPU", memory_kind="vram", pipeline="random"))
+    assert "Recommended for the mini pipeline on Test CPU, 2 cores" in text
+    assert "Recommended for the random pipeline on Test GPU" in text
+    assert len(list((tmp_path / "report").glob("rtf-*.png"))) == 2
+
+
+def test_speed_is_never_told_without_quality(tmp_path):
+    cases = [
+        Case(effect=Effect(time=0.5)),
+        Case(effect=Effect(time=0.5, wer=0.2)),
+        Case(effect=Effect(time=0.5), unmeasured="random weights speak noise"),
+        Case(effect=Effect(time=0.5), trained=False),
+    ]
+    lines = [verdict_line(run.summary) for run in loaded(tmp_path, *cases)]
+    assert all("faster" in line and "quality" in line for line in lines)
+    assert "quality kept" in lines[0]
+    assert "quality worse" in lines[1]
+    assert "random weights speak noise" in lines[2]
+    assert "untrained" in lines[3]
+
+
+def test_a_failed_run_says_why_and_recommends_nothing(tmp_path):
+    text = report_of(tmp_path, Case(effect=Effect(time=0.6, audio=0.9)))
+    assert "`production` failed" in text
+    assert "not a speed-up" in text
+    assert "none cleared every gate" in text
+    assert "**faster**" not in text
+
+
+def test_inactive_and_unavailable_optimizations_get_no_credit(tmp_path):
+    statuses = {"vocos": ("unavailable", "no checkpoint for this mel")}
+    text = report_of(
+        tmp_path,
+        alone("channels_last", effect=Effect(time=0.8), statuses={"channels_last": ("inactive", "none pays")}),
+        alone("vocos", effect=Effect(), statuses=statuses),
+    )
+    assert "Inactive: none pays." in text
+    assert "Unavailable: no checkpoint for this mel." in text
+    assert "| Could not be judged here | `channels_last` | inactive: none pays |" in text
+
+
+def test_evidence_is_shown(tmp_path):
+    facts = {"cat_calls": 0, "bytes": {"before": 83_000_000, "after": 14_000_000}}
+    text = report_of(tmp_path, alone("kv_cache", evidence={"kv_cache": facts}))
+    assert "Evidence: `cat_calls` 0, `bytes.before` 83,000,000, `bytes.after` 14,000,000." in text
+
+
+def test_no_path_of_this_machine_gets_into_a_report(tmp_path):
+    assert str(tmp_path) not in report_of(tmp_path, Case())
+
+
+def test_lost_jobs_are_listed(tmp_path):
+    run = make_run(tmp_path / "runs", Case())
+    (tmp_path / "runs" / "failures.txt").write_text("vocos: Traceback ...\nValueError: out of sorts\n\n")
+    text = write_report([run], tmp_path / "report").read_text()
+    assert "A job left no results: ValueError: out of sorts." in text
+
+
+def test_a_report_of_an_unfinished_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="did not finish"):
+        write_report([write_rows(tmp_path, Case())], tmp_path / "report")
+
+
+def test_the_report_is_named_after_its_runs(tmp_path):
+    one = make_run(tmp_path / "results", Case())
+    assert report_name([one]) == one.run_id
+    sweep = [make_run(tmp_path / "20260314-sweep", alone(name), minute) for minute, name in enumerate(TWELVE[:2])]
+    assert report_name(sweep) == "20260314-sweep"
+    assert report_name([one, *sweep]) == f"{sweep[-1].run_id}-and-2-more"
+
+
+# -- rules -----------------------------------------------------------------------------------------------
+
+
+def test_only_a_complete_gain_with_kept_quality_is_recommended(tmp_path):
+    runs = loaded(
+        tmp_path,
+        Case(combo="fast_but_wrong", effect=Effect(time=0.3, wer=0.1)),
+        Case(combo="fast_unscored", effect=Effect(time=0.4), scored=False),
+        Case(combo="good", effect=Effect(time=0.6)),
+        Case(combo="small_but_slow", effect=Effect(time=1.3, memory=0.5)),
+    )
+    assert rules.recommended(runs).name == "good"
+    objections = {run.name: rules.objection(run) for run in runs}
+    assert "quality is worse" in objections["fast_but_wrong"]
+    assert objections["fast_unscored"] == "the run is incomplete"
+    assert objections["good"] is None
+    assert objections["small_but_slow"] == "it is slower"
+
+
+def test_unmeasured_quality_makes_a_candidate_not_a_recommendation(tmp_path):
+    runs = loaded(tmp_path, Case(effect=Effect(time=0.5), unmeasured="random weights"))
+    assert rules.recommended(runs) is None
+    assert rules.candidate(runs).name == "production"
+
+
+# -- claims ----------------------------------------------------------------------------------------------
+
+
+def test_every_claim_is_about_something_that_exists_and_has_a_unique_id():
+    loaded_claims = claims.load_claims()
+    assert len({claim.id for claim in loaded_claims}) == len(loaded_claims) >= 30
+    assert {claim.optimization for claim in loaded_claims} - {None} == set(TWELVE)
+
+
+@pytest.mark.parametrize(
+    ("time", "verdict"),
+    [(0.60, claims.CONFIRMED), (0.677, claims.CONFIRMED), (0.85, claims.NOT_CONFIRMED), (1.0, claims.NOT_CONFIRMED),
+     (1.2, claims.CONTRADICTED)],
+)  # fmt: skip
+def test_a_claimed_change_is_held_against_the_interval(tmp_path, time, verdict):
+    runs = loaded(tmp_path, alone("alignment_analyzer", effect=Effect(time=time)))
+    found = finding("analyzer-time", runs)
+    assert found.verdict == verdict
+    assert "generation time ratio" in found.measured
+
+
+def test_a_claimed_increase_counts_in_its_own_direction(tmp_path):
+    def runs(time):
+        case = alone("cuda_cache", effect=Effect(time=time), memory_kind="vram")
+        loaded_runs = loaded(tmp_path, case)
+        loaded_runs[0].job["optimizations"]["cuda_cache"]["profile"] = "balanced"
+        return loaded_runs
+
+    assert finding("cuda-cache-time", runs(1.28)).verdict == claims.CONFIRMED
+    assert finding("cuda-cache-time", runs(1.0)).verdict == claims.NOT_CONFIRMED
+    assert finding("cuda-cache-time", runs(0.8)).verdict == claims.CONTRADICTED
+
+
+def test_no_change_needs_the_whole_interval_within_the_threshold(tmp_path):
+    quiet = loaded(tmp_path, alone("kv_cache", effect=Effect(), noise=0.005))
+    noisy = loaded(tmp_path, alone("kv_cache", effect=Effect(), noise=0.3))
+    faster = loaded(tmp_path, alone("kv_cache", effect=Effect(time=0.5)))
+    verdicts = [finding("kv-cache-time", runs).verdict for runs in (quiet, noisy, faster)]
+    assert verdicts == [claims.CONFIRMED, claims.NOT_CONFIRMED, claims.CONTRADICTED]
+
+
+def test_quality_maintained_is_contradicted_by_a_worse_wer(tmp_path):
+    assert finding("combined-quality", loaded(tmp_path, Case())).verdict == claims.CONFIRMED
+    worse = loaded(tmp_path, Case(effect=Effect(wer=0.2)))
+    assert finding("combined-quality", worse).verdict == claims.CONTRADICTED
+    unmeasured = loaded(tmp_path, Case(unmeasured="random weights"))
+    assert finding("combined-quality", unmeasured).verdict == claims.CANNOT
+
+
+def test_what_cannot_be_measured_says_why(tmp_path):
+    cpu = loaded(tmp_path, alone("mixed_precision"))
+    assert "GPU" in finding("mixed-precision-memory", cpu).reason
+    together = loaded(tmp_path, Case(enabled=("vocos", "warmup")))
+    assert "together with others" in finding("vocos-rtf", together).reason
+    assert "no run of this report" in finding("kv-cache-time", together).reason
+    missing = loaded(tmp_path, alone("vocos", statuses={"vocos": ("unavailable", "no checkpoint")}))
+    assert finding("vocos-rtf", missing).reason == "unavailable: no checkpoint"
+    absolute = loaded(tmp_path, Case(memory_kind="vram", device="NVIDIA H200"))
+    assert "RTX 4090" in finding("baseline-rtf", absolute).reason
+
+
+def test_an_absolute_claim_is_compared_on_its_own_device(tmp_path):
+    case = Case(pipeline="random", memory_kind="vram", device="NVIDIA GeForce RTX 4090")
+    found = finding("baseline-rtf", loaded(tmp_path, case))
+    assert found.verdict == claims.NOT_CONFIRMED  # the synthetic baseline has an RTF of 0.5
+    assert re.match(r"RTF 0\.(49|50)\d*, the random pipeline on NVIDIA GeForce RTX 4090", found.measured)
+    miniature = replace(case, pipeline="mini")
+    assert finding("baseline-rtf", loaded(tmp_path, miniature)).verdict == claims.CANNOT
+
+
+def test_evidence_counts_answer_claims(tmp_path):
+    facts = {"token_sequence": {"attention_scores_saved_percent": 81.5}}
+    runs = loaded(tmp_path, alone("token_sequence", evidence=facts))
+    assert finding("token-sequence-attention", runs).verdict == claims.CONFIRMED
+    facts = {"vocos": {"hift_bytes": 83_000_000, "vocos_bytes": 60_000_000}}
+    runs = loaded(tmp_path, alone("vocos", evidence=facts))
+    assert finding("vocos-size", runs).verdict == claims.NOT_CONFIRMED
+
+
+def test_what_the_campaign_could_not_run_is_contradicted_by_evidence(tmp_path):
+    assert (
+        finding("inference-mode-incompatible", loaded(tmp_path, alone("inference_mode"))).verdict == claims.CONTRADICTED
+    )
+
+
+def test_a_cold_start_is_the_first_call_against_warm_ones(tmp_path):
+    found = finding("warmup-cold-start", loaded(tmp_path, alone("warmup")))
+    assert found.verdict == claims.NOT_CONFIRMED  # the synthetic first call takes four times as long
+    assert re.search(r"first call 3\.\d+ times", found.measured)
+
+
+def test_a_damaged_claims_file_is_bad_input(tmp_path):
+    path = tmp_path / "claims.yaml"
+    path.write_text("claims: [{id: a, unknown: 1}]")
+    with pytest.raises(UserError, match=r"claims\.yaml"):
+        claims.load_claims(path)
+
+
+# -- words and print -------------------------------------------------------------------------------------
+
+
+def test_numbers_in_words():
+    assert words.number(1234.5) == "1,234"
+    assert words.number(0.012345) == "0.0123"
+    assert words.seconds(0.0421) == "42.1 ms"
+    assert words.signed(-0.0301) == "−0.030"
+    assert words.signed(-0.0001) == "0.000"
+    assert words.amount_of_change("rtf", 0.612) == "39 % less time"
+    assert words.amount_of_change("peak_memory_mb", 1.034) == "3.4 % more memory"
+    assert words.listing(["a", "b", "c"]) == "a, b and c"
+
+
+def test_markdown_and_html_print_every_kind_of_block():
+    document = Document("Title & more")
+    table = Table(["a", "b"], [["x|y", "1 < 2"]], numeric=frozenset({1}))
+    document.add(Heading(2, "Head"), Paragraph("**strong** `code`"), Bullets(["one"]), table, None, Code("x", "sh"))
+    markdown = render_markdown(document)
+    assert "| x\\|y | 1 < 2 |" in markdown
+    assert "| --- | ---: |" in markdown
+    html = render_html(document)
+    assert "<strong>strong</strong> <code>code</code>" in html
+    assert '<td class="number">1 &lt; 2</td>' in html
+    assert "Title &amp; more" in html
+
+
+class Balance(HTMLParser):
+    """Every tag that opens closes, in order."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.images.append(dict(attrs)["src"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_html_report_stands_alone(tmp_path):
+    report_of(tmp_path, Case())
+    parser = Balance()
+    parser.feed((tmp_path / "report" / "report.html").read_text())
+    assert parser.open == []
+    assert len(parser.images) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in parser.images)
+
+
+# -- the command -----------------------------------------------------------------------------------------
+
+
+def test_the_report_command_writes_where_it_is_told(tmp_path, capsys):
+    make_run(tmp_path / "runs", Case())
+    out = tmp_path / "there"
+    assert main(["report", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert str(out / "report.md") in printed
+    assert "production: faster" in printed
+
+
+def test_the_gate_command_speaks_in_exit_codes(tmp_path, capsys):
+    slow = make_run(tmp_path, Case(effect=Effect(time=1.5)))
+    fast = make_run(tmp_path, Case(effect=Effect(time=0.5)), minute=1)
+    unscored = make_run(tmp_path, Case(scored=False), minute=2)
+    assert main(["gate", str(fast.path)]) == 0
+    assert main(["gate", str(slow.path), "--limit", "rtf:5%"]) == 1
+    assert main(["gate", str(fast.path), "--limit", "rtf:five"]) == 2
+    assert main(["gate", str(unscored.path)]) == 3
+    assert main(["gate", str(slow.path), "--limit", "rtf:5%", "--reference", str(fast.path)]) == 1
+    assert "gate limit 'rtf:five'" in capsys.readouterr().err
+
+
+def test_bad_folders_are_one_line_and_exit_code_two(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "nowhere" in error
+
+
+def test_reading_results_needs_no_torch():
+    import subprocess
+
+    code = (
+        "import sys, harness.report, harness.gate, harness.summarize, harness.ablation; print('torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
+
+
+def test_find_runs_skips_what_is_no_run(tmp_path):
+    run = make_run(tmp_path, Case())
+    (tmp_path / "failures.txt").write_text("x")
+    (tmp_path / "notes").mkdir()
+    assert [found.path for found in find_runs([tmp_path])] == [run.path]
