@@ -6,8 +6,10 @@ second out of FSQ's 3^8 = 6561, 80 mel bins at 50 frames per second, 24 kHz, ten
 classifier-free guidance, and the order of calls inside `ChatterboxTTS.generate`.
 
 One freedom is used: only the first `ACTIVE_DIGITS` of the tokenizer's eight ternary digits ever move; the
-others rest at their middle value. The codes in use are then one contiguous range, `CODES`, which a small language
-model learns in minutes, and embedding tables are stored without the rows that nobody looks up.
+others rest at their middle value. `CODES`, the codes in use, are then few enough for a small language model to learn in
+minutes, and embedding tables are stored without the rows that nobody looks up. The next digit's upper value
+makes a synonym of every code (`SYNONYM` above it): where a sound lasts, T3 writes a code and its synonym in turn,
+because upstream's analyzer takes two equal tokens in a row for a hang-up and ends the sentence.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ VOICES = ("kal16", "awb", "rms", "slt")
 
 ACTIVE_DIGITS = 6
 _REST = sum(3**digit for digit in range(ACTIVE_DIGITS, 8))  # a resting digit reads 1
-CODES = range(_REST, _REST + 3**ACTIVE_DIGITS)
+SYNONYM = 3**ACTIVE_DIGITS
+CODES = range(_REST, _REST + 2 * SYNONYM)  # what the tokenizer writes, then the synonyms
 
 START_TEXT, STOP_TEXT = 3, 0
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'\"-()"
@@ -63,7 +66,7 @@ UPSTREAM_LLAMA = "Llama_520M"
 MINI_LLAMA = "Llama_mini"
 LLAMA_CONFIGS[MINI_LLAMA] = LLAMA_CONFIGS[UPSTREAM_LLAMA] | {
     "hidden_size": 256,
-    "intermediate_size": 320,
+    "intermediate_size": 256,
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -130,7 +133,7 @@ class MiniS3Gen(S3Token2Wav):
             sampling_rate=S3GEN_SR,
             upsample_rates=[8, 5, 3],
             upsample_kernel_sizes=[16, 11, 7],
-            source_resblock_kernel_sizes=[7, 7, 11],
+            source_resblock_kernel_sizes=[3, 7, 11],
             source_resblock_dilation_sizes=[[1, 3, 5], [1, 3, 5], [1, 3, 5]],
             f0_predictor=ConvRNNF0Predictor(cond_channels=64),
         )
@@ -146,7 +149,7 @@ def _build_flow(dim: int = 128) -> CausalMaskedDiffWithXvec:
         output_size=dim,
         attention_heads=2,
         linear_units=2 * dim,
-        num_blocks=3,
+        num_blocks=2,
         normalize_before=True,
         input_layer="linear",
         pos_enc_layer_type="rel_pos_espnet",

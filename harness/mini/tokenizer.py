@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.mini import features
-from harness.mini.models import ACTIVE_DIGITS, CODES, VOICES, MiniS3Tokenizer
+from harness.mini.models import ACTIVE_DIGITS, CODES, SYNONYM, VOICES, MiniS3Tokenizer
 from harness.mini.run import Run, learning_rate
 from harness.mini.speech import PHONE_HOP, PHONES, Corpus
 
@@ -167,10 +167,26 @@ def train_tokens(corpus: Corpus, run: Run) -> dict[str, float]:
     tokenizer = MiniS3Tokenizer()
     tokenizer.load_state_dict(run.load("tokenizer"))
     tokens, starts, counts = tokenize(tokenizer.to(run.device).eval(), corpus, run.device)
-    np.savez(run.folder / "tokens.npz", tokens=tokens.astype(np.int16), starts=starts, lengths=counts)
+    varied = alternate_runs(tokens, starts).astype(np.int16)
+    np.savez(run.folder / "tokens.npz", tokens=varied, starts=starts, lengths=counts)
     share = np.bincount(tokens - CODES.start, minlength=len(CODES)) / len(tokens)
     share = share[share > 0]
     return {"codes": float(len(share)), "bits": float(-(share * np.log2(share)).sum())}
+
+
+def alternate_runs(tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Flat codes in which every second one of a run of equal codes is replaced by its synonym.
+
+    `starts` are the utterances' first positions: a run does not reach from one utterance into the next.
+
+    >>> alternate_runs(np.array([2916, 2916, 2916, 2917, 2917]), np.array([0, 4])).tolist()
+    [2916, 3645, 2916, 2917, 2917]
+    """
+    position = np.arange(len(tokens))
+    begins = np.diff(tokens, prepend=-1) != 0
+    begins[starts] = True
+    since = position - np.maximum.accumulate(np.where(begins, position, 0))
+    return tokens + SYNONYM * (since % 2)
 
 
 @torch.no_grad()
