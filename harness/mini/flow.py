@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
@@ -57,14 +57,11 @@ class Lines:
     bounds: Tensor  # int64 [voices, 2]: each voice's line is tokens[start:stop]
 
     def split(self, share: float) -> tuple[Lines, Lines]:
-        """The same lines without their last `share`, and that rest."""
+        """The same lines without their last `share` (ten tokens at least), and that rest."""
         start, stop = self.bounds.unbind(1)
-        border = stop - ((stop - start) * share).long()
+        border = stop - ((stop - start) * share).long().clamp(min=10)
         head, rest = torch.stack([start, border], 1), torch.stack([border, stop], 1)
-        return Lines(*self._speech(), head), Lines(*self._speech(), rest)
-
-    def _speech(self) -> tuple[Tensor, ...]:
-        return self.tokens, self.mel, self.utterance_start, self.utterance_stop
+        return replace(self, bounds=head), replace(self, bounds=rest)
 
     def draw(self, n: int, length: int, rng: torch.Generator) -> Window:
         """n windows of `length` tokens (or of the shortest line), over all voices alike.
@@ -231,13 +228,16 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     s3gen.speaker_encoder.load_state_dict(speaker_encoder_state(run))
     bank = speaker_vectors(corpus, s3gen.speaker_encoder.to(run.device).eval(), run.device, rng)
     learned = np.load(run.folder / "tokens.npz")
-    tokens = [torch.from_numpy(learned[key].astype(np.int64)) for key in ("tokens", "starts", "lengths")]
-    lines, held_out = lay_out(corpus, *tokens, run.device).split(HELD_OUT)
+    tokens, starts, lengths = (
+        torch.from_numpy(learned[key].astype(np.int64)) for key in ("tokens", "starts", "lengths")
+    )
+    lines, held_out = lay_out(corpus, tokens, starts, lengths, run.device).split(HELD_OUT)
 
     flow = s3gen.flow.to(run.device).train()
     optimizer = adam(flow.parameters(), PEAK)
-    parts = {"flow": flow}, {"optimizer": optimizer}
-    steps, first = run.steps(STEPS), run.resume("flow", *parts)
+    modules: dict[str, nn.Module] = {"flow": flow}
+    optimizers: dict[str, torch.optim.Optimizer] = {"adam": optimizer}
+    steps, first = run.steps(STEPS), run.resume("flow", modules, optimizers)
     for step in range(first, steps):
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, PEAK, warmup=500)
         loss = step_loss(flow, lines, bank, WINDOWS[step % len(WINDOWS)], TOKENS_A_STEP, rng)
@@ -248,7 +248,7 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
         if step % 100 == 0 or step == steps - 1:
             run.log("flow", step, loss=float(loss.detach()), gradient_norm=float(norm))
         if (step + 1) % CHECKPOINT_EVERY == 0:
-            run.checkpoint("flow", step + 1, *parts)
+            run.checkpoint("flow", step + 1, modules, optimizers)
 
     run.save("flow", flow.eval().state_dict())
     return validate(flow, held_out, bank, run.seed)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import models
 from .run import Run, learning_rate
@@ -59,10 +60,10 @@ def pitch(wave: Tensor) -> Tensor:
     return F.pad(hertz, (2, 2), mode="replicate").unfold(1, 5, 1).median(-1).values  # single slips go
 
 
-def train_pitch(predictor: nn.Module, crops: SpeechCrops, batch: int, run: Run) -> None:
+def train_pitch(predictor: ConvRNNF0Predictor, crops: SpeechCrops, batch: int, run: Run) -> None:
     """Teach the pitch predictor to give the wave's pitch from (roughened) mels; L1, in units of 100 Hz."""
     # The output is |linear|, in Hz: from zero, a small learning rate would take long to climb to a voice's pitch.
-    nn.init.constant_(predictor.classifier.bias, 100.0)
+    predictor.classifier.bias.data.fill_(100.0)
     peak, steps = 1e-3, run.steps(PITCH_STEPS)
     optimizer = adam(predictor.parameters(), peak)
     for step in range(steps):
@@ -84,7 +85,7 @@ def mel_and_pitch(crops: SpeechCrops, n: int, frames: int) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def pitch_errors(predictor: nn.Module, crops: SpeechCrops, n: int) -> dict[str, float]:
+def pitch_errors(predictor: ConvRNNF0Predictor, crops: SpeechCrops, n: int) -> dict[str, float]:
     """How often voicing is judged wrongly, and the mean relative error of the pitch where both say voiced."""
     mel, target = mel_and_pitch(crops, n, 100)
     predicted = predictor(mel)

@@ -47,7 +47,8 @@ class SpeechCrops:
     def of(cls, corpus: Corpus, rng: torch.Generator) -> SpeechCrops:
         """Crops of a corpus, on the device of `rng`."""
         arrays = (np.array(a) for a in (corpus.audio, corpus.starts, corpus.lengths))
-        return cls(*(torch.from_numpy(a).to(rng.device) for a in arrays), rng)
+        audio, starts, lengths = (torch.from_numpy(a).to(rng.device) for a in arrays)
+        return cls(audio, starts, lengths, rng)
 
     def draw16(self, n: int, frames: int) -> Tensor:
         """Crops at 16 kHz with their margins, float in [-1, 1]: [n, (frames + 2 * MARGIN) * 320]."""
@@ -134,8 +135,9 @@ def fit(
     learning = [p for p in vocoder.parameters() if p.requires_grad]
     ours = adam(learning, recipe.learning_rate, betas=(0.8, 0.99))
     theirs = adam(critics.parameters(), recipe.learning_rate, betas=(0.8, 0.99))
-    parts = {"vocoder": vocoder, "critics": critics}, {"ours": ours, "theirs": theirs}
-    first = run.resume(stage, *parts)
+    modules = {"vocoder": vocoder, "critics": critics}
+    optimizers: dict[str, torch.optim.Optimizer] = {"ours": ours, "theirs": theirs}
+    first = run.resume(stage, modules, optimizers)
     opening = int(recipe.critics_from * recipe.steps)
     # Critics tolerate bfloat16; the generator's phases and the spectra do not.
     listening = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -173,7 +175,7 @@ def fit(
         if step % 100 == 0 or step == recipe.steps - 1:
             run.log(stage, step, **{name: float(value.detach()) for name, value in losses.items()})
         if (step + 1) % CHECKPOINT_EVERY == 0:
-            run.checkpoint(stage, step + 1, *parts)
+            run.checkpoint(stage, step + 1, modules, optimizers)
 
 
 @torch.no_grad()
