@@ -4,7 +4,7 @@
 
 The pipeline speaks the sentences; every mel that its flow makes goes to its own vocoder, HiFT, and the pair of mel
 and wave is a lesson for Vocos. So the student learns the mels it will meet, in the voice that it shall replace, and
-no recording is needed. Use the weights with `optimizations=[vocos]` and the `vocos` optimization's `weights`.
+no recording is needed. `optimizations.vocos.checkpoint=vocos.safetensors` then puts the student to work.
 """
 
 from __future__ import annotations
