@@ -11,7 +11,9 @@ guard comes along, in its lean form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,10 @@ def decoder_of(pipeline: Pipeline, by: str) -> Decoder:
 
 
 Prefix = list[tuple[Tensor, Tensor]]
+Observer = Callable[[Sequence[Segment], list[int], list[Tensor]], None]
+"""Called after each decode with the segments, their prompts' lengths and their tokens."""
+N_STARTS = 2
+"""Upstream opens the speech with two start tokens, both at position 0."""
 MAX_PREFIXES = 8
 """Voices whose prefix is kept; at full size one takes about 8 MB in float32."""
 
@@ -52,9 +58,11 @@ class Decoder:
         self.engine: Engine = DynamicEngine(self.t3.tfmr)
         self.batch_size = 1
         self.reuse_prefix = False
+        self.guarded: bool = self.t3.hp.is_multilingual
         self.users: list[str] = []
+        self.observers: list[Observer] = []
         self.batches: list[int] = []
-        self.guards: list[Guard] = []
+        self.decisions: Counter[str] = Counter()
         self.logits_dtype: torch.dtype | None = None
         self.n_calls = 0
         self.n_prefix_hits = 0
@@ -64,34 +72,49 @@ class Decoder:
     def __call__(self, segments: Sequence[Segment]) -> list[Tensor]:
         """Decode the segments in batches, the longest texts together; results come in the segments' order."""
         self.n_calls += 1
-        self.guards.clear()
         order = sorted(range(len(segments)), key=lambda i: -len(segments[i].text))
         tokens: dict[int, Tensor] = {}
+        prompts: dict[int, int] = {}
         for first in range(0, len(order), self.batch_size):
             batch = order[first : first + self.batch_size]
             self.batches.append(len(batch))
-            rows = self._decode([segments[i] for i in batch])
-            tokens.update(zip(batch, rows, strict=True))
-        return [tokens[i] for i in range(len(segments))]
+            decoded, lengths = self._decode([segments[i] for i in batch])
+            tokens.update(zip(batch, decoded, strict=True))
+            prompts.update(zip(batch, lengths, strict=True))
+        spoken = [tokens[i] for i in range(len(segments))]
+        for observe in self.observers:
+            observe(segments, [prompts[i] for i in range(len(segments))], spoken)
+        return spoken
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Decode without leaving a trace in the counters: for probes, which are no part of the run."""
+        kept = self.n_calls, self.n_prefix_hits, list(self.batches), Counter(self.decisions), self.observers
+        self.observers = []
+        try:
+            yield
+        finally:
+            self.n_calls, self.n_prefix_hits, self.batches, self.decisions, self.observers = kept
 
     def forget_prefixes(self) -> None:
         """Drop cached voice prefixes, as is due when weights or dtypes changed."""
         self._prefixes.clear()
 
-    def _decode(self, segments: list[Segment]) -> list[Tensor]:
-        """One batch, row i of every tensor being segment i."""
+    def _decode(self, segments: list[Segment]) -> tuple[list[Tensor], list[int]]:
+        """One batch, row i of every tensor being segment i; returns tokens and prompt lengths."""
         sampling, hp, n = self.pipeline.sampling, self.t3.hp, len(segments)
         pins = [segment.n_tokens for segment in segments]
         if None in pins and any(pins):
             raise ValueError("a batch mixes pinned and free-running segments")
         pinned, limit = None not in pins, max(pin or sampling.max_new_tokens for pin in pins)
 
-        hidden, guards = self._prefill(segments)
+        hidden, guards, lengths = self._prefill(segments)
         device = hidden.device
         token = torch.full((n, 1), hp.start_speech_token, dtype=torch.long, device=device)
         tokens = torch.full((n, limit), hp.stop_speech_token, dtype=torch.long, device=device)
         seen = torch.zeros(n, self.t3.speech_head.out_features, dtype=torch.bool, device=device)
-        seen.scatter_(1, token, True)
+        rows, yes = torch.arange(n, device=device), torch.tensor(True, device=device)
+        seen[:, hp.start_speech_token] = True
         finished = torch.zeros(n, 1, dtype=torch.bool, device=device)
         for step in range(limit):
             logits = guide(self._logits(hidden), sampling.cfg_weight)
@@ -102,12 +125,12 @@ class Decoder:
                 logits[:, SPEECH_VOCAB_SIZE:] = HELD_BACK
             token = sample(logits, seen, sampling)
             tokens[:, step : step + 1] = token
-            seen.scatter_(1, token, True)
+            seen.index_put_((rows, token[:, 0]), yes)
             finished |= token == hp.stop_speech_token
             if not pinned and finished.all():
                 break
             hidden = self.engine.step(self._token_embedding(token, step + 1))
-        return [self._trim(row, pin) for row, pin in zip(tokens, pins, strict=True)]
+        return [self._trim(row, pin) for row, pin in zip(tokens, pins, strict=True)], lengths
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The head in its own precision, what follows in float32: sampling is sensitive to rounding."""
@@ -119,7 +142,7 @@ class Decoder:
     def _token_embedding(self, token: Tensor, position: int) -> Tensor:
         """Embeddings [2n, 1, C] of the tokens [n, 1], once for each side of guidance."""
         embedding = self.t3.speech_emb(token) + self.t3.speech_pos_emb.emb.weight[position]
-        return embedding.repeat(2, 1, 1)
+        return embedding.expand(2, *embedding.shape).flatten(0, 1)
 
     def _trim(self, tokens: Tensor, pin: int | None) -> Tensor:
         if pin is None:
@@ -129,10 +152,13 @@ class Decoder:
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 
-    def _prefill(self, segments: list[Segment]) -> tuple[Tensor, list[tuple[Guard, slice]]]:
-        """Run the prompts; returns the last hidden state [2n, C] and each row's guard with its text's slots."""
+    def _prefill(self, segments: list[Segment]) -> tuple[Tensor, list[tuple[Guard, slice]], list[int]]:
+        """Run the prompts.
+
+        Returns the last hidden state [2n, C], each row's guard with its text's slots, and the prompts' lengths.
+        """
         texts = [self._text_embeddings(segment.text) for segment in segments]
-        lengths = [text.shape[1] - 2 for text in texts]
+        n_texts = [text.shape[1] - N_STARTS for text in texts]
         prefix = None
         if self.reuse_prefix and isinstance(self.engine, StaticEngine):
             prefix = self._stacked_prefixes(segments)
@@ -148,15 +174,15 @@ class Decoder:
         pad = torch.tensor(pads * 2, device=embeds.device) if any(pads) else None
 
         guards = []
-        if self.t3.hp.is_multilingual:
+        self.engine.heads = ()
+        if self.guarded:
             self.engine.heads = tuple(alignment_stream_analyzer.LLAMA_ALIGNED_HEADS)
             stop = self.t3.hp.stop_speech_token
             guards = [
                 (Guard(length, stop), slice(starts + offset, starts + offset + length))
-                for length, offset in zip(lengths, pads, strict=True)
+                for length, offset in zip(n_texts, pads, strict=True)
             ]
-            self.guards += [guard for guard, _ in guards]
-        return self.engine.prefill(embeds, pad, prefix), guards
+        return self.engine.prefill(embeds, pad, prefix), guards, [starts + n + N_STARTS for n in n_texts]
 
     def _text_embeddings(self, text: str) -> Tensor:
         """[2, n + 2, C]: the text, blank on the unconditional side, and upstream's two start tokens."""
@@ -197,4 +223,5 @@ class Decoder:
             guard.judge(rows[:, i, :, text], logits[i : i + 1].clone(), last[i])
             for i, (guard, text) in enumerate(guards)
         ]
+        self.decisions.update(guard.decision for guard, _ in guards)
         return torch.cat(judged)

@@ -12,13 +12,16 @@ import torch
 from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
 from torch import Tensor, nn
 
+DECISIONS = {2.0**15: "forced", -(2.0**15): "suppressed"}
+"""Upstream marks what it did by the stop token's logit."""
+
 
 class Guard(AlignmentStreamAnalyzer):
     """Upstream's analyzer without its hooks: the caller hands it the rows."""
 
     def __init__(self, n_text: int, stop_token: int) -> None:
         super().__init__(None, None, text_tokens_slice=(0, n_text), eos_idx=stop_token)
-        self.decisions: list[str] = []
+        self.decision = "pass"
 
     def _add_attention_spy(self, tfmr: nn.Module, buffer_idx: int, layer_idx: int, head_idx: int) -> None:
         """Nothing to spy on."""
@@ -35,13 +38,6 @@ class Guard(AlignmentStreamAnalyzer):
             # Upstream cuts the first matrix at the end of the text: give it rows of that shape.
             rows = torch.cat((rows.new_zeros(rows.shape[0], n_text, n_text), rows), dim=1)
         self.last_aligned_attns = list(rows)
-        before = logits.clone()
         judged = self.step(logits, next_token=last_token)
-        self.decisions.append(self._decision(before, judged))
+        self.decision = DECISIONS.get(judged[0, self.eos_idx].item(), "pass")
         return judged
-
-    def _decision(self, before: Tensor, after: Tensor) -> str:
-        """What the guard did: `forced` a stop, `suppressed` one, or let the logits `pass`."""
-        if (after[..., self.eos_idx] > before[..., self.eos_idx]).all() and after[..., self.eos_idx].item() == 2**15:
-            return "forced"
-        return "suppressed" if after[..., self.eos_idx].item() == -(2**15) else "pass"
