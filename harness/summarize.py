@@ -15,10 +15,6 @@ from harness.figures import figures, similarities, timed
 from harness.results import BASELINE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
 
 TIMING = ("job_s", "loading_s", "measured_s", "scoring_s", "orchestration_s", "orchestration_share")
-RSS_THRESHOLD = 0.05
-"""Resident memory is read from one process per variant, and two identical processes differ by some per
-cent in library pages and allocator slack. No number of utterances averages that away, so a change of
-resident memory must be larger than one of allocated GPU memory before it counts."""
 
 
 def build_summary(folder: RunFolder) -> Summary:
@@ -50,7 +46,7 @@ def build_summary(folder: RunFolder) -> Summary:
         warnings += [f"{name}: {text}" for text in child.get("warnings", [])]
         warnings += _variant_warnings(name, variant, own)
 
-    thresholds = _thresholds(job, variants[BASELINE].memory_kind, similarities(scores))
+    thresholds = _thresholds(job, similarities(scores))
     comparison = compare(rows, scores, variants, candidate, thresholds)
     optimizations = folder.read_json("optimizations.json").get(candidate or "", {})
     warnings = [*gaps, *warnings, *_unmeasured(comparison, variants, candidate), *_uncredited(optimizations)]
@@ -174,12 +170,10 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
     return warnings
 
 
-def _thresholds(job: dict[str, Any], memory_kind: str, similarity_names: Iterable[str]) -> dict[str, float]:
+def _thresholds(job: dict[str, Any], similarity_names: Iterable[str]) -> dict[str, float]:
     """The practical threshold of every metric; `measure.thresholds` in the configuration overrides."""
     given = (job.get("measure") or {}).get("thresholds") or {}
     memory = float(given.get("memory", stats.METRICS["peak_memory_mb"].threshold))
-    if memory_kind == "rss":
-        memory = max(memory, RSS_THRESHOLD)
     time = float(given.get("rtf", stats.METRICS["rtf"].threshold))
     similarity = float(given.get("sim", stats.SIMILARITY.threshold))
     return {

@@ -173,7 +173,15 @@ def test_counted_gpu_memory_of_the_model_has_a_verdict_and_resident_memory_has_n
     assert vram.comparison["model_memory_mb"].verdict == "less"
     rss = make_summary(tmp_path, Case(effect=effect, memory_kind="rss"))
     assert rss.comparison["model_memory_mb"].verdict == "not measured"
-    assert rss.thresholds["peak_memory_mb"] > vram.thresholds["peak_memory_mb"]
+
+
+def test_thresholds_come_from_the_configuration(tmp_path):
+    folder = write_rows(tmp_path, Case(effect=Effect(time=0.9)))
+    assert build_summary(folder).comparison["rtf"].verdict == "faster"
+    folder.write_job({**folder.job(), "measure": {"thresholds": {"rtf": 0.2}}})
+    summary = build_summary(folder)
+    assert summary.thresholds["rtf"] == 0.2
+    assert summary.comparison["rtf"].verdict == "no detectable change"
 
 
 def test_missing_rows_make_a_run_incomplete_and_say_which(tmp_path):
