@@ -50,9 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "--limit",
         action="append",
         metavar="METRIC:AMOUNT",
-        help=f"such as rtf:5%% or wer:+0.02; repeatable (default: {' '.join(gate.DEFAULT_LIMITS)})".replace(
-            "5% ", "5%% "
-        ),
+        help="such as rtf:5%% or wer:+0.02; repeatable (default: the run's own gate.limits)",
     )
     limits.add_argument("--reference", type=Path, metavar="RESULTS_DIR", help="compare with this run's ratios")
     return parser
@@ -79,15 +77,17 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _gate(options: argparse.Namespace) -> int:
-    limits = [gate.parse_limit(text) for text in options.limit or gate.DEFAULT_LIMITS]
     reference = RunFolder.open(options.reference).summary() if options.reference else None
-    summaries = [folder.summary() for folder in find_runs(options.runs)]
-    findings = []
-    for summary in summaries:
+    summaries, findings = [], []
+    for folder in find_runs(options.runs):
+        summary = folder.summary()
+        configured = (folder.job().get("gate") or {}).get("limits")
+        limits = [gate.parse_limit(text) for text in options.limit or configured or gate.DEFAULT_LIMITS]
         found = gate.check(summary, limits, reference)
         print(f"{summary.run_id} ({summary.status})")
         for finding in found:
             print(f"  {finding.sentence}")
+        summaries.append(summary)
         findings += found
     return gate.exit_code(summaries, findings)
 

@@ -25,6 +25,7 @@ from harness.results import Comparison, Summary
 
 PASSED, REGRESSION, BAD_INPUT, NO_DATA = 0, 1, 2, 3
 DEFAULT_LIMITS = ("rtf:5%", "peak_memory_mb:5%", "wer:+0.02")
+"""For a run whose configuration, with its `gate.limits`, was not kept."""
 
 _GRAMMAR = re.compile(r"^(?P<metric>[a-z_0-9]+):(?P<sign>[+-]?)(?P<amount>\d+(?:\.\d+)?)(?P<percent>%?)$")
 

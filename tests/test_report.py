@@ -352,6 +352,8 @@ def test_the_gate_command_speaks_in_exit_codes(tmp_path, capsys):
     assert main(["gate", str(slow.path), "--limit", "rtf:5%"]) == 1
     assert main(["gate", str(fast.path), "--limit", "rtf:five"]) == 2
     assert main(["gate", str(unscored.path)]) == 3
+    slow.write_job({**slow.job(), "gate": {"limits": ["rtf:60%"]}})
+    assert main(["gate", str(slow.path)]) == 0  # the run's own limits
     assert main(["gate", str(slow.path), "--limit", "rtf:5%", "--reference", str(fast.path)]) == 1
     assert "gate limit 'rtf:five'" in capsys.readouterr().err
 
