@@ -32,7 +32,7 @@ class FlashAttention(Optimization):
 
     Baseline: PyTorch chooses the kernel. In the estimator upstream adds a mask to the scores; for one full-length
     utterance it is all zeros, but a CUDA flash kernel takes no mask at all, so the choice falls on a slower one. And
-    upstream asks the host in every block whether the mask is empty somewhere: some 140 waits for the GPU per utterance.
+    upstream asks the host, 14 times a step, whether the mask is empty somewhere: 140 waits for the GPU per utterance.
     Change: where a mask lets everything through, asked once per utterance, the estimator goes without; a padded
     batch keeps its mask. `sdpa_flash` also tells PyTorch to prefer flash kernels, in T3's prompt and decode steps too.
     `flash_attn` gives the estimator's attention to the package of that name. `sdpa` only drops the mask. `auto` takes
