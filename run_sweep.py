@@ -29,15 +29,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from harness.callback import ReportCallback, note_failure, say, say_error
+from harness.console import say, say_error
 from harness.errors import UserError
 from harness.worker import start_server
 
-if TYPE_CHECKING:  # both import torch, which the forkserver should get on with first
+if TYPE_CHECKING:  # imported where they are used: heavy, and the forkserver's imports should begin before theirs
     from harness.config import JobSpec
     from harness.results import Summary
 
-STARTED = time.monotonic()
+_starts = [time.monotonic()]
 ASKS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 LOADING_S = 40.0
 """What the packages and two miniature models take to load on two cores; only for the announcement."""
@@ -46,12 +46,13 @@ LOADING_S = 40.0
 def main() -> int:
     """The command; returns its exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what is wrong, and here it becomes one line
-    ReportCallback.exit_code = 0
     try:
         if not ASKS_ONLY & set(sys.argv):
             start_server()  # it imports the heavy packages while this process imports the catalogue
+        from harness.callback import ReportCallback
         from harness.config import register_catalogue
 
+        ReportCallback.exit_code = 0
         register_catalogue(argument for argument in sys.argv[1:] if not argument.startswith("-"))
         sweep()
     except UserError as error:
@@ -73,6 +74,7 @@ def main() -> int:
 @hydra.main(config_path="configs", config_name="config", version_base="1.3")
 def sweep(cfg: DictConfig) -> str:
     """One Hydra job: one paired experiment, or several in a row. Returns the folder that holds its results."""
+    from harness.callback import note_failure
     from harness.config import expand
 
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -120,10 +122,8 @@ def measure(spec: JobSpec, results: Path) -> Summary:
 
 
 def _first_start() -> float | None:
-    """The process's start for its first job, whose clock began there."""
-    global STARTED
-    started, STARTED = STARTED, None
-    return started
+    """When this process started, once: its first job's clock began there."""
+    return _starts.pop() if _starts else None
 
 
 def announcement(spec: JobSpec) -> str:
@@ -138,9 +138,7 @@ def announcement(spec: JobSpec) -> str:
 
 def time_line(timing: dict[str, float | None]) -> str:
     job_s = timing["job_s"] or 0.0
-    shares = {
-        name: (timing.get(f"{name}_s") or 0.0) / job_s for name in ("measured", "loading", "orchestration")
-    }
+    shares = {name: (timing.get(f"{name}_s") or 0.0) / job_s for name in ("measured", "loading", "orchestration")}
     return (
         f"{job_s:.0f} s: measured calls {shares['measured']:.0%}, loading {shares['loading']:.0%}, "
         f"scoring {1 - sum(shares.values()):.0%}, orchestration {shares['orchestration']:.1%}."

@@ -6,23 +6,13 @@ import traceback
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich.console import Console
 
-_OUT = Console(highlight=False, soft_wrap=True)
-_ERR = Console(stderr=True, highlight=False, soft_wrap=True)
-FAILURES = "failures.txt"
-"""In a sweep's folder: what became of the jobs that left no results, one paragraph each."""
-
-
-def say(text: str) -> None:
-    _OUT.print(text, markup=False)
-
-
-def say_error(text: str) -> None:
-    _ERR.print(text, markup=False)
+from harness.console import say, say_error
+from harness.report import FAILURES, report_name, verdict_line, write_report
+from harness.results import find_runs, is_run
 
 
 def note_failure(results: Path, combo: str, words: str) -> None:
@@ -34,19 +24,20 @@ def note_failure(results: Path, combo: str, words: str) -> None:
 
 
 class ReportCallback(Callback):
-    """Writes one report over all runs of the command, and ends with its path and the verdicts."""
+    """Hydra's hook at a command's end: one report over all its runs, and its path and the verdicts as last lines."""
 
     exit_code: ClassVar[int] = 0
 
-    def on_run_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        if isinstance(job_return._return_value, str):
-            self._finish(Path(job_return._return_value), Path(config.reports_dir))
+    def on_run_end(self, config: DictConfig, **details: Any) -> None:
+        ended: JobReturn = details["job_return"]
+        if ended.status == JobStatus.COMPLETED:
+            self._finish(Path(ended.return_value), Path(config.reports_dir))
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **details: Any) -> None:
         self._finish(Path(config.hydra.sweep.dir), Path(config.reports_dir))
 
     def _finish(self, results: Path, reports: Path) -> None:
-        """Hydra turns a callback's exceptions into warnings; here they must reach the exit code."""
+        """Hydra would turn an exception into a warning; here it decides the exit code."""
         try:
             ReportCallback.exit_code = finish(results, reports)
         except Exception:
@@ -55,5 +46,16 @@ class ReportCallback(Callback):
 
 
 def finish(results: Path, reports: Path) -> int:
-    """Write the report, print where it is and what was found; the command's exit code."""
-    raise NotImplementedError
+    """Write the report over a run's or a sweep's folder and say what was found; the command's exit code."""
+    lost = (results / FAILURES).exists()
+    if lost and not any(is_run(child) for child in results.iterdir()):
+        return 1
+    runs = find_runs([results])
+    path = write_report(runs, reports / report_name(runs))
+    summaries = [run.summary() for run in runs]
+    for summary in summaries:
+        say(verdict_line(summary))
+    if lost:
+        say(f"Some jobs left no results: {results / FAILURES} says why.")
+    say(f"Report: {path}")
+    return 1 if lost or any(summary.status != "ok" for summary in summaries) else 0

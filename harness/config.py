@@ -1,7 +1,7 @@
 """From a composed configuration to the jobs it asks for.
 
 The catalogue's parameters become configuration (`optimizations.<name>.*`), and a configuration becomes one
-job or, for a sweep, several: each optimization alone, or a combo with one optimization left out at a time.
+job or, with one of the designs of `harness.ablation`, several.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from harness.ablation import DESIGNS, Design, Job
 from harness.errors import UserError
 from harness.plugins import import_catalogue
 
@@ -82,8 +83,7 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     optimizations that replace the same stage.
     """
     catalogue = import_catalogue(cfg.plugin_modules)
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     known = catalogue.names()
     for name in settings["optimizations"]:
         catalogue.create(name)
@@ -99,26 +99,8 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     ]
 
 
-Design = Callable[[str, list[str], list[str]], list[tuple[str, list[str]]]]
-"""(combo, its enabled optimizations, all optimizations) -> label and enabled optimizations of each job."""
-
-
-def _single(combo: str, enabled: list[str], _known: list[str]) -> list[tuple[str, list[str]]]:
+def _single(combo: str, enabled: list[str], _known: list[str]) -> list[Job]:
     return [(combo if enabled else BASELINE_AGAIN, enabled)]
-
-
-def _one_at_a_time(_combo: str, _enabled: list[str], known: list[str]) -> list[tuple[str, list[str]]]:
-    return [(name, [name]) for name in known]
-
-
-def _leave_one_out(combo: str, enabled: list[str], _known: list[str]) -> list[tuple[str, list[str]]]:
-    if not enabled:
-        raise UserError("+sweep=leave_one_out leaves out of a combo: add +combo=production, or another one")
-    without = [(f"{combo}-without-{name}", [n for n in enabled if n != name]) for name in enabled]
-    return [(combo, enabled), *without]
-
-
-DESIGNS: dict[str, Design] = {"one_at_a_time": _one_at_a_time, "leave_one_out": _leave_one_out}
 
 
 def _design(name: str | None) -> Design:
@@ -133,9 +115,7 @@ def _job_spec(catalogue: ModuleType, combo: str, toggles: Toggles, settings: dic
     plugins = [catalogue.create(name, params) for name, params in toggles.items()]
     for one, other in combinations(plugins, 2):
         for stage in set(one.replaces) & set(other.replaces):
-            raise UserError(
-                f"{one.name} and {other.name} both replace the stage {stage}: switch one of them off"
-            )
+            raise UserError(f"{one.name} and {other.name} both replace the stage {stage}: switch one of them off")
     optimizations = {
         name: {"enabled": name in toggles, **{k: v for k, v in params.items() if k != "enabled"}}
         for name, params in settings["optimizations"].items()

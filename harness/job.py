@@ -14,6 +14,7 @@ the other child measures after, is kept.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from harness.plugins import import_catalogue
 from harness.quality.scoring import score_run
 from harness.results import BASELINE, PASSES, Measurement, RunFolder, Summary
 from harness.summarize import build_summary
-from harness.worker import ChildError, Order, Setup, Worker, text_sha
+from harness.worker import ChildError, Order, Setup, Worker
 from harness.workload import Item, Workload, load_workload
 
 UNTRAINED = "the checkpoint's weights come from a seed, so it cannot speak"
@@ -80,9 +81,7 @@ def resolve_device(device: str) -> str:
     if kind not in ("cpu", "cuda") or not (index.isdigit() or not index):
         raise UserError(f"device={device}: there is auto, cpu, cuda and cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device={device}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use device=cpu, or check `nvidia-smi`"
-        )
+        raise UserError(f"device={device}: PyTorch sees {torch.cuda.device_count()} CUDA devices; try device=cpu")
     return device
 
 
@@ -91,9 +90,7 @@ class Ledger:
 
     def __init__(self, started: float | None = None) -> None:
         self.started = started if started is not None else time.monotonic()
-        self.loading_s = (
-            time.monotonic() - self.started
-        )  # the packages, which the forkserver imports meanwhile
+        self.loading_s = time.monotonic() - self.started  # the packages, which the forkserver imports meanwhile
         self.measured_s = 0.0
         self.scoring_s = 0.0
 
@@ -209,6 +206,9 @@ class Experiment:
             self.children[name] |= loaded | {"process_to_first_utterance_s": ready_s}
         self.folder.write_json("environment.json", environment.describe(self.spec.config_hash, device))
         if loaded is None:
+            for child in self.children.values():
+                if child["status"] == "ok":
+                    child |= {"status": "failed", "error": "not measured: the other process could not load"}
             return False
         self.items, replaced = fit_voices(self.items, voices)
         self.warnings += replaced
@@ -229,7 +229,7 @@ class Experiment:
             plugins=self.toggles[name],
             plugin_modules=tuple(modules),
             environment=variables,
-            threads=self.settings["threads"],
+            threads=pipeline["threads"],
         )
 
     def _speaks(self) -> bool:
@@ -273,7 +273,7 @@ class Experiment:
         for seed, item in product(self.seeds, self.items):
             for position, name in enumerate(self.toggles):
                 row = self._speak(name, "quality", item, seed=seed, position=position, keep=True)
-                if row and row.ok and name == BASELINE:
+                if name == BASELINE and row and row.n_tokens:
                     self.pinned.setdefault(item, row.n_tokens)
 
     def _speed_rounds(self) -> Iterator[int]:
@@ -379,6 +379,11 @@ class Experiment:
         self.progress(phase, self.spoken, 2 * sum(self.plan.values()))
 
 
+def text_sha(text: str) -> str:
+    """A short fingerprint of a text, which tells whether two rows spoke the same words."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def fit_voices(items: list[Item], known: list[str]) -> tuple[list[Item], list[str]]:
     """The items with voices that the pipeline has, and warnings about those it replaced.
 
@@ -395,9 +400,7 @@ def fit_voices(items: list[Item], known: list[str]) -> tuple[list[Item], list[st
                     f"voice {voice!r} is neither built in ({', '.join(known)}) nor the path of a reference clip: "
                     "correct workload.voices"
                 )
-            warnings[f"the checkpoint has no voice {voice!r}: its own voice, {known[0]}, spoke instead"] = (
-                None
-            )
+            warnings[f"the checkpoint has no voice {voice!r}: its own voice, {known[0]}, spoke instead"] = None
             item = replace(item, voice=known[0])
         fitted[item] = None
     return list(fitted), list(warnings)

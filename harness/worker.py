@@ -41,7 +41,7 @@ PRELOADED = [
 SILENCE_DBFS = -60.0
 TRACE_MARGIN_S = 2.0
 """A child writes where it hangs this long before the parent ends it."""
-LOG_TAIL_LINES = 15
+LOG_TAIL_LINES = 40
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Order:
 
 
 class ChildError(RuntimeError):
-    """A child that raised, hung or died; the message holds its traceback, its signal, its last words."""
+    """A child that raised, hung or died; the message holds its last words and ends with what happened."""
 
 
 # -- the parent's end ----------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Worker:
     def _end(self, words: str) -> ChildError:
         self.failure = words
         self.stop()
-        return ChildError(f"{words}\n{self._last_words()}".rstrip())
+        return ChildError(f"{self._last_words()}\n{words}".strip())
 
     def _last_words(self) -> str:
         try:
@@ -246,15 +246,13 @@ class Variant:
         One that raises half-way leaves a pipeline in an unknown state, so loading starts again without it.
         """
         load = import_path(self.setup.loader)
-        catalogue = import_catalogue(self.setup.plugin_modules)
+        create = import_catalogue(self.setup.plugin_modules).create if self.setup.plugins else None
         failed: dict[str, dict[str, Any]] = {}
         while True:
             self.plugins, self.statuses = {}, {}
             pipeline = load(device=self.setup.device, **self.setup.loader_arguments)
             for name, params in self.setup.plugins.items():
-                self.statuses[name] = failed.get(name) or self._apply(
-                    catalogue.create(name, params), pipeline
-                )
+                self.statuses[name] = failed.get(name) or self._apply(create(name, params), pipeline)
                 if self.statuses[name]["status"] == "failed" and name not in failed:
                     failed[name] = self.statuses[name]
                     break
@@ -282,9 +280,7 @@ class Variant:
         try:
             utterance, seconds = measure.timed(
                 self.device,
-                lambda: self.pipeline.synthesize(
-                    order.text, order.voice, order.seed, n_tokens=order.n_tokens
-                ),
+                lambda: self.pipeline.synthesize(order.text, order.voice, order.seed, n_tokens=order.n_tokens),
             )
         except UserError:
             raise
@@ -329,9 +325,7 @@ class Variant:
             except Exception:
                 self.statuses[name] = _status("failed", f"its evidence raised:\n{traceback.format_exc()}")
                 continue
-            reason = (
-                shown.reason if shown.active else shown.reason or "it shows no evidence of having been active"
-            )
+            reason = shown.reason if shown.active else shown.reason or "it shows no evidence of having been active"
             self.statuses[name] = _status("active" if shown.active else "inactive", reason, shown.facts)
         return self.statuses
 

@@ -1,0 +1,320 @@
+"""The paired job, on a pipeline that costs nothing: order, equal work, failures, and nobody left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import orphans
+import psutil
+import pytest
+import yaml
+
+from harness import job
+from harness.config import JobSpec
+from harness.errors import UserError
+from harness.results import Measurement, RunFolder, Summary
+from harness.worker import ChildError, Setup, Worker, _context, start_server
+
+TEXTS = ("one day", "two cats and a dog", "three of us")
+SEEDS = [1, 2]
+MEASURE = {
+    "min_rounds": 2,
+    "max_rounds": 2,
+    "budget_s": 60,
+    "warmup_calls": 1,
+    "pinned_tokens": None,
+    "tokens_per_character": 1.7,
+    "load_limit_s": 60,
+    "call_limit_s": 2,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    start_server()
+
+
+def spec(toggles: dict | None = None, texts: tuple[str, ...] = TEXTS, name: str = "untrained", **measure) -> JobSpec:
+    """A job on the fake pipeline; it is untrained unless said otherwise, so that nothing needs scoring."""
+    config = {
+        "combo": "combo",
+        "device": "cpu",
+        "measure": MEASURE | measure,
+        "pipeline": {"name": name, "loader": "fakes.load", "checkpoint_dir": None, "seed": 0, "threads": 1},
+        "plugin_modules": ["fakes"],
+        "quality": {},
+        "workload": {
+            "name": "fake",
+            "file": None,
+            "texts": [{"id": f"t{i}", "text": text} for i, text in enumerate(texts)],
+            "voices": ["rms"],
+            "seeds": SEEDS,
+            "cross": "round_robin",
+        },
+    }
+    return JobSpec("combo", toggles or {}, config)
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    pass
+
+
+def run(tmp_path: Path, *args, **kwargs) -> tuple[Summary, RunFolder]:
+    summary = job.run(spec(*args, **kwargs), tmp_path, quiet)
+    return summary, RunFolder.open(tmp_path / summary.run_id)
+
+
+def rows(folder: RunFolder, step: str) -> list[Measurement]:
+    return [row for row in folder.measurements()[0] if row.pass_name == step]
+
+
+def no_children() -> bool:
+    return not [child for child in psutil.Process().children(recursive=True) if child.name() == "combo"]
+
+
+# -- a job that goes well --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> tuple[Summary, RunFolder]:
+    toggles = {"fake_fast": {"factor": 4.0}, "fake_idle": {}, "fake_elsewhere": {}, "fake_broken": {}}
+    return run(tmp_path_factory.mktemp("good"), toggles)
+
+
+def test_the_faster_variant_is_found_faster(good):
+    found = good[0].comparison["rtf"]
+    assert found.verdict == "faster"
+    assert found.value == pytest.approx(0.25, abs=0.1)
+
+
+def test_equal_work_in_pairs_whose_order_flips(good):
+    speed = rows(good[1], "speed")
+    assert len(speed) == 2 * 2 * len(TEXTS)
+    for first, second in zip(speed[::2], speed[1::2], strict=True):
+        assert first.pair == second.pair
+        assert {first.variant, second.variant} == {"baseline", "combo"}
+        assert (first.position, second.position) == (0, 1)
+        assert first.n_tokens == second.n_tokens == first.pinned_tokens
+    leaders = [row.variant for row in speed[::2]]
+    assert all(one != other for one, other in pairwise(leaders[: len(TEXTS)]))
+    assert leaders[: len(TEXTS)] != leaders[len(TEXTS) :]
+
+
+def test_while_one_variant_speaks_the_other_is_idle(good):
+    timed = [row for row in good[1].measurements()[0] if row.ok]
+    for row, following in pairwise(timed):
+        assert row.started_s + row.generation_time_s <= following.started_s
+
+
+def test_first_and_warm_up_calls_are_kept_apart(good):
+    assert [row.variant for row in rows(good[1], "first")] == ["baseline", "combo"]
+    assert len(rows(good[1], "warmup")) == 2 * MEASURE["warmup_calls"]
+    assert good[0].variants["baseline"].first_call_s > 0
+
+
+def test_every_optimization_says_what_became_of_it(good):
+    found = good[0].optimizations
+    assert found["fake_fast"]["status"] == "active"
+    assert found["fake_fast"]["evidence"]["variable"] == "set before loading"
+    assert found["fake_idle"] == {
+        "enabled": True,
+        "status": "inactive",
+        "reason": "it never does anything",
+        "evidence": {},
+    }
+    assert found["fake_elsewhere"]["status"] == "unavailable"
+    assert found["fake_elsewhere"]["reason"] == "it needs another machine"
+    assert found["fake_broken"]["status"] == "failed"
+    assert "RuntimeError: the plugin broke" in found["fake_broken"]["reason"]
+    assert found["kv_cache"]["status"] == "off"
+
+
+def test_a_plugin_that_broke_half_way_leaves_no_trace_in_the_pipeline(good):
+    fast = [row.generation_time_s for row in rows(good[1], "speed") if row.variant == "combo"]
+    assert min(fast) > 0.002, "the broken plugin's half-made change would make it faster still"
+
+
+def test_the_job_accounts_for_all_of_its_time(good):
+    timing = json.loads((good[1].path / "timing.json").read_text())
+    parts = [timing[f"{part}_s"] for part in ("loading", "measured", "scoring", "orchestration")]
+    assert sum(parts) == pytest.approx(timing["job_s"])
+    spoken = sum(row.generation_time_s for row in good[1].measurements()[0])
+    assert timing["measured_s"] == pytest.approx(spoken)
+    assert good[0].timing["orchestration_share"] == pytest.approx(timing["orchestration_share"])
+
+
+def test_the_folder_tells_what_ran_where(good):
+    folder = good[1].path
+    assert yaml.safe_load((folder / "job.yaml").read_text())["pipeline"]["loader"] == "fakes.load"
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["chatterbox-tts"] == "0.1.7"
+    assert environment["device"]["name"].startswith("CPU")
+    assert os.uname().nodename not in (folder / "environment.json").read_text()
+    assert str(Path.home()) not in (folder / "environment.json").read_text()
+
+
+def test_a_checkpoint_that_cannot_speak_has_no_quality_figures(good):
+    summary, folder = good
+    assert rows(folder, "quality") == []
+    assert summary.variants["combo"].wer is None
+    assert summary.comparison["wer"].verdict == "not measured"
+    assert any("cannot speak" in warning for warning in summary.warnings)
+
+
+def test_its_token_counts_follow_from_the_length_of_the_text(good):
+    counts = {row.text_id: row.pinned_tokens for row in rows(good[1], "speed")}
+    assert counts == {f"t{i}": round(1.7 * len(text)) for i, text in enumerate(TEXTS)}
+
+
+def test_nobody_is_left_behind(good):
+    assert no_children()
+
+
+def test_a_checkpoint_that_speaks_gives_the_token_counts_itself(tmp_path, monkeypatch):
+    scored: list[RunFolder] = []
+    monkeypatch.setattr(job, "score_run", lambda folder, quality: scored.append(folder))
+    _, folder = run(tmp_path, name="trained")
+    quality = rows(folder, "quality")
+    assert len(quality) == 2 * len(TEXTS) * len(SEEDS)
+    assert all(row.pinned_tokens is None and row.eos for row in quality)
+    assert all((folder.path / row.audio).is_file() for row in quality)
+    assert {row.pinned_tokens for row in rows(folder, "speed")} == {25}
+    assert [one.path for one in scored] == [folder.path]
+
+
+def test_rounds_are_added_while_the_budget_lasts(tmp_path):
+    for budget, expected in ((0.0, 2), (1e6, 4)):
+        _, folder = run(tmp_path, max_rounds=4, budget_s=budget)
+        assert len({row.round for row in rows(folder, "speed")}) == expected
+
+
+def test_a_number_pins_every_text(tmp_path):
+    _, folder = run(tmp_path, pinned_tokens=7)
+    assert {row.n_tokens for row in rows(folder, "speed")} == {7}
+
+
+# -- a job that goes wrong -------------------------------------------------------------------------------------
+
+
+def test_a_child_that_dies_is_recorded_and_the_other_goes_on(tmp_path):
+    summary, folder = run(tmp_path, {"fake_deadly": {}})
+    assert summary.status == "failed"
+    assert "SIGKILL" in summary.variants["combo"].error
+    assert summary.variants["baseline"].status == "ok"
+    speed = rows(folder, "speed")
+    assert len([row for row in speed if row.variant == "baseline" and row.ok]) == 2 * len(TEXTS)
+    assert [row.error for row in speed if not row.ok] == [summary.variants["combo"].error]
+    assert no_children()
+
+
+def test_a_child_that_hangs_is_ended_and_shows_where(tmp_path):
+    summary, folder = run(tmp_path, texts=("one day", "hang now"), call_limit_s=0.5)
+    assert summary.status == "failed"
+    hung = next(row for row in folder.measurements()[0] if not row.ok)
+    assert hung.error.endswith("speak did not answer within 0.5 s and was ended")
+    assert "fakes.py" in hung.error, "the stack says where it hung"
+    assert no_children()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [("raise it", "RuntimeError: the fake raised"), ("exhaust it", "MemoryError")]
+)
+def test_an_utterance_that_raises_fails_alone(tmp_path, text, error):
+    summary, folder = run(tmp_path, texts=("one day", text))
+    assert summary.status == "incomplete"
+    failed = [row for row in rows(folder, "speed") if not row.ok]
+    assert len(failed) == 4
+    assert all(row.error.rstrip().endswith(error) and "Traceback" in row.error for row in failed)
+    assert len([row for row in rows(folder, "speed") if row.ok]) == 4
+
+
+@pytest.mark.parametrize(("name", "error"), [("crash", "SIGSEGV"), ("raise", "the fake cannot load")])
+def test_a_pipeline_that_does_not_load_is_a_failed_job(tmp_path, name, error):
+    summary, folder = run(tmp_path, name=name)
+    assert summary.status == "failed"
+    assert error in summary.variants["baseline"].error
+    assert folder.measurements()[0] == []
+
+
+def test_what_a_user_can_put_right_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="put it there"):
+        run(tmp_path, name="missing")
+    assert list(tmp_path.iterdir()) == []
+    assert no_children()
+
+
+def test_an_unknown_voice_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.wav.*kal16, rms"):
+        job.fit_voices([job.Item("t0", "one day", "nowhere.wav")], ["kal16", "rms"])
+
+
+def test_a_checkpoint_with_one_voice_speaks_them_all_and_says_so():
+    items = [job.Item("t0", "one day", "rms"), job.Item("t1", "two cats", "kal16")]
+    fitted, warnings = job.fit_voices(items, ["default"])
+    assert [item.voice for item in fitted] == ["default", "default"]
+    assert len(warnings) == 2
+
+
+def test_ctrl_c_keeps_what_was_measured_and_ends_the_children(tmp_path):
+    def interrupt(phase: str, done: int, total: int) -> None:
+        if phase.startswith("speed") and done > 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job.run(spec(), tmp_path, interrupt)
+    (folder,) = tmp_path.iterdir()
+    assert RunFolder.open(folder).summary().status == "incomplete"
+    assert len(RunFolder.open(folder).measurements()[0]) == 7
+    assert no_children()
+
+
+def test_a_child_does_not_outlive_its_parent(tmp_path):
+    context = _context()
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=orphans.start_a_hanging_child_and_die, args=(tmp_path, theirs))
+    parent.start()
+    theirs.close()
+    orphan = psutil.Process(ours.recv())
+    parent.join()
+    assert parent.exitcode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while _runs(orphan) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(orphan)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """A zombie has ended; whether somebody reaps it is the system's affair."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+# -- the two ends of the pipe ----------------------------------------------------------------------------------
+
+
+def test_a_dead_worker_is_not_asked_again(tmp_path):
+    worker = Worker(Setup("once", tmp_path, "fakes.load", {"name": "crash"}, "cpu"))
+    with pytest.raises(ChildError, match="the process died in load: SIGSEGV"):
+        worker.ask("load", limit_s=60)
+    with pytest.raises(ChildError, match="not attempted"):
+        worker.ask("load", limit_s=60)
+    worker.stop()
+
+
+def test_a_loader_that_cannot_be_imported_is_named(tmp_path):
+    worker = Worker(Setup("lost", tmp_path, "nowhere.load", {}, "cpu"))
+    with pytest.raises(UserError, match=r"nowhere\.load"):
+        worker.ask("load", limit_s=60)
+    worker.stop()
+
+
+def test_what_a_child_prints_stays_off_the_terminal(tmp_path, capfd):
+    worker = Worker(Setup("noisy", tmp_path, "fakes.load_noisily", {}, "cpu"))
+    worker.ask("load", limit_s=60)
+    worker.stop()
+    assert "noise" in (tmp_path / "logs" / "noisy.log").read_text()
+    assert "noise" not in "".join(capfd.readouterr())
