@@ -239,8 +239,7 @@ class Variant:
         similarity = {name: value for name, value in record.items() if name.startswith(SIMILARITY)}
         rest = {name: value for name, value in record.items() if name not in similarity}
         rest["intervals"] = {
-            name: None if bounds is None else (bounds[0], bounds[1])
-            for name, bounds in rest["intervals"].items()
+            name: None if bounds is None else (bounds[0], bounds[1]) for name, bounds in rest["intervals"].items()
         }
         return cls(similarity=similarity, **rest)
 
@@ -488,9 +487,7 @@ class RunFolder:
             return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             problem = " ".join(str(error).split())
-            raise UserError(
-                f"{path}: does not parse ({problem}); restore the file, or measure again."
-            ) from None
+            raise UserError(f"{path}: does not parse ({problem}); restore the file, or measure again.") from None
 
     def write_summary(self, summary: Summary) -> None:
         """Raises ValueError if the summary violates its own schema: a defect, not a user's mistake."""
@@ -527,14 +524,14 @@ def is_run(path: Path) -> bool:
 
 
 def find_runs(paths: list[Path]) -> list[RunFolder]:
-    """The runs that the paths name: a run's own folder, or a folder that holds runs (a sweep, results/).
+    """The runs that the paths name: a run's own folder, or a folder with runs anywhere inside (a sweep, results/).
 
     In order of their names, which begin with the date. Raises UserError for a path with no run in it.
     """
     found: dict[Path, RunFolder] = {}
     for path in map(Path, paths):
-        inside = sorted(child for child in path.iterdir() if is_run(child)) if path.is_dir() else []
-        for run in [path] if is_run(path) or not inside else inside:
+        inside = {file.parent for name in ("job.yaml", "summary.json") for file in path.rglob(name)}
+        for run in sorted(inside) or [path]:
             found.setdefault(run.resolve(), RunFolder.open(run))
     return list(found.values())
 

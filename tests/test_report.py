@@ -81,6 +81,16 @@ def test_a_sweep_is_ranked_and_shared_out(tmp_path):
     assert "| No reason to deploy | `warmup` |" in text
 
 
+def test_leaving_one_out_tells_what_it_adds(tmp_path):
+    text = report_of(
+        tmp_path,
+        Case(combo="production", enabled=("inference_mode", "kv_cache"), effect=Effect(time=0.5)),
+        Case(combo="production-without-kv_cache", enabled=("inference_mode",), effect=Effect(time=0.8)),
+    )
+    row = next(line for line in text.splitlines() if line.startswith("| `kv_cache` | inference_mode |"))
+    assert float(re.search(r"faster, (0\.\d+)", row)[1]) == pytest.approx(0.5 / 0.8, rel=0.05)
+
+
 def test_two_devices_are_kept_apart(tmp_path):
     text = report_of(tmp_path, Case(), Case(device="Test GPU", memory_kind="vram", pipeline="random"))
     assert "Recommended for the mini pipeline on Test CPU, 2 cores" in text
@@ -379,4 +389,5 @@ def test_find_runs_skips_what_is_no_run(tmp_path):
     run = make_run(tmp_path, Case())
     (tmp_path / "failures.txt").write_text("x")
     (tmp_path / "notes").mkdir()
-    assert [found.path for found in find_runs([tmp_path])] == [run.path]
+    deeper = make_run(tmp_path / "zz-sweep", Case())
+    assert [found.path for found in find_runs([tmp_path])] == [run.path, deeper.path]

@@ -21,6 +21,10 @@ RTF_IS = (
     "RTF, the real-time factor, is the wall-clock seconds of generation divided by the seconds of audio "
     "generated, summed over all utterances: lower is faster."
 )
+ADDED = (
+    "What one optimization adds to others, from two runs that differ in just that one. Each run is compared with its "
+    "own baseline first, so these intervals hold the noise of both."
+)
 RATIOS = "Ratios are combo / baseline, so below 1 is faster or smaller; brackets hold the 95 % interval."
 
 
@@ -172,6 +176,8 @@ def _optimizations(runs: Sequence[Run], effects: Sequence[Effect], findings: Seq
         on, off = _names(here)
         if on:
             blocks.append(tables.optimizations(on, here, own))
+        if any(effect.beside for effect in own):
+            blocks += [Paragraph(ADDED), tables.added(own)]
         for name in on:
             about = [finding for finding in findings if finding.claim.optimization == name]
             blocks += [Heading(3 + (len(places) > 1), f"`{name}`"), _optimization(name, here, own, about)]

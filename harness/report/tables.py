@@ -144,6 +144,22 @@ def optimizations(names: Sequence[str], runs: Sequence[Run], effects: Sequence[E
     return Table(columns, rows)
 
 
+def added(effects: Sequence[Effect]) -> Table:
+    """What each optimization adds to others, from pairs of runs that differ in just that one."""
+    metrics = ("rtf", "peak_memory_mb", "wer")
+    cells: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
+    for effect in effects:
+        if effect.beside and effect.metric in metrics:
+            change = words.change(effect.interval, stats.metric(effect.metric).kind)
+            row = cells.setdefault((effect.optimization, effect.beside), {})
+            row[effect.metric] = f"{effect.verdict}, {change}"
+    rows = [
+        [f"`{name}`", ", ".join(beside), *(row.get(metric, "") for metric in metrics)]
+        for (name, beside), row in cells.items()
+    ]
+    return Table(["optimization", "added to", "time ratio", "peak memory ratio", "WER change"], rows)
+
+
 def advice(advices: Sequence[rules.Advice]) -> Table:
     graded = sorted(advices, key=lambda advice: rules.GRADES.index(advice.grade))
     rows = [[advice.grade, f"`{advice.optimization}`", advice.reason] for advice in graded]
