@@ -26,7 +26,7 @@ from torch import Tensor
 from harness.mini import models
 from harness.mini.run import Run
 from harness.mini.speech import Corpus
-from harness.mini.t3 import EMOTION, Batch, Examples, autocast, forward, load_examples
+from harness.mini.t3 import EMOTION, Batch, Examples, autocast, forward, load_examples, split_rows
 
 MEASURED = 96  # utterances
 SPOKEN = 24
@@ -82,7 +82,7 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     t3.load_state_dict(run.load("t3"))
     t3.to(run.device).eval()
     examples = load_examples(corpus, run, t3.hp)
-    _, held_out = corpus.split()
+    _, held_out = split_rows(corpus)
     masses = measure_heads(t3, examples, held_out[:MEASURED])
     heads = best_heads(masses)
     (run.folder / "align.json").write_text(json.dumps({"analyzer_heads": heads}) + "\n")
