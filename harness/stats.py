@@ -118,6 +118,18 @@ def verdict(low: float | None, high: float | None, threshold: float, measure: Me
     return NO_CHANGE
 
 
+def proves_no_worse(low: float | None, high: float | None, threshold: float, measure: Metric) -> bool:
+    """Whether the whole interval stays clear of a change for the worse that counts.
+
+    More than "no detectable change", which a wide interval gets as well: that finds no loss, this rules it out.
+    """
+    if low is None or high is None:
+        return False
+    if measure.above in BAD:
+        return high <= measure.neutral + threshold
+    return low >= measure.neutral - threshold
+
+
 # ------------------------------------------------------------------------------------- the bootstrap
 
 Statistic = Callable[[np.ndarray], np.ndarray]

@@ -182,6 +182,16 @@ def test_only_a_complete_gain_with_kept_quality_is_recommended(tmp_path):
     assert objections["small_but_slow"] == "it is slower"
 
 
+def test_too_few_clips_to_rule_a_loss_out_do_not_prove_quality(tmp_path):
+    (run,) = loaded(tmp_path, Case(effect=Effect(time=0.5, wer=0.015)))
+    assert run.verdict("wer") == "no detectable change"
+    assert run.quality() == "no detectable change"
+    assert rules.recommended([run]) is None
+    assert rules.candidate([run]) is run
+    text = report_of(tmp_path, Case(effect=Effect(time=0.5, wer=0.015)))
+    assert "measure more texts or seeds before deploying" in text
+
+
 def test_unmeasured_quality_makes_a_candidate_not_a_recommendation(tmp_path):
     runs = loaded(tmp_path, Case(effect=Effect(time=0.5), unmeasured="random weights"))
     assert rules.recommended(runs) is None
@@ -265,6 +275,11 @@ def test_evidence_counts_answer_claims(tmp_path):
     facts = {"vocos": {"hift_bytes": 83_000_000, "vocos_bytes": 60_000_000}}
     runs = loaded(tmp_path, alone("vocos", evidence=facts))
     assert finding("vocos-size", runs).verdict == claims.NOT_CONFIRMED
+
+
+def test_what_an_optimization_shows_about_itself_counts_in_any_company(tmp_path):
+    together = loaded(tmp_path, Case(enabled=("inference_mode", "warmup")))
+    assert finding("inference-mode-incompatible", together).verdict == claims.CONTRADICTED
 
 
 def test_what_the_campaign_could_not_run_is_contradicted_by_evidence(tmp_path):

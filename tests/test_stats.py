@@ -34,9 +34,7 @@ def test_ratio_of_sums_is_the_ratio_of_the_two_rtfs():
 
 def test_the_same_rows_give_the_same_interval():
     baseline, variant = run_twice(np.random.default_rng(0), 8, 0.1)
-    assert stats.ratio_of_sums(baseline, variant, texts(8)) == stats.ratio_of_sums(
-        baseline, variant, texts(8)
-    )
+    assert stats.ratio_of_sums(baseline, variant, texts(8)) == stats.ratio_of_sums(baseline, variant, texts(8))
 
 
 def test_too_few_pairs_give_no_interval_and_no_verdict():
@@ -127,6 +125,26 @@ def test_a_verdict_needs_the_whole_interval_beyond_the_threshold():
     assert stats.verdict(-0.06, -0.03, 0.02, WER) == "better"
     assert stats.verdict(-0.06, -0.03, 0.02, stats.metric("sim_resemblyzer")) == "worse"
     assert stats.verdict(None, None, 0.02, WER) == "not measured"
+
+
+def test_finding_no_loss_is_not_ruling_one_out():
+    assert stats.verdict(-0.05, 0.08, 0.02, WER) == "no detectable change"
+    assert not stats.proves_no_worse(-0.05, 0.08, 0.02, WER)
+    assert stats.proves_no_worse(-0.05, 0.015, 0.02, WER)
+    assert stats.proves_no_worse(-0.015, 0.3, 0.02, stats.metric("sim_resemblyzer"))
+    assert not stats.proves_no_worse(-0.05, 0.3, 0.02, stats.metric("sim_resemblyzer"))
+    assert not stats.proves_no_worse(None, None, 0.02, WER)
+
+
+def test_two_independent_comparisons_are_contrasted():
+    first, second = stats.Interval(0.8, 0.76, 0.84, 12), stats.Interval(0.4, 0.38, 0.42, 10)
+    change = stats.contrast(first, second, "ratio")
+    assert change.estimate == pytest.approx(0.5)
+    assert change.n == 10
+    assert 0.46 < change.low < 0.475  # wider than either alone: 5 % and 5 % in quadrature are 7 %
+    assert 0.53 < change.high < 0.54
+    unknown = stats.contrast(first, stats.Interval(0.4, None, None, 2), "ratio")
+    assert (unknown.estimate, unknown.low, unknown.high) == (pytest.approx(0.5), None, None)
 
 
 def test_peaks_compare_the_highest_values():

@@ -2,7 +2,7 @@
 
 `configs/claims.yaml` holds every figure of the campaign report as data: what it is about (an optimization
 alone, or a combo), which metric of ours it can be held against, and how. A verdict needs a run in which just
-that was active; there are four:
+that was on; there are four:
 
     confirmed                   a change in the claimed direction was detected, and its interval reaches the claim
     not confirmed               no change was detected, or one that falls short of the claim
@@ -94,8 +94,7 @@ def _fitting(claim: Claim, runs: Sequence[Run]) -> tuple[Run | None, str]:
         subject = named if claim.combos else list(runs)
         missing = f"no run of the combo {' or '.join(claim.combos)} is in this report"
     else:
-        alone = [run for run in runs if run.summary.enabled == [claim.optimization]]
-        subject = [run for run in alone if _has_parameters(run, claim)]
+        subject = [run for run in runs if _is_about(run, claim) and _has_parameters(run, claim)]
         missing = _why_not_alone(claim, runs)
     if not subject:
         return None, missing
@@ -126,6 +125,13 @@ def _why_not_alone(claim: Claim, runs: Sequence[Run]) -> str:
         wanted = words.listing([f"{key}={value}" for key, value in claim.parameters.items()])
         return f"no run has {name} on with {wanted}"
     return f"{name} was on only together with others, in {words.listing([run.name for run in having])}"
+
+
+def _is_about(run: Run, claim: Claim) -> bool:
+    """The optimization alone; in any company for what it shows about itself."""
+    if claim.kind in ("status", "evidence"):
+        return claim.optimization in run.summary.enabled
+    return run.summary.enabled == [claim.optimization]
 
 
 def _is_miniature(run: Run) -> bool:
@@ -165,7 +171,7 @@ def _judge_change(claim: Claim, run: Run) -> Judgement:
 
 
 def _judge_no_change(claim: Claim, run: Run) -> Judgement:
-    """The whole interval within the practical threshold, on the bad side at least where only that was claimed."""
+    """The whole interval within the practical threshold; `expect.or_better`: or beyond it on the good side."""
     name = _metric_name(claim, run)
     if name is None:
         return "", CANNOT, run.combo.quality_note or "the metric was not measured"
@@ -175,15 +181,10 @@ def _judge_no_change(claim: Claim, run: Run) -> Judgement:
         return _unjudged(record.value, measured, run)
     if metric.kind == "delta" and not run.baseline.trained:
         return "", CANNOT, run.combo.quality_note or "the weights are untrained"
-    inside_low = record.low >= metric.neutral - threshold
-    inside_high = record.high <= metric.neutral + threshold
-    if claim.expect.get("or_better"):
-        inside_low, inside_high = (
-            (inside_low or metric.below in stats.GOOD),
-            (inside_high or metric.above in stats.GOOD),
-        )
-    if inside_low and inside_high:
-        return measured, CONFIRMED, "the whole interval is within the threshold"
+    no_worse = stats.proves_no_worse(record.low, record.high, threshold, metric)
+    inside = metric.neutral - threshold <= record.low and record.high <= metric.neutral + threshold
+    if inside or (no_worse and claim.expect.get("or_better")):
+        return measured, CONFIRMED, "the interval rules out a change that counts"
     if record.verdict in stats.BAD or (record.verdict in stats.GOOD and not claim.expect.get("or_better")):
         return measured, CONTRADICTED, record.verdict
     return measured, NOT_CONFIRMED, "the interval is too wide to rule a change out"

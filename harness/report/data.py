@@ -8,6 +8,8 @@ from typing import Any
 from harness import stats
 from harness.results import BASELINE, Comparison, RunFolder, Summary, Variant
 
+KEPT = "kept"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -61,12 +63,20 @@ class Run:
         return self.summary.comparison[metric].verdict if metric in self.summary.comparison else stats.NOT_MEASURED
 
     def quality(self) -> str:
-        """ "kept", "worse" or "not measured". Untrained weights have no quality to keep."""
+        """ "kept", "no detectable change", "worse" or "not measured".
+
+        Kept means that the intervals rule out a loss that counts; untrained weights have no quality to keep.
+        """
         verdicts = [self.verdict(name) for name in self.quality_metrics]
         if "worse" in verdicts:
             return "worse"
-        measured = self.verdict("wer") != stats.NOT_MEASURED and self.baseline.trained
-        return "kept" if measured else stats.NOT_MEASURED
+        if self.verdict("wer") == stats.NOT_MEASURED or not self.baseline.trained:
+            return stats.NOT_MEASURED
+        return KEPT if all(self._proved(name) for name in self.quality_metrics) else stats.NO_CHANGE
+
+    def _proved(self, metric: str) -> bool:
+        record, threshold = self.change(metric), self.summary.thresholds[metric]
+        return stats.proves_no_worse(record.low, record.high, threshold, stats.metric(metric))
 
     def gains(self) -> list[str]:
         """What the combo is better at: "faster", "less memory"."""

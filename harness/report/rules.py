@@ -1,7 +1,8 @@
 """From verdicts to advice. Every recommendation of the report is made here, by rules a reader can check.
 
-A configuration is recommended if its run is complete, it is faster or smaller, it is not slower, and neither
-word error rate nor similarity got worse. Where quality could not be measured it is only a candidate.
+A configuration is recommended if its run is complete, it is faster or smaller, it is not slower, and the
+intervals of word error rate and similarity rule out a loss that counts. Where quality was not measured, or its
+intervals are too wide to rule one out, the configuration is only a candidate.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from harness import stats
 from harness.ablation import Effect
 from harness.report import words
-from harness.report.data import Run, ranked
+from harness.report.data import KEPT, Run, ranked
 
 DEPLOY = "Deploy"
 AFTER_CHECK = "Deploy after a quality check"
@@ -37,8 +38,8 @@ def recommended(runs: Sequence[Run]) -> Run | None:
 
 
 def candidate(runs: Sequence[Run]) -> Run | None:
-    """The fastest run that lacks nothing but a measured quality."""
-    return next((run for run in ranked(runs) if _speaks_for(run) and run.quality() == stats.NOT_MEASURED), None)
+    """The fastest run that lacks nothing but proof of its quality."""
+    return next((run for run in ranked(runs) if _speaks_for(run) and run.quality() != "worse"), None)
 
 
 def objection(run: Run) -> str | None:
@@ -51,7 +52,9 @@ def objection(run: Run) -> str | None:
     if run.quality() == "worse":
         worse = [name for name in run.quality_metrics if run.verdict(name) == "worse"]
         return f"its quality is worse ({', '.join(worse)})"
-    return "its quality was not measured" if run.quality() == stats.NOT_MEASURED else None
+    if run.quality() == stats.NOT_MEASURED:
+        return "its quality was not measured"
+    return None if run.quality() == KEPT else "no loss of quality was detected, but its interval does not rule one out"
 
 
 def _speaks_for(run: Run) -> bool:
@@ -70,20 +73,30 @@ def advise(name: str, runs: Sequence[Run], effects: Sequence[Effect]) -> Advice:
     verdicts = {metric: effect.verdict for metric, effect in own.items()}
     beside = next(iter(own.values())).beside
     where = f"added to {', '.join(beside)}" if beside else "alone"
-    time, memory = verdicts.get("rtf"), verdicts.get("peak_memory_mb")
-    quality = [verdict for metric, verdict in verdicts.items() if stats.metric(metric).kind == "delta"]
-    trained = all(run.baseline.trained for run in runs if name in run.summary.enabled)
-    judged = trained and verdicts.get("wer", stats.NOT_MEASURED) != stats.NOT_MEASURED
-    found = f"{where}: time {time or stats.NOT_MEASURED}, memory {memory or stats.NOT_MEASURED}"
-    if "worse" in quality:
-        return Advice(name, DO_NOT, f"{found}, quality worse")
+    time, memory = (verdicts.get(metric, stats.NOT_MEASURED) for metric in ("rtf", "peak_memory_mb"))
+    quality = _quality([effect for effect in own.values() if stats.metric(effect.metric).kind == "delta"], runs)
+    found = f"{where}: time {time}, memory {memory}, quality {quality}"
+    if quality == "worse":
+        return Advice(name, DO_NOT, found)
     if time == "slower":
         return Advice(name, MEMORY_ONLY if memory == "less" else DO_NOT, found)
     if time != "faster" and memory != "less":
         return Advice(name, NO_REASON, found)
-    if not judged:
-        return Advice(name, AFTER_CHECK, f"{found}, quality not measured")
-    return Advice(name, DEPLOY, f"{found}, quality not worse")
+    return Advice(name, DEPLOY if quality == KEPT else AFTER_CHECK, found)
+
+
+def _quality(changes: Sequence[Effect], runs: Sequence[Run]) -> str:
+    """What `Run.quality` says of a run, said of one optimization's own effects on quality."""
+    if any(change.verdict == "worse" for change in changes):
+        return "worse"
+    if not all(run.baseline.trained for run in runs) or all(c.verdict == stats.NOT_MEASURED for c in changes):
+        return stats.NOT_MEASURED
+    limits = runs[0].summary.thresholds
+    proved = (
+        stats.proves_no_worse(c.interval.low, c.interval.high, limits[c.metric], stats.metric(c.metric))
+        for c in changes
+    )
+    return KEPT if all(proved) else stats.NO_CHANGE
 
 
 def unattributed(name: str, runs: Sequence[Run]) -> tuple[str, str]:

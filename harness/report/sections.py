@@ -102,16 +102,19 @@ def _overview(place: str, runs: Sequence[Run]) -> str:
 
 
 def _recommendation(place: str, runs: Sequence[Run]) -> str:
-    if best := rules.recommended(runs):
-        metric = "rtf" if best.verdict("rtf") == "faster" else "peak_memory_mb"
-        gain = words.amount_of_change(metric, best.change(metric).value or 1.0)
+    best = rules.recommended(runs)
+    run = best or rules.candidate(runs)
+    if run is None:
+        return f"No combo is recommended for {place}: none cleared every gate."
+    metric = "rtf" if run.verdict("rtf") == "faster" else "peak_memory_mb"
+    gain = words.amount_of_change(metric, run.change(metric).value or 1.0)
+    if best:
         return f"Recommended for {place}: **{best.name}**, {gain}, quality kept."
-    if best := rules.candidate(runs):
-        verdict = words.listing(best.gains())
-        return (
-            f"No combo is recommended for {place} yet: {best.name} is best ({verdict}), its quality was not measured."
-        )
-    return f"No combo is recommended for {place}: none cleared every gate."
+    return (
+        f"No combo is recommended for {place} yet. The fastest without a detected loss is **{run.name}**, {gain}; "
+        f"{rules.objection(run)}: measure {'it' if run.quality() == stats.NOT_MEASURED else 'more texts or seeds'} "
+        "before deploying."
+    )
 
 
 def _claims_sentence(findings: Sequence[Finding]) -> str:
@@ -230,7 +233,7 @@ def _told(effects: dict[str, Effect]) -> list[str]:
 
 def _effect_clause(effect: Effect) -> str:
     kind = stats.metric(effect.metric).kind
-    return f"{words.label(effect.metric)} {effect.verdict}, {kind} {words.change(effect.interval, kind)}"
+    return f"{words.label(effect.metric)} {kind} {words.change(effect.interval, kind)}, {effect.verdict}"
 
 
 # ------------------------------------------------------------------------- combined impact and quality
@@ -327,8 +330,9 @@ def _deployment(runs: Sequence[Run], effects: Sequence[Effect]) -> list[Block]:
     blocks: list[Block] = [
         Heading(2, "Deployment recommendations"),
         Paragraph(
-            "By rule: deploy what is faster or smaller with quality not worse; check quality first where it was not "
-            "measured; keep what is slower but smaller for where memory is short; leave the rest."
+            "By rule: deploy what is faster or smaller with quality kept, which means that the intervals rule out a "
+            "loss that counts; check quality first where they do not, or where it was not measured; keep what is "
+            "slower but smaller for where memory is short; leave the rest."
         ),
     ]
     for place, here in places.items():
