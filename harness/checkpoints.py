@@ -90,8 +90,12 @@ def _upstream(name: str, device: torch.device, folder: str | Path | None) -> Pip
 
 
 def _random(device: torch.device, multilingual: bool, seed: int) -> Pipeline:
-    """Upstream's full-size modules as a seed initializes them, with the miniature's character tokenizer."""
-    with torch.random.fork_rng():
+    """Upstream's full-size modules as a seed initializes them, with the miniature's character tokenizer.
+
+    They are drawn on `device`, which takes a GPU a second and a CPU half a minute; the same seed gives other weights
+    on another kind of device.
+    """
+    with torch.random.fork_rng(), device:
         torch.manual_seed(seed)
         t3 = T3(T3Config.multilingual() if multilingual else T3Config.english_only()).to(device).eval()
         s3gen = S3Gen().to(device).eval()

@@ -38,6 +38,9 @@ class Optimization:
     class Config:
         """Parameters; they become `optimizations.<name>.*` on the command line."""
 
+    config: Any
+    """An instance of the subclass's own Config."""
+
     def __init__(self, config: Any = None) -> None:
         self.config = config if config is not None else self.Config()
 

@@ -55,7 +55,7 @@ class DynamicEngine:
     """transformers' model with its growing cache, asked for nothing but the last hidden state."""
 
     def __init__(self, tfmr: LlamaModel) -> None:
-        self.tfmr = tfmr
+        self.tfmr: Any = tfmr  # torch types a module's attributes `Tensor | Module`, which no layer of it is
         self.heads: Heads = ()
         self.rows: list[Tensor] = []
         self._cache = DynamicCache(config=tfmr.config)
@@ -114,7 +114,9 @@ class DynamicEngine:
         cos, sin = (r[:rows] if r.shape[0] > 1 else r for r in rotation)
         q = attention.q_proj(hidden[:rows, -newest:])[..., head * dim : (head + 1) * dim]
         q = q * cos[:, -newest:] + _rotate_half(q) * sin[:, -newest:]
-        k = self._cache.layers[layer].keys[:rows, head]
+        keys = self._cache.layers[layer].keys
+        assert keys is not None
+        k = keys[:rows, head]
         return attention_rows(q, k, None if self._valid is None else self._valid[:rows], newest)
 
 
@@ -132,7 +134,7 @@ class StaticEngine:
     """
 
     def __init__(self, tfmr: LlamaModel, bucket: int = 256) -> None:
-        self.tfmr = tfmr
+        self.tfmr: Any = tfmr  # torch types a module's attributes `Tensor | Module`, which no layer of it is
         self.bucket = bucket
         self.heads: Heads = ()
         self.rows: list[Tensor] = []
@@ -196,8 +198,9 @@ class StaticEngine:
         capacity = -(-(length + 1) // self.bucket) * self.bucket
         config = self.tfmr.config
         shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = [self._grown(shape, dtype, like, old) for old in self.keys or [None] * len(self.tfmr.layers)]
-        self.values = [self._grown(shape, dtype, like, old) for old in self.values or [None] * len(self.tfmr.layers)]
+        blank = [None] * config.num_hidden_layers
+        self.keys = [self._grown(shape, dtype, like, old) for old in self.keys or blank]
+        self.values = [self._grown(shape, dtype, like, old) for old in self.values or blank]
         positions = torch.arange(capacity, device=like.device)[None]
         cos, sin = self.tfmr.rotary_emb(like.to(dtype), positions)
         half = sin.shape[-1] // 2
@@ -221,7 +224,10 @@ class StaticEngine:
         for index, layer in enumerate(self.tfmr.layers):
             attention = layer.self_attn
             h = _rms_norm(x, layer.input_layernorm)
-            q, k, v = (_heads(project(h), attention.head_dim) for project in _projections(attention))
+            q, k, v = (
+                _heads(project(h), attention.head_dim)
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
             q, k = q * cos + _swap_halves(q) * sin, k * cos + _swap_halves(k) * sin
             self.keys[index][:, :, start:end] = k
             self.values[index][:, :, start:end] = v
@@ -261,10 +267,6 @@ class StaticEngine:
         return attention_rows(q[:rows, head], keys[:rows, head], valid, min(newest, q.shape[2]))
 
 
-def _projections(attention: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-    return attention.q_proj, attention.k_proj, attention.v_proj
-
-
 def _heads(x: Tensor, head_dim: int) -> Tensor:
     """[R, n, heads * head_dim] -> [R, heads, n, head_dim]"""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
@@ -275,5 +277,5 @@ def _swap_halves(x: Tensor) -> Tensor:
     return x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
 
 
-def _rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
+def _rms_norm(x: Tensor, norm: Any) -> Tensor:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
