@@ -17,6 +17,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from harness.console import say, say_error
+from harness.console import OUT, say, say_error
 from harness.errors import UserError
 from harness.worker import start_server
 
@@ -37,8 +38,10 @@ if TYPE_CHECKING:  # imported where they are used: heavy, and the forkserver's i
     from harness.config import JobSpec
     from harness.results import Summary
 
+CONFIGS = Path(__file__).resolve().parent / "configs"
 _starts = [time.monotonic()]
 ASKS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+PERTH_WARNING = "pkg_resources is deprecated"
 LOADING_S = 40.0
 """What the packages and two miniature models take to load on two cores; only for the announcement."""
 
@@ -46,6 +49,8 @@ LOADING_S = 40.0
 def main() -> int:
     """The command; returns its exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what is wrong, and here it becomes one line
+    os.environ.setdefault("PYTHONWARNINGS", f"ignore:{PERTH_WARNING}:UserWarning")  # for the children
+    warnings.filterwarnings("ignore", PERTH_WARNING)
     try:
         if not ASKS_ONLY & set(sys.argv):
             start_server()  # it imports the heavy packages while this process imports the catalogue
@@ -71,7 +76,7 @@ def main() -> int:
     return ReportCallback.exit_code
 
 
-@hydra.main(config_path="configs", config_name="config", version_base="1.3")
+@hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
 def sweep(cfg: DictConfig) -> str:
     """One Hydra job: one paired experiment, or several in a row. Returns the folder that holds its results."""
     from harness.callback import note_failure
@@ -107,7 +112,7 @@ def measure(spec: JobSpec, results: Path) -> Summary:
 
     say(announcement(spec))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, transient=True) as bar:
+    with Progress(*columns, console=OUT, transient=True, disable=not OUT.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         summary = job.run(
             spec,

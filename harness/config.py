@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from harness.ablation import DESIGNS, Design, Job
@@ -135,5 +135,6 @@ def explain(error: Exception) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         known = list(error.options or [])
         return f"there is no {group}={name}{did_you_mean(name, known)}; configs/{group}: {', '.join(known)}"
-    words = [str(error), str(error.__cause__ or "")]
+    where = f"{error.override}:" if isinstance(error, OverrideParseException) else ""
+    words = [where, str(error), str(error.__cause__ or "")]
     return " ".join(" ".join(words).split())

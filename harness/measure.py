@@ -117,9 +117,7 @@ def held_mb(device: torch.device) -> float:
         torch.cuda.synchronize(device)
         return torch.cuda.memory_allocated(device) / MB
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # freed weights (quantized away, say) go back to the system before we look
+        ctypes.CDLL(None).malloc_trim(0)  # freed weights (quantized away, say) go back to the system before we look
     return psutil.Process().memory_info().rss / MB
 
 
@@ -173,9 +171,7 @@ class CpuWatch:
     def _busy() -> float:
         times = psutil.cpu_times()
         idle = times.idle + getattr(times, "iowait", 0.0)
-        guest = getattr(times, "guest", 0.0) + getattr(
-            times, "guest_nice", 0.0
-        )  # already inside user and nice
+        guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # already inside user and nice
         return sum(times) - idle - guest
 
     def _own(self) -> float:

@@ -246,7 +246,7 @@ class Variant:
         One that raises half-way leaves a pipeline in an unknown state, so loading starts again without it.
         """
         load = import_path(self.setup.loader)
-        create = import_catalogue(self.setup.plugin_modules).create if self.setup.plugins else None
+        create: Any = import_catalogue(self.setup.plugin_modules).create if self.setup.plugins else None
         failed: dict[str, dict[str, Any]] = {}
         while True:
             self.plugins, self.statuses = {}, {}
