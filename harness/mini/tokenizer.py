@@ -28,7 +28,8 @@ from harness.mini.run import Run, learning_rate
 from harness.mini.speech import PHONE_HOP, PHONES, Corpus
 
 TOKEN = 2 * PHONE_HOP  # samples per code at 16 kHz
-STEPS, PEAK_RATE = 5000, 1.5e-3
+STEPS, PEAK_RATE = 2500, 1.5e-3
+SOFT_SHARE = 0.3  # of the steps, at the start: rounding sets in little by little
 SECONDS_PER_STEP = 400
 CROPS = (1.2, 2.0, 2.0, 3.0, 3.0, 4.0, 6.0, 10.0, 16.0)  # seconds; one is drawn for each step
 PHONE_WEIGHT, MEL_WEIGHT = 1.0, 1.0
@@ -93,29 +94,33 @@ class Reader(nn.Module):
         return phones.permute(0, 3, 1, 2).flatten(1, 2), mel.permute(0, 2, 3, 1).flatten(2)
 
 
-def digits_of(tokenizer: MiniS3Tokenizer, hidden: Tensor) -> Tensor:
+def digits_of(tokenizer: MiniS3Tokenizer, hidden: Tensor, rounded: float = 1.0) -> Tensor:
     """Active digits in {-1, 0, 1} [B, T, ACTIVE_DIGITS], as `FSQCodebook.encode` rounds them.
 
-    The gradient passes the rounding as if it were not there.
+    The gradient passes the rounding as if it were not there. Only a random share `rounded` of the digits is rounded:
+    a new encoder's outputs are small, and if all of them became 0 there would be nothing to read.
     """
     project = tokenizer.quantizer._codebook.project_down
     smooth = F.linear(hidden.float(), project.weight[:ACTIVE_DIGITS], project.bias[:ACTIVE_DIGITS]).tanh() * 0.999
-    return smooth + (smooth.round() - smooth).detach()
+    chosen = torch.rand_like(smooth) < rounded
+    return smooth + ((smooth.round() - smooth) * chosen).detach()
 
 
-def encode(tokenizer: MiniS3Tokenizer, wave: Tensor) -> Tensor:
+def encode(tokenizer: MiniS3Tokenizer, wave: Tensor, rounded: float) -> Tensor:
     """Digits of full-length crops [B, samples]."""
     mel = features.s3_log_mel(wave)
     lengths = torch.full((len(mel),), mel.shape[-1], device=mel.device)
     hidden, _ = tokenizer.encoder(mel, lengths)
-    return digits_of(tokenizer, hidden)
+    return digits_of(tokenizer, hidden, rounded)
 
 
-def losses(tokenizer: MiniS3Tokenizer, reader: Reader, speech: Speech, seconds: float) -> dict[str, Tensor]:
+def losses(
+    tokenizer: MiniS3Tokenizer, reader: Reader, speech: Speech, seconds: float, rounded: float = 1.0
+) -> dict[str, Tensor]:
     """One batch's losses and figures."""
     wave, phones, voices = speech.crops(max(1, int(SECONDS_PER_STEP / seconds)), seconds)
     target = features.mel80(features.wav24(wave))
-    digits = encode(tokenizer, wave)
+    digits = encode(tokenizer, wave, rounded)
     logits, mel = reader(digits, voices)
     return {
         "phone": F.cross_entropy(logits.flatten(0, 1).float(), phones.flatten(), label_smoothing=0.02),
@@ -140,7 +145,7 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     for step in range(first, steps):
         seconds = CROPS[int(torch.randint(len(CROPS), ()))]
         with precision:
-            figures = losses(tokenizer, reader, seen, seconds)
+            figures = losses(tokenizer, reader, seen, seconds, rounded=min(1.0, step / (SOFT_SHARE * steps)))
         loss = PHONE_WEIGHT * figures["phone"] + MEL_WEIGHT * figures["mel"]
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, PEAK_RATE)
         optimizer.zero_grad()

@@ -2,8 +2,8 @@
 
 Stages form a small graph; each is a module with `train(corpus, run) -> validation figures`:
 
-    sounds (8 h of speech) ──> tokenizer, speakers, hift, vocos
-    words (60 h)           ──> tokens (needs tokenizer) ──> flow, t3 (need speakers) ──> align ──> export
+    sounds (4 h of speech) ──> tokenizer, speakers, hift, vocos
+    words (40 h)           ──> tokens (needs tokenizer) ──> flow, t3 (need speakers) ──> align ──> export
 
 Sounds are learned from a few hours while the many hours that spelling needs are still being spoken. A finished
 stage is skipped and an interrupted one resumes, so the command can be given again; naming stages runs only those.
@@ -26,7 +26,7 @@ from harness.errors import UserError
 from harness.mini.run import Run
 from harness.mini.speech import Corpus, make_corpus
 
-HOURS = {"sounds": 8.0, "words": 60.0}
+HOURS = {"sounds": 4.0, "words": 40.0}
 
 
 @dataclass(frozen=True)
