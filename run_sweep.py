@@ -146,7 +146,7 @@ def time_line(timing: dict[str, float | None]) -> str:
     shares = {name: (timing.get(f"{name}_s") or 0.0) / job_s for name in ("measured", "loading", "orchestration")}
     return (
         f"{job_s:.0f} s: measured calls {shares['measured']:.0%}, loading {shares['loading']:.0%}, "
-        f"scoring {1 - sum(shares.values()):.0%}, orchestration {shares['orchestration']:.1%}."
+        f"scoring and evidence {1 - sum(shares.values()):.0%}, orchestration {shares['orchestration']:.1%}."
     )
 
 

@@ -86,12 +86,16 @@ def resolve_device(device: str) -> str:
 
 
 class Ledger:
-    """Where a job's time goes. What is neither loading nor measuring nor scoring is orchestration."""
+    """Where a job's time goes: loading, measured calls, evidence (probes in the child), scoring.
+
+    All the rest is orchestration: talking to the children, writing files, waiting, summing up.
+    """
 
     def __init__(self, started: float | None = None) -> None:
         self.started = started if started is not None else time.monotonic()
         self.loading_s = time.monotonic() - self.started  # the packages, which the forkserver imports meanwhile
         self.measured_s = 0.0
+        self.evidence_s = 0.0
         self.scoring_s = 0.0
 
     @property
@@ -100,7 +104,7 @@ class Ledger:
 
     @contextmanager
     def book(self, account: str) -> Iterator[None]:
-        """Add the time spent inside to `loading_s` or `scoring_s`."""
+        """Add the time spent inside to one of the accounts."""
         start = time.monotonic()
         try:
             yield
@@ -109,11 +113,13 @@ class Ledger:
 
     def read(self) -> dict[str, float]:
         job_s = self.elapsed_s
-        orchestration_s = max(0.0, job_s - self.loading_s - self.measured_s - self.scoring_s)
+        booked_s = self.loading_s + self.measured_s + self.evidence_s + self.scoring_s
+        orchestration_s = max(0.0, job_s - booked_s)
         return {
             "job_s": job_s,
             "loading_s": self.loading_s,
             "measured_s": self.measured_s,
+            "evidence_s": self.evidence_s,
             "scoring_s": self.scoring_s,
             "orchestration_s": orchestration_s,
             "orchestration_share": orchestration_s / job_s,
@@ -145,7 +151,7 @@ class Experiment:
         self.plan = dict.fromkeys(PASSES, 0)
         self.spoken = 0
 
-    # -- the phases ------------------------------------------------------------------------------------------
+    # -- the phases ---------------------------------------------------------------------------------------------------
 
     def measure(self) -> None:
         """Everything that needs the children. Raises UserError for what they cannot be given."""
@@ -187,7 +193,7 @@ class Experiment:
         self.folder.write_summary(summary)
         return summary
 
-    # -- loading ---------------------------------------------------------------------------------------------
+    # -- loading ------------------------------------------------------------------------------------------------------
 
     def _load(self) -> bool:
         """Load one variant after the other; False if one is missing, for the other could not be paired."""
@@ -254,7 +260,7 @@ class Experiment:
             self.pinned = dict.fromkeys(self.items, tokens)
         self.folder.write_json("plan.json", self.plan)
 
-    # -- the passes ------------------------------------------------------------------------------------------
+    # -- the passes ---------------------------------------------------------------------------------------------------
 
     def _first_calls(self) -> None:
         """The first call and the warm-up calls: one text, the combo held to what the baseline said."""
@@ -343,7 +349,7 @@ class Experiment:
         self.spoken += 1
         return row
 
-    # -- talking to the children -----------------------------------------------------------------------------
+    # -- talking to the children --------------------------------------------------------------------------------------
 
     def _ask(self, name: str, method: str, *arguments: Any, limit_s: float) -> Any:
         """The child's answer; None if it failed. Its record says so where that was the end of the variant."""
@@ -360,7 +366,8 @@ class Experiment:
 
     def _collect_evidence(self) -> None:
         if self.workers[self.spec.combo].alive:
-            shown = self._ask(self.spec.combo, "evidence", limit_s=self.settings["call_limit_s"])
+            with self.ledger.book("evidence_s"):
+                shown = self._ask(self.spec.combo, "evidence", limit_s=self.settings["call_limit_s"])
             self.statuses = shown or self.statuses
 
     def _all_statuses(self) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import gc
 import os
 import platform
@@ -46,7 +47,7 @@ _STATUS = Path("/proc/self/status")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size ("high water mark") to the current one
 
 
-# -- time ----------------------------------------------------------------------------------------------------
+# -- time -------------------------------------------------------------------------------------------------------------
 
 
 def timed(device: torch.device, call: Callable[[], Any]) -> tuple[Any, float]:
@@ -64,7 +65,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# -- memory --------------------------------------------------------------------------------------------------
+# -- memory -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -95,8 +96,9 @@ def peak(device: torch.device) -> Memory:
             "allocated_mb": torch.cuda.max_memory_allocated(device) / MB,
             "reserved_mb": torch.cuda.max_memory_reserved(device) / MB,
         }
-        process = _process_vram_mb(device)
-        return Memory("vram", detail["allocated_mb"], detail | ({"process_mb": process} if process else {}))
+        # what the driver books for this process: weights, caches, fragments and the CUDA context itself
+        process_mb = gpu.process_mb(os.getpid()) if (gpu := _gpu(device)) else None
+        return Memory("vram", detail["allocated_mb"], detail | ({"process_mb": process_mb} if process_mb else {}))
     return Memory("rss", _peak_rss_mb(), {"current_mb": psutil.Process().memory_info().rss / MB})
 
 
@@ -121,21 +123,13 @@ def held_mb(device: torch.device) -> float:
     return psutil.Process().memory_info().rss / MB
 
 
-def _process_vram_mb(device: torch.device) -> float | None:
-    """What the driver books for this process: weights, caches, fragments and the CUDA context itself."""
-    with _Nvml(device) as gpu:
-        return gpu.process_mb(os.getpid()) if gpu else None
-
-
-# -- the device's state --------------------------------------------------------------------------------------
+# -- the device's state -----------------------------------------------------------------------------------------------
 
 
 def device_state(device: torch.device) -> dict[str, Any]:
     """Clocks [MHz], temperature [°C], throttle reasons and processes on a GPU; nothing on a CPU."""
-    if device.type != "cuda":
-        return {}
-    with _Nvml(device) as gpu:
-        return gpu.state() if gpu else {}
+    gpu = _gpu(device) if device.type == "cuda" else None
+    return gpu.state() if gpu else {}
 
 
 def state_warnings(states: list[dict[str, Any]], n_own: int) -> list[str]:
@@ -198,30 +192,26 @@ class CpuWatch:
         return [f"other programs used {share:.0%} of the CPU while measuring: close them and measure again"]
 
 
-class _Nvml:
-    """NVIDIA's management library for one device; None inside `with` where the driver does not answer."""
+@functools.cache
+def _gpu(device: torch.device) -> _Gpu | None:
+    """NVIDIA's management library for one device, initialized once; None where the driver does not answer."""
+    import pynvml
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    try:
+        pynvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        return _Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
+    except pynvml.NVMLError:
+        return None
 
-    def __enter__(self) -> _Nvml | None:
-        import pynvml
 
-        try:
-            pynvml.nvmlInit()
-            uuid = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        except pynvml.NVMLError:
-            return None
-        self._nvml = pynvml
-        return self
+class _Gpu:
+    """One GPU, asked through NVML; a question that this GPU or this container does not answer gives None."""
 
-    def __exit__(self, *_error: object) -> None:
-        if hasattr(self, "_nvml"):
-            self._nvml.nvmlShutdown()
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        self._nvml, self._handle = nvml, handle
 
     def _ask(self, question: str, *arguments: Any) -> Any:
-        """One query; None where this GPU or this container does not answer it."""
         try:
             return getattr(self._nvml, question)(self._handle, *arguments)
         except self._nvml.NVMLError:
@@ -253,7 +243,7 @@ class _Nvml:
         return {name: value for name, value in state.items() if value is not None}
 
 
-# -- one job at a time ---------------------------------------------------------------------------------------
+# -- one job at a time ------------------------------------------------------------------------------------------------
 
 
 @contextmanager

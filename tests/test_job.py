@@ -141,7 +141,7 @@ def test_a_plugin_that_broke_half_way_leaves_no_trace_in_the_pipeline(good):
 
 def test_the_job_accounts_for_all_of_its_time(good):
     timing = json.loads((good[1].path / "timing.json").read_text())
-    parts = [timing[f"{part}_s"] for part in ("loading", "measured", "scoring", "orchestration")]
+    parts = [timing[f"{part}_s"] for part in ("loading", "measured", "evidence", "scoring", "orchestration")]
     assert sum(parts) == pytest.approx(timing["job_s"])
     spoken = sum(row.generation_time_s for row in good[1].measurements()[0])
     assert timing["measured_s"] == pytest.approx(spoken)
