@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ class MixedPrecision(Optimization):
     is bound by arithmetic, where tensor cores are many times faster.
     Where not: as long as launching kernels is what takes the time, as in upstream's own loop and eager flow, halved
     kernels change little; it pays with a lean decode loop or long prompts. A CPU needs instructions for the dtype
-    (AVX-512 or AMX) to run it at all sensibly, and then casts may still cost more than they save.
+    (AVX-512 or AMX) to run it at all sensibly, and there products of two rows with a matrix, which is all that
+    decoding does, gain nothing that pays for the casts: `parts=auto` leaves T3 alone on a CPU.
     The trap: `S3Token2Mel.forward` casts every tensor of the voice to the dtype of the flow's first parameter, token
     ids included, and bfloat16 has no room for ids above 256. So the flow as a whole is never cast.
     The campaign claimed 20 to 35 % speed and 25 to 30 % VRAM as expected values; nothing was measured.
@@ -47,13 +48,16 @@ class MixedPrecision(Optimization):
 
     @dataclass
     class Config:
+        """`parts`: a list of t3 and flow; auto is both on CUDA, and the flow alone on a CPU."""
+
         dtype: str = "auto"
         tf32: bool = True
-        parts: list[str] = field(default_factory=lambda: ["t3", "flow"])
+        parts: str | list[str] = "auto"
 
         def __post_init__(self) -> None:
             one_of("mixed_precision.dtype", self.dtype, ("auto", *DTYPES))
-            some_of("mixed_precision.parts", self.parts, PARTS)
+            if self.parts != "auto":
+                some_of("mixed_precision.parts", self.parts, PARTS)
 
     config: Config
 
@@ -73,9 +77,12 @@ class MixedPrecision(Optimization):
         self._prompts = _prompt_tokens(pipeline)
         dtype = self._dtype(pipeline.device)
         assert dtype is not None
-        if "t3" in self.config.parts:
+        parts = self.config.parts
+        if parts == "auto":
+            parts = list(PARTS) if pipeline.device.type == "cuda" else ["flow"]
+        if "t3" in parts:
             cast_transformer(pipeline, dtype)
-        if "flow" in self.config.parts:
+        if "flow" in parts:
             cast_estimator(pipeline, dtype)
         if self.config.tf32 and pipeline.device.type == "cuda":
             pipeline.swap(torch.backends.cuda.matmul, "allow_tf32", True)

@@ -171,7 +171,7 @@ def test_mixed_precision_halves_the_transformer_and_the_estimator_only(pipeline:
     reference_mel, reference_hidden = mel(pipeline), hidden(pipeline)
     before = modules.weights_by_part(pipeline)
     with bit_for_bit(pipeline, baseline):
-        plugin = apply(pipeline, "mixed_precision", dtype="bfloat16")
+        plugin = apply(pipeline, "mixed_precision", dtype="bfloat16", parts=["t3", "flow"])
         assert np.isfinite(speak(pipeline).wave).all()
         assert 0 < relative_error(mel(pipeline), reference_mel) < 0.05
         assert 0 < relative_error(hidden(pipeline), reference_hidden) < 0.05
@@ -204,7 +204,7 @@ def test_the_solver_integrates_in_float32(pipeline: Pipeline) -> None:
 @BF16
 @pytest.mark.parametrize("static", [False, True])
 def test_mixed_precision_under_the_shared_decoder(pipeline: Pipeline, static: bool) -> None:
-    apply(pipeline, "mixed_precision", dtype="bfloat16")
+    apply(pipeline, "mixed_precision", dtype="bfloat16", parts=["t3", "flow"])
     decoder = decoder_of(pipeline, by="test")
     if static:
         pipeline.swap(decoder, "engine", StaticEngine(pipeline.model.t3.tfmr, bucket=128))
@@ -215,7 +215,7 @@ def test_mixed_precision_under_the_shared_decoder(pipeline: Pipeline, static: bo
 @BF16
 def test_mixed_precision_with_upstreams_analyzer() -> None:
     multilingual = checkpoints.load("mini_multilingual", "cpu")
-    apply(multilingual, "mixed_precision", dtype="bfloat16")
+    apply(multilingual, "mixed_precision", dtype="bfloat16", parts=["t3", "flow"])
     assert speak(multilingual).n_tokens == N_TOKENS
 
 
@@ -266,7 +266,7 @@ def test_quantization_of_the_flow(pipeline: Pipeline, baseline: Utterance) -> No
 def test_quantized_weights_survive_the_cast(pipeline: Pipeline, baseline: Utterance, strategy: str) -> None:
     with bit_for_bit(pipeline, baseline):
         quantization = apply(pipeline, "quantization", strategy=strategy, parts=["t3", "flow"])
-        precision = apply(pipeline, "mixed_precision", dtype="bfloat16")
+        precision = apply(pipeline, "mixed_precision", dtype="bfloat16", parts=["t3", "flow"])
         decoder = decoder_of(pipeline, by="test")
         pipeline.swap(decoder, "engine", StaticEngine(pipeline.model.t3.tfmr, bucket=128))
         assert np.isfinite(speak(pipeline).wave).all()
