@@ -99,9 +99,15 @@ def pitch_errors(predictor: ConvRNNF0Predictor, crops: SpeechCrops, n: int) -> d
 
 
 def speak(hift: HiFTGenerator, mel: Tensor) -> Tensor:
-    """Upstream's forward pass with gradients: mel [B, 80, T] -> wave [B, T * 480]."""
-    wave, _ = hift({"speech_feat": mel.mT}, mel.device)
-    return wave
+    """Upstream's forward pass with gradients: mel [B, 80, T] -> wave [B, T * 480].
+
+    Upstream allocates the source's sines on the CPU and copies them over in every call; under the mel's device as
+    the default they are made where they are needed.
+    """
+    pitch = hift.f0_upsamp(hift.f0_predictor(mel)[:, None]).mT
+    with mel.device:
+        source, _, _ = hift.m_source(pitch)
+    return hift.decode(x=mel, s=source.mT)
 
 
 def train(corpus: Corpus, run: Run) -> dict[str, float]:

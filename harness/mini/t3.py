@@ -182,12 +182,12 @@ def block(
     """
     batch, length, dim = x.shape
     split = (batch, length, -1, head_dim)
-    h = F.rms_norm(x, (dim,), w.norm1, eps)
+    h = F.rms_norm(x, (dim,), w.norm1.to(x.dtype), eps)
     q, k, v = (F.linear(h, weight).view(split).transpose(1, 2) for weight in (w.q, w.k, w.v))
-    q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     x = x + F.dropout(F.linear(a.transpose(1, 2).reshape(batch, length, -1), w.o), dropout)
-    h = F.rms_norm(x, (dim,), w.norm2, eps)
+    h = F.rms_norm(x, (dim,), w.norm2.to(x.dtype), eps)
     x = x + F.dropout(F.linear(F.silu(F.linear(h, w.gate)) * F.linear(h, w.up), w.down), dropout)
     return x, q, k
 
@@ -202,9 +202,10 @@ def forward(
 ) -> Forward:
     """Teacher-forced pass over upstream's weights; also the log attention of `heads` from speech to text."""
     x, layout = embed(t3, batch, text_dropped)
-    x = F.dropout(x, dropout)
+    # Between layers, too, the dtype of the products: a small model waits for memory, and this halves the traffic.
+    x = F.dropout(x, dropout).to(product_dtype(x))
     positions = torch.arange(x.size(1), device=x.device)[None]
-    cos, sin = (table[:, None] for table in t3.tfmr.rotary_emb(x, positions))
+    cos, sin = (table[:, None].to(x.dtype) for table in t3.tfmr.rotary_emb(x, positions))
     attention = {}
     for index, layer in enumerate(t3.tfmr.layers):
         x, q, k = layer_fn(x, cos, sin, LayerWeights.of(layer), t3.cfg.head_dim, t3.cfg.rms_norm_eps, dropout)
@@ -213,6 +214,12 @@ def forward(
                 attention[spied, head] = log_text_attention(q[:, head], k[:, head], layout, batch)
     x = x.gather(1, layout.outputs[..., None].expand(-1, -1, x.size(-1)))
     return Forward(t3.tfmr.norm(x), attention)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which matrix products of `x` are done here: autocast's where it is on, else its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def log_text_attention(q: Tensor, k: Tensor, layout: Layout, batch: Batch) -> Tensor:
