@@ -14,7 +14,7 @@ from harness.comparison import SINGLE, compare, duration_problem
 from harness.figures import figures, similarities, timed
 from harness.results import BASELINE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
 
-TIMING = ("job_s", "loading_s", "measured_s", "scoring_s", "orchestration_s", "orchestration_share")
+TIMING = ("job_s", "loading_s", "measured_s", "evidence_s", "scoring_s", "orchestration_s", "orchestration_share")
 
 
 def build_summary(folder: RunFolder) -> Summary:
@@ -79,7 +79,7 @@ def _name(group: Any, default: str = "unknown") -> str:
 
 def _git(record: Any) -> str:
     if isinstance(record, dict):
-        return f"{record.get('commit') or 'unknown'}{' (with local changes)' if record.get('dirty') else ''}"
+        return f"{(record.get('commit') or 'unknown')[:12]}{' (with local changes)' if record.get('dirty') else ''}"
     return str(record or "unknown")
 
 
@@ -185,17 +185,18 @@ def _thresholds(job: dict[str, Any], similarity_names: Iterable[str]) -> dict[st
 
 
 def _unmeasured(comparison: dict[str, Comparison], variants: dict[str, Variant], candidate: str | None) -> list[str]:
-    """Which figures have no verdict, and why; one warning for each reason."""
+    """Which figures have no verdict, and why; one warning for each reason. A quality note is a warning already."""
     reasons: dict[str, list[str]] = {}
     for name, record in comparison.items():
-        if record.verdict != stats.NOT_MEASURED or (name in SINGLE and record.value is not None):
+        noted = stats.metric(name).kind == "delta" and any(variant.quality_note for variant in variants.values())
+        if record.verdict != stats.NOT_MEASURED or noted or (name in SINGLE and record.value is not None):
             continue
         if record.value is not None:
             reason = f"{record.n} pairs are too few for an interval ({stats.MIN_PAIRS} are needed)"
         elif candidate is None or variants[candidate].status == "failed":
             reason = "the combo failed"
         elif variants[BASELINE].figure(name) is None or variants[candidate].figure(name) is None:
-            reason = variants[candidate].quality_note or variants[BASELINE].quality_note or "no rows have it"
+            reason = "no rows have it"
         else:
             reason = "the two variants have no work in common"
         reasons.setdefault(reason.rstrip("."), []).append(name)

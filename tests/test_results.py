@@ -247,7 +247,7 @@ def test_quality_that_cannot_be_measured_is_null_with_its_reason_and_the_run_is_
     assert summary.status == "ok"
     assert summary.variants["production"].wer is None
     assert "random weights speak noise" in summary.variants["production"].quality_note
-    assert any(warning.startswith("no verdict for wer") for warning in summary.warnings)
+    assert any("random weights speak noise" in warning for warning in summary.warnings)
 
 
 def test_untrained_weights_are_called_that(tmp_path):

@@ -38,7 +38,8 @@ def _ratio(record: Comparison) -> str:
 
 def _quality_clause(run: Run) -> str:
     if run.quality() == stats.NOT_MEASURED:
-        return f"quality not measured ({words.last_line(run.combo.quality_note)})"
+        note = words.last_line(run.combo.quality_note).removeprefix("WER and similarity are not measured: ")
+        return f"quality not measured ({note})"
     changes = [
         f"{words.label(name)} {words.change(run.change(name))}, {run.verdict(name)}" for name in run.quality_metrics
     ]

@@ -16,7 +16,7 @@ Figures = dict[str, dict[str, Figure]]
 """Each place's pictures by name."""
 
 FEW = 3  # up to so many runs are told in sentences; more of them, in a table
-MOST_FACTS = 12  # as many facts fit a paragraph; the rest is in summary.json
+MOST_FACTS = 8  # as many facts fit a paragraph; the rest is in summary.json
 RTF_IS = (
     "RTF, the real-time factor, is the wall-clock seconds of generation divided by the seconds of audio "
     "generated, summed over all utterances: lower is faster."
@@ -296,11 +296,10 @@ def _recommended(runs: Sequence[Run]) -> list[Block]:
     places = by_place(runs)
     blocks: list[Block] = [Heading(2, "Recommended configuration")]
     for place, here in places.items():
-        best = rules.recommended(here)
-        shown = best or rules.candidate(here)
+        shown = rules.recommended(here) or rules.candidate(here)
         blocks.append(Paragraph(_recommendation(place, here)))
         blocks += [Code(_configuration(shown), "yaml")] if shown else []
-        others = [run for run in ranked(here) if run is not best and not run.is_noise_floor]
+        others = [run for run in ranked(here) if run is not shown and not run.is_noise_floor]
         blocks += [Bullets([_objection(run) for run in others])] if others else []
     return blocks
 

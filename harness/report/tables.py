@@ -22,6 +22,7 @@ ABSOLUTE = (
     ("model_memory_mb", "model memory"),
     ("peak_memory_mb", "peak memory"),
 )
+NEGLIGIBLE = 0.005  # share of an utterance's time
 JUDGED = ("rtf", "generation_time_s", "first_call_s", "model_memory_mb", "peak_memory_mb")
 
 
@@ -82,23 +83,15 @@ def comparison(run: Run) -> Table:
 
 
 def stages(run: Run) -> Table:
-    """Mean seconds per utterance by stage, in both variants."""
+    """Mean seconds per utterance by stage, in both variants; no ratio for what takes no time worth the name."""
     before, after = run.baseline.stages_s, run.combo.stages_s
     rows = []
     for name in dict.fromkeys([*before, *after]):
-        ratio = after[name] / before[name] if before.get(name) and name in after else None
-        share = before.get(name, 0.0) / sum(before.values()) if before else 0.0
-        rows.append(
-            [
-                f"`{name}`",
-                words.seconds(before.get(name)),
-                words.percent(share),
-                words.seconds(after.get(name)),
-                "" if ratio is None else words.number(ratio),
-            ]
-        )
-    columns = ["stage", "baseline", "share", run.name, "ratio"]
-    return Table(columns, rows, numeric=frozenset({1, 2, 3, 4}))
+        old, new = before.get(name, 0.0), after.get(name, 0.0)
+        share, new_share = old / sum(before.values()), new / sum(after.values())
+        ratio = words.ratio(new / old) if old and max(share, new_share) > NEGLIGIBLE else ""
+        rows.append([f"`{name}`", words.seconds(old), words.percent(share), words.seconds(new), ratio])
+    return Table(["stage", "baseline", "share", run.name, "ratio"], rows, numeric=frozenset({1, 2, 3, 4}))
 
 
 def quality(runs: Sequence[Run]) -> Table:
@@ -171,16 +164,21 @@ def claims(findings: Sequence[Finding]) -> Table:
     rows = []
     for finding in findings:
         verdict = f"**{finding.verdict}**" + (f": {finding.reason}" if finding.reason else "")
-        rows.append([_about(finding), finding.claim.says, finding.measured, verdict, finding.claim.comparable])
+        rows.append([_about(finding), _claimed(finding), finding.measured, verdict, finding.claim.comparable])
     return Table(["about", "claimed", "measured", "verdict", "how they compare"], rows)
 
 
 def unmeasured_claims(findings: Sequence[Finding]) -> Table:
     """The claims that could not, and why."""
-    rows = [[_about(finding), finding.claim.says, finding.reason] for finding in findings]
+    rows = [[_about(finding), _claimed(finding), finding.reason] for finding in findings]
     return Table(["about", "claimed", "cannot be measured here, because"], rows)
 
 
 def _about(finding: Finding) -> str:
     claim = finding.claim
     return f"`{claim.optimization}`" if claim.optimization else " or ".join(claim.combos) or "baseline"
+
+
+def _claimed(finding: Finding) -> str:
+    """The claim and its place in the campaign's report."""
+    return f"{finding.claim.says} ({finding.claim.where})"

@@ -39,7 +39,9 @@ def number(value: float | None, digits: int = 3) -> str:
 def seconds(value: float | None) -> str:
     if value is None:
         return NOT_MEASURED
-    return f"{number(value * 1000)} ms" if 0 < abs(value) < 0.1 else f"{number(value)} s"
+    if value < 0.0001:
+        return "under 0.1 ms"
+    return f"{number(value * 1000)} ms" if value < 0.1 else f"{number(value)} s"
 
 
 def megabytes(value: float | None) -> str:
