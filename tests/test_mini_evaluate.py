@@ -1,0 +1,94 @@
+"""The model card's figures: what is said, how it is scored, what an interval is made of, how the pipeline is broken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from harness.errors import UserError
+from harness.mini import evaluate, models
+from harness.mini.evaluate import Clip, Heard
+from harness.pipeline import Pipeline
+
+SENTENCES = [f"Sentence number {word} is here." for word in ("one", "two", "three", "four", "five", "six", "seven")]
+
+
+def heard(clip: Clip, wer: float = 0.1, similarity: float = 0.8) -> Heard:
+    return Heard(clip, wer, similarity, True, True, 2.0, 2.2, 1.0, 50)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    model, voices, trained = models.load("cpu")
+    return Pipeline(model, torch.device("cpu"), voices, name="mini", trained=trained)
+
+
+def test_every_sentence_is_said_in_every_voice_and_each_damage_is_paired():
+    clips = evaluate.plan(SENTENCES, seeds=3, damage=True)
+    baseline = {replace(c, variant="") for c in clips if c.variant == "baseline"}
+    assert len(baseline) == len(SENTENCES) * len(models.VOICES) * 3
+    for variant in (*evaluate.DAMAGES, evaluate.REFERENCE_CLIP, "vocos"):
+        said = [replace(c, variant="") for c in clips if c.variant == variant]
+        assert set(said) <= baseline
+        assert {c.text for c in said} == set(SENTENCES)
+        assert {c.voice for c in said} == set(models.VOICES)
+
+
+def test_summary_names_the_worst_voice_and_keeps_limits():
+    clips = evaluate.plan(SENTENCES, seeds=1, damage=False)
+    rows = [heard(c, wer=0.3 if c.voice == "slt" else 0.05) for c in clips if c.variant == "baseline"]
+    figures = evaluate.summary(rows)
+    assert figures["wer"] == pytest.approx(0.1125)
+    assert figures["wer_worst_voice"] == figures["wer_slt"] == pytest.approx(0.3)
+    assert figures["speech_rate"] == pytest.approx(1.1)
+    assert figures["rtf"] == pytest.approx(0.5)
+    kept = evaluate.reached(figures)
+    assert kept["wer"]
+    assert not kept["wer_worst_voice"]
+
+
+def test_speech_rate_without_flite_is_not_measured():
+    row = replace(heard(Clip("baseline", "One.", "awb", 0)), flite_s=None)
+    figures = evaluate.summary([row])
+    assert figures["speech_rate"] is None
+    assert evaluate.reached(figures)["speech_rate"] is None
+
+
+def test_change_is_paired_and_has_an_interval():
+    clips = evaluate.plan(SENTENCES, seeds=1, damage=True)
+    rng = np.random.default_rng(0)
+    baseline = [heard(c, wer=w) for c in clips if c.variant == "baseline" for w in [rng.uniform(0, 0.2)]]
+    before = {replace(h.clip, variant=""): h.wer for h in baseline}
+    worse = [heard(c, wer=before[replace(c, variant="")] + 0.1) for c in clips if c.variant == "nf4"]
+    wer = evaluate.change(baseline, worse)["wer"]
+    assert [wer[key] for key in ("delta", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
+
+
+def test_words_are_compared_without_case_and_punctuation():
+    assert evaluate.word_error_rate("Don't stop, please!", "don't stop please") == 0
+    assert evaluate.word_error_rate("One two three four.", "one two four") == pytest.approx(0.25)
+    assert evaluate.word_error_rate("One two.", "") == 1
+
+
+@pytest.mark.parametrize("variant", evaluate.DAMAGES)
+def test_damage_changes_the_sound_and_is_undone(pipeline, variant):
+    before = pipeline.synthesize("Hello.", "awb", seed=0)
+    evaluate.DAMAGES[variant](pipeline, models.WEIGHTS)
+    damaged = pipeline.synthesize("Hello.", "awb", seed=0)
+    pipeline.reset()
+    after = pipeline.synthesize("Hello.", "awb", seed=0)
+    assert len(damaged.wave) != len(before.wave) or not np.allclose(damaged.wave, before.wave, atol=1e-3)
+    np.testing.assert_array_equal(after.wave, before.wave)
+
+
+def test_a_folder_without_reference_clips_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not trained"):
+        evaluate.clip_path(tmp_path, "awb")
+
+
+def test_an_empty_sentence_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no sentences"):
+        evaluate.read_sentences(tmp_path / "none.txt")

@@ -1,0 +1,37 @@
+"""Five held-out sentences end to end: the committed miniature is understood and keeps the voice asked for.
+
+Bounds are wider than the model card's, which rest on every sentence, voice and several seeds.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.mini import evaluate, models
+
+
+@pytest.fixture(scope="module")
+def heard() -> list[evaluate.Heard]:
+    if not (models.WEIGHTS / "mini.json").exists():
+        pytest.skip("harness/mini/weights holds no trained model yet: run `python -m harness.mini.train`")
+    sentences = evaluate.read_sentences(evaluate.SENTENCES)[::12]
+    listener = evaluate.Listener(models.WEIGHTS)
+    voices = (models.VOICES * 2)[: len(sentences)]
+    clips = [evaluate.Clip("baseline", *what, 0) for what in zip(sentences, voices, strict=True)]
+    return [listener.hear(clip) for clip in clips]
+
+
+def test_most_words_are_understood(heard):
+    assert evaluate.summary(heard)["wer"] <= 0.3
+
+
+def test_the_voice_is_the_one_asked_for(heard):
+    figures = evaluate.summary(heard)
+    assert figures["similarity"] >= 0.7
+    assert figures["nearest_voice"] >= 0.8
+
+
+def test_speech_ends_by_itself_and_lasts_as_long_as_speech_does(heard):
+    for row in heard:
+        assert row.ended
+        assert 0.02 <= row.audio_s / len(row.clip.text) <= 0.15  # seconds a character
