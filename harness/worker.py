@@ -82,10 +82,19 @@ class ChildError(RuntimeError):
 # -- the parent's end ----------------------------------------------------------------------------------------
 
 
+_server_starts: list[float] = []
+
+
 def start_server() -> None:
     """Start the forkserver; it imports the heavy packages while the caller goes on."""
+    _server_starts[:] = [time.monotonic()]
     _context()
     ensure_running()
+
+
+def take_server_start() -> float | None:
+    """When the packages' imports began (`time.monotonic`): where the clock of the first job that asks starts."""
+    return _server_starts.pop() if _server_starts else None
 
 
 def _context() -> ForkServerContext:

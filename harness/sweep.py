@@ -1,0 +1,87 @@
+"""One command's jobs, one after the other, each announced, followed by a bar and accounted for."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from datetime import datetime
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from harness import job
+from harness.callback import note_failure
+from harness.config import JobSpec, expand
+from harness.console import OUT, say, say_error
+from harness.errors import UserError
+from harness.results import Summary
+from harness.worker import take_server_start
+
+LOADING_S = 40.0
+"""What the packages and two miniature models take to load on two cores; only for the announcement."""
+
+
+def run_jobs(cfg: DictConfig) -> str:
+    """What a composed configuration asks for: one paired experiment, or several. Returns their results' folder.
+
+    A mistake ends a single job with exit code 2; in a sweep it is noted and the other jobs go on.
+    """
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    results = Path(HydraConfig.get().sweep.dir if multirun else cfg.results_dir)
+    try:
+        specs = expand(cfg)
+        if len(specs) == 1 and not multirun:
+            return str(results / run_job(specs[0], results).run_id)
+    except UserError as error:
+        if not multirun:
+            say_error(str(error))
+            raise SystemExit(2) from None
+        note_failure(results, str(cfg.combo), str(error))
+        return str(results)
+    if not multirun:
+        results /= f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.sweep}"
+    for spec in specs:
+        try:
+            run_job(spec, results)
+        except UserError as error:
+            note_failure(results, spec.combo, str(error))
+        except Exception:  # a defect: its traceback is shown and kept, and the other jobs go on
+            note_failure(results, spec.combo, traceback.format_exc())
+    return str(results)
+
+
+def run_job(spec: JobSpec, results: Path) -> Summary:
+    """Run one experiment behind a progress bar; say what it is about before, and where its time went after."""
+    say(announcement(spec))
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=OUT, transient=True, disable=not OUT.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(phase: str, done: int, total: int) -> None:
+            bar.update(task, description=phase, completed=done, total=total or None)
+
+        summary = job.run(spec, results, progress, started=take_server_start())
+    say(time_line(summary.timing))
+    return summary
+
+
+def announcement(spec: JobSpec) -> str:
+    settings = spec.config
+    minutes = math.ceil((LOADING_S + 2 * settings["measure"]["budget_s"]) / 60)
+    return (
+        f"Measuring {spec.combo} ({', '.join(spec.toggles) or 'nothing switched on'}) against the baseline: "
+        f"pipeline {settings['pipeline']['name']}, workload {settings['workload']['name']}, "
+        f"device {settings['device']}. About {minutes} minutes where speech is made in real time."
+    )
+
+
+def time_line(timing: dict[str, float | None]) -> str:
+    job_s = timing["job_s"] or 0.0
+    shares = {name: (timing[f"{name}_s"] or 0.0) / job_s for name in ("measured", "loading", "orchestration")}
+    return (
+        f"{job_s:.0f} s: measured calls {shares['measured']:.0%}, loading {shares['loading']:.0%}, "
+        f"scoring and evidence {1 - sum(shares.values()):.0%}, orchestration {shares['orchestration']:.1%}."
+    )
