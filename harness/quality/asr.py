@@ -1,0 +1,115 @@
+"""Speech recognizers, the judges of intelligibility.
+
+pocketsphinx   its English model ships in the wheel: no hub, a sixth of real time on one core. A weak judge: it
+               mishears one word in twenty of clean diphone speech, so only differences between two variants mean
+               something. Its search settings stay as they ship: wider beams cost two or three times as much and
+               hear no better, narrower ones and heavier language weights hear worse.
+whisper        the field's judge of zero-shot TTS (seed-tts-eval): openai/whisper-large-v3, in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import librosa
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import UserError
+from harness.quality.fidelity import level_dbfs
+
+SAMPLE_RATE = 16_000
+LEVEL_DBFS = -26.0
+SILENCE_S = 0.2
+WHISPER = "openai/whisper-large-v3"
+WHISPER_WINDOW_S = 30.0
+
+
+class Transcriber(Protocol):
+    """Hears words. The same wave gives the same words, whatever was heard before."""
+
+    def transcribe(self, wave: NDArray[np.float32], sample_rate: int) -> str:
+        """The words in a mono wave [samples], full scale 1.0."""
+        ...
+
+
+def create_transcriber(name: str, model: str | None = None) -> Transcriber:
+    """The recognizer that `quality.asr` names. Raises UserError for an unknown one, or one that does not load."""
+    if name == "pocketsphinx":
+        return PocketsphinxTranscriber()
+    if name == "whisper":
+        return WhisperTranscriber(model or WHISPER)
+    raise UserError(f"quality.asr={name}: there is pocketsphinx and whisper")
+
+
+def resample(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+    """The wave at 16 kHz, which all recognizers and speaker models here expect."""
+    return librosa.resample(wave.astype(np.float32), orig_sr=sample_rate, target_sr=SAMPLE_RATE)
+
+
+class PocketsphinxTranscriber:
+    """US English, trigram language model, 130,000 words."""
+
+    def __init__(self) -> None:
+        from pocketsphinx import Decoder
+
+        self._decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+
+    def transcribe(self, wave: NDArray[np.float32], sample_rate: int) -> str:
+        self._decoder.start_utt()
+        # the whole utterance at once: its own cepstral mean is removed, and nothing is carried over from the last one
+        self._decoder.process_raw(_pcm(resample(wave, sample_rate)), full_utt=True)
+        self._decoder.end_utt()
+        hypothesis = self._decoder.hyp()
+        return hypothesis.hypstr if hypothesis else ""
+
+
+def _pcm(wave: NDArray[np.float32]) -> bytes:
+    """16-bit samples at a set level, so that a quieter variant is not a worse one, between two short silences."""
+    gain = 10 ** ((LEVEL_DBFS - level_dbfs(wave)) / 20)
+    silence = np.zeros(int(SILENCE_S * SAMPLE_RATE), dtype=np.float32)
+    padded = np.concatenate([silence, gain * wave, silence])
+    return (padded.clip(-1, 1) * 32767).astype("<i2").tobytes()
+
+
+class WhisperTranscriber:
+    """A Whisper checkpoint, from the hub or a local folder, greedy, in fp32, on a GPU where there is one."""
+
+    def __init__(self, model: str) -> None:
+        import torch
+        from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._processor = load_pretrained(WhisperProcessor, model, "quality.asr_model", "quality.asr=pocketsphinx")
+        network = load_pretrained(
+            WhisperForConditionalGeneration, model, "quality.asr_model", "quality.asr=pocketsphinx"
+        )
+        self._network = network.to(device=self._device, dtype=torch.float32).eval()
+
+    def transcribe(self, wave: NDArray[np.float32], sample_rate: int) -> str:
+        wave = resample(wave, sample_rate)
+        # beyond 30 s Whisper goes window by window, for which it needs its time stamps and the true length
+        is_long = len(wave) > WHISPER_WINDOW_S * SAMPLE_RATE
+        features = self._processor(
+            wave,
+            sampling_rate=SAMPLE_RATE,
+            return_tensors="pt",
+            return_attention_mask=True,
+            truncation=False,
+            padding="longest" if is_long else "max_length",
+        ).to(self._device)
+        multilingual = getattr(self._network.generation_config, "is_multilingual", False)
+        language = {"language": "en", "task": "transcribe"} if multilingual else {}
+        tokens = self._network.generate(**features, return_timestamps=is_long, do_sample=False, num_beams=1, **language)
+        return self._processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
+
+
+def load_pretrained(kind: Any, model: str, setting: str, instead: str) -> Any:
+    """A transformers class from the hub or a local folder; UserError with the ways out if it cannot be had."""
+    try:
+        return kind.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{setting}: {model} cannot be loaded ({reason}): connect to its hub, name a local folder, or use {instead}"
+        ) from error
