@@ -1,19 +1,21 @@
-"""The catalogue: the campaign's twelve optimizations, then the extras, in the order in which they are applied.
+"""The catalogue: the campaign's twelve optimizations and the extras, in the order in which they are applied.
 
 Order matters where one transformation sees another's result: memory settings come before anything is moved or
-allocated, weights are replaced before they are cast, the decode loop is in place before the text is split for it,
-modules are moved off the device when nothing will touch them any more, and the warm-up runs last, over all of it.
+allocated, modules are replaced before their weights are cast or laid out, the decode loop is in place before the text
+is split for it, modules are moved off the device when nothing will touch them any more, and the warm-up runs last,
+over all of it.
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 
 from optimizations.base import CATALOGUE, Evidence, Optimization, create, names, register
 
-TWELVE = (
+APPLIED = (
     "cuda_cache",
     "inference_mode",
     "vocos",
+    "fused_vocoder",
+    "flow_steps",
     "quantization",
     "mixed_precision",
     "flash_attention",
@@ -21,13 +23,15 @@ TWELVE = (
     "alignment_analyzer",
     "kv_cache",
     "token_sequence",
+    "conditioning_cache",
+    "gpu_watermark",
     "cpu_offload",
     "warmup",
 )
-EXTRAS: tuple[str, ...] = ()
+for _name in APPLIED:
+    import_module(f"optimizations.{_name}")
 
-for _name in (*TWELVE, *EXTRAS):
-    if find_spec(f"optimizations.{_name}"):
-        import_module(f"optimizations.{_name}")
+TWELVE = tuple(name for name in APPLIED if not CATALOGUE[name].extra)
+EXTRAS = tuple(name for name in APPLIED if CATALOGUE[name].extra)
 
 __all__ = ["CATALOGUE", "EXTRAS", "TWELVE", "Evidence", "Optimization", "create", "names", "register"]

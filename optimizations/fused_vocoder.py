@@ -1,0 +1,91 @@
+"""HiFT without what it works out anew in every call."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from harness.pipeline import Pipeline
+from optimizations.base import Evidence, Optimization, register
+from optimizations.modules import parts, replace_module
+from optimizations.probe import profile_stages
+
+
+@register
+class FusedVocoder(Optimization):
+    """HiFT with its weight norm folded in and its random source drawn where it is used.
+
+    Baseline: every convolution of HiFT computes its weight from a direction and a length in each call, though neither
+    changes after training. The random phases of the source's harmonics are drawn on the CPU and copied over, and its
+    harmonics are filled in one by one.
+    This: the weights are computed once; the harmonics are one tensor, their phases drawn on the device.
+    Why: on a GPU it saves some five launches for each of 70 convolutions, and a copy that the device waits for.
+    Where not: with long audio on a CPU the convolutions themselves are all that counts.
+    On a CPU the wave is the baseline's to rounding. On a GPU the phases come from another generator: other random
+    phases, of the same distribution, for harmonics above the first.
+    The campaign had nothing of the kind. (Upstream's own `remove_weight_norm` predates parametrizations and raises.)
+    Evidence: convolutions folded, calls of the weight-norm operator and copies to the device in one probe.
+    """
+
+    name = "fused_vocoder"
+    extra = True
+
+    def unavailable(self, pipeline: Pipeline) -> str | None:
+        if other := pipeline.replaced_by.get("mel_to_wave"):
+            return f"{other} has taken HiFT's place, so there is nothing to fold: switch one of them off"
+        return None
+
+    def apply(self, pipeline: Pipeline) -> None:
+        vocoder = parts(pipeline)["vocoder"]
+        paths = [path for path, module in vocoder.named_modules() if is_parametrized(module, "weight")]
+        for path in paths:
+            replace_module(pipeline, vocoder, path, lambda old: folded(old, pipeline.device))
+        source = pipeline.model.s3gen.mel2wav.m_source.l_sin_gen
+        pipeline.swap(source, "forward", lambda f0: harmonic_source(source, f0))
+        self.n_folded = len(paths)
+
+    def evidence(self, pipeline: Pipeline) -> Evidence:
+        seen = profile_stages(pipeline, ["mel_to_wave"])["mel_to_wave"]
+        norms = sum(n for op, n in seen.ops.items() if "weight_norm" in op)
+        facts = {"convolutions_folded_count": self.n_folded, "weight_norm_calls_count": norms, **seen.copies}
+        if norms or not self.n_folded:
+            return Evidence(False, facts, "weights are still normalized in each call")
+        return Evidence(True, facts)
+
+
+def folded(convolution: nn.Module, device: torch.device) -> nn.Module:
+    """A plain convolution with a weight-normed one's weight, on `device`."""
+    kind = nn.ConvTranspose1d if isinstance(convolution, nn.ConvTranspose1d) else nn.Conv1d
+    same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    plain = kind(**{name: getattr(convolution, name) for name in same}, bias=convolution.bias is not None)
+    with torch.no_grad():
+        plain.weight.copy_(convolution.weight)
+        if plain.bias is not None:
+            plain.bias.copy_(convolution.bias)
+    return plain.to(device).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def harmonic_source(generator: nn.Module, f0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sines at f0 and its overtones, and noise where there is no voice; what `SineGen.forward` computes.
+
+    Args:
+        generator: upstream's SineGen, which holds rates and amplitudes.
+        f0: [B, 1, samples], Hz.
+
+    Returns:
+        source [B, harmonics, samples], voicing [B, 1, samples], noise [B, harmonics, samples].
+    """
+    n = generator.harmonic_num + 1
+    overtones = torch.arange(1, n + 1, device=f0.device, dtype=f0.dtype)[:, None]
+    cycles = torch.cumsum(f0 * overtones / generator.sampling_rate, dim=-1) % 1
+    phases = torch.rand(f0.shape[0], n, 1, device=f0.device) * (2 * math.pi) - math.pi
+    phases[:, 0] = 0
+    sines = generator.sine_amp * torch.sin(2 * math.pi * cycles + phases)
+    voiced = (f0 > generator.voiced_threshold).float()
+    noise_level = voiced * generator.noise_std + (1 - voiced) * generator.sine_amp / 3
+    noise = noise_level * torch.randn_like(sines)
+    return sines * voiced + noise, voiced, noise
