@@ -43,10 +43,8 @@ def made_up_examples(n: int = 24, seed: int = 0) -> Examples:
     text_lens, speech_lens = (np.array([len(row) for row in rows]) for rows in (texts, speech))
     return Examples(
         text=torch.from_numpy(np.concatenate(texts).astype(np.int16)),
-        text_starts=torch.from_numpy(np.cumsum(text_lens) - text_lens),
-        text_lens=torch.from_numpy(text_lens),
         speech=torch.from_numpy(np.concatenate(speech).astype(np.int16)),
-        speech_starts=torch.from_numpy(np.cumsum(speech_lens) - speech_lens),
+        text_lens=torch.from_numpy(text_lens),
         speech_lens=torch.from_numpy(speech_lens),
         phones=torch.from_numpy(phones),
         progress=torch.from_numpy(progress),
@@ -82,7 +80,8 @@ def test_training_forward_equals_upstreams_step_by_step_inference(model):
         with torch.no_grad():
             for cfg_row in range(2):
                 dropped = torch.full((2,), bool(cfg_row))
-                hidden = training.forward(model, spoken, text_dropped=dropped).hidden[row, :12]
+                hidden = training.forward(model, spoken, text_dropped=dropped).hidden
+                hidden = hidden.split((spoken.speech_lens + 1).tolist())[row]
                 ours = model.speech_head(hidden)
                 torch.testing.assert_close(ours, steps[:, cfg_row], atol=1e-4, rtol=0)
     hook.remove()
@@ -109,7 +108,7 @@ def test_prompt_and_speaker_come_from_the_same_voice():
     batch = examples.batch(rows, np.random.default_rng(1))
     for row in rows:
         own = np.flatnonzero(examples.voices == row % 4)
-        starts = examples.speech_starts[own]
+        starts = examples.speech_spans[0, own]
         prompts = [examples.speech[start : start + batch.prompt.size(1)].long() for start in starts]
         assert any(torch.equal(batch.prompt[row], prompt) for prompt in prompts)
         assert (batch.speaker[row] == examples.speakers[row % 4]).all(-1).any()

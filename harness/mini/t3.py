@@ -37,14 +37,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from chatterbox.models.s3tokenizer.s3tokenizer import S3_SR, SPEECH_VOCAB_SIZE
+from chatterbox.models.s3tokenizer.s3tokenizer import SPEECH_VOCAB_SIZE
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.tts import punc_norm
 from torch import Tensor, nn
 
-from harness.mini import models
+from harness.mini import features, models
 from harness.mini.muon import Muon
 from harness.mini.run import Run
 from harness.mini.speech import PHONES, Corpus
@@ -59,7 +59,8 @@ DROPOUT = 0.1
 RANDOM_TOKENS = 0.15
 DROPPED_TEXTS = 0.15
 LOG_Z_WEIGHT = 5e-3
-GUIDE_WEIGHTS = (0.3, 0.02)  # at the start; from the middle of the training on
+GUIDE_WEIGHTS = (0.3, 0.05)  # at the start; in the middle of the training
+REMINDER_EVERY = 4  # steps, from the middle on
 PRIOR_WIDTH = 0.06  # of the prior on a walk: the share of characters minus the share of phones
 PHONE_WEIGHT = 0.15
 FRAMES_PER_TOKEN = 2  # of phone labels
@@ -74,8 +75,7 @@ LOG_EVERY, CHECK_EVERY = 100, 1500  # steps
 
 
 class Batch(NamedTuple):
-    """Utterances padded to one length; lengths stay on the CPU, where the CTC loss and the batching want
-    them."""
+    """Utterances padded to one length. The lengths stay on the CPU; `lay_out` sends them along."""
 
     text: Tensor  # [B, S] text ids from START to STOP
     text_lens: Tensor  # [B]
@@ -88,21 +88,31 @@ class Batch(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where things stand in the packed sequences."""
+    """Where things stand in the packed sequences; all on the device."""
 
     order: Tensor  # [B, L] indices into cond | padded text | padded speech that close the gap behind each text
     outputs: Tensor  # [B, N + 1] positions that predict token_0 ... stop
     n_cond: int
+    text_lens: Tensor  # [B]
+    frames: Tensor  # [B], tokens and the stop
+    row: Tensor  # [M] which utterance each of the batch's M frames belongs to
+    frame: Tensor  # [M] and which of its frames it is
 
 
 class Forward(NamedTuple):
-    hidden: Tensor  # [B, N + 1, D] after the final norm, at `Layout.outputs`
+    hidden: Tensor  # [M, D] after the final norm, one row for each frame of the batch, without padding
     attention: dict[tuple[int, int], Tensor]  # (layer, head) -> log attention [B, N + 1, S] on the text
+    layout: Layout
 
 
 def guided_heads(n_layers: int) -> list[tuple[int, int]]:
     """The (layer, head) pairs taught to align: one head in each of three layers below the middle."""
     return [(n_layers // 4 + i, 0) for i in range(3)]
+
+
+def send(host: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that nobody waits for: one `.to()` without pinned memory would drain the GPU's queue."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 # The forward pass
@@ -111,19 +121,24 @@ def guided_heads(n_layers: int) -> list[tuple[int, int]]:
 def lay_out(n_cond: int, batch: Batch) -> Layout:
     """Positions of conditioning, text and speech when each utterance is packed without inner padding."""
     device = batch.text.device
-    text_lens = batch.text_lens.to(device, non_blocking=True)[:, None]
+    text_lens, frames = send(torch.stack((batch.text_lens, batch.speech_lens + 1)), device)
     width, n_speech = batch.text.size(1), batch.speech.size(1) + 2
     position = torch.arange(n_cond + width + n_speech, device=device)[None]
-    gap = (width - text_lens) * (position >= n_cond + text_lens)
+    gap = (width - text_lens[:, None]) * (position >= n_cond + text_lens[:, None])
     longest = n_cond + int((batch.text_lens + batch.speech_lens).max()) + 2
     order = (position + gap).clamp(max=n_cond + width + n_speech - 1)[:, :longest]
-    outputs = n_cond + text_lens + 1 + torch.arange(n_speech - 1, device=device)[None]
-    return Layout(order, outputs.clamp(max=longest - 1), n_cond)
+    outputs = n_cond + text_lens[:, None] + 1 + torch.arange(n_speech - 1, device=device)[None]
+    total = int(batch.speech_lens.sum()) + len(batch.text)
+    row = torch.repeat_interleave(torch.arange(len(batch.text), device=device), frames, output_size=total)
+    frame = torch.arange(total, device=device) - (frames.cumsum(0) - frames)[row]
+    return Layout(order, outputs.clamp(max=longest - 1), n_cond, text_lens, frames, row, frame)
 
 
 def embed(t3: T3, batch: Batch, text_dropped: Tensor | None = None) -> tuple[Tensor, Layout]:
-    """Input embeddings [B, L, D] in upstream's layout; `text_dropped` [B] zeroes texts as upstream's CFG
-    row does."""
+    """Input embeddings [B, L, D] in upstream's layout.
+
+    `text_dropped` [B] zeroes texts as upstream does in the second row of classifier-free guidance.
+    """
     rows, device = batch.text.size(0), batch.text.device
     emotion = torch.full((rows, 1, 1), EMOTION, device=device)
     cond = t3.prepare_conditioning(
@@ -137,83 +152,8 @@ def embed(t3: T3, batch: Batch, text_dropped: Tensor | None = None) -> tuple[Ten
     positions = torch.arange(-1, batch.speech.size(1) + 1, device=device).clamp(min=0)
     speech = t3.speech_emb(torch.cat((bos, batch.speech), 1)) + t3.speech_pos_emb.get_fixed_embedding(positions)
     layout = lay_out(cond.size(1), batch)
-    x = torch.cat((cond.float(), text, speech), 1)
+    x = torch.cat([part.to(product_dtype(text)) for part in (cond, text, speech)], 1)
     return x.gather(1, layout.order[..., None].expand(-1, -1, x.size(-1))), layout
-
-
-class LayerWeights(NamedTuple):
-    """One Llama layer's weights as plain tensors, so that one compiled `block` serves every layer."""
-
-    norm1: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
-    norm2: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
-
-    @classmethod
-    def of(cls, layer: nn.Module) -> LayerWeights:
-        attention, mlp = layer.self_attn, layer.mlp
-        linears = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
-        mlp_linears = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        return cls(
-            layer.input_layernorm.weight,
-            *(linear.weight for linear in linears),
-            layer.post_attention_layernorm.weight,
-            *(linear.weight for linear in mlp_linears),
-        )
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of [B, H, L, head_dim], halves paired as in Llama."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def block(
-    x: Tensor, cos: Tensor, sin: Tensor, w: LayerWeights, head_dim: int, eps: float, dropout: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A Llama layer with dropout on both residual branches, which transformers' own lacks.
-
-    Returns the new [B, L, D] and the rotated queries and keys [B, H, L, head_dim].
-    """
-    batch, length, dim = x.shape
-    split = (batch, length, -1, head_dim)
-    h = F.rms_norm(x, (dim,), w.norm1.to(x.dtype), eps)
-    q, k, v = (F.linear(h, weight).view(split).transpose(1, 2) for weight in (w.q, w.k, w.v))
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-    x = x + F.dropout(F.linear(a.transpose(1, 2).reshape(batch, length, -1), w.o), dropout)
-    h = F.rms_norm(x, (dim,), w.norm2.to(x.dtype), eps)
-    x = x + F.dropout(F.linear(F.silu(F.linear(h, w.gate)) * F.linear(h, w.up), w.down), dropout)
-    return x, q, k
-
-
-def forward(
-    t3: T3,
-    batch: Batch,
-    heads: list[tuple[int, int]] | None = None,
-    text_dropped: Tensor | None = None,
-    dropout: float = 0.0,
-    layer_fn=block,
-) -> Forward:
-    """Teacher-forced pass over upstream's weights; also the log attention of `heads` from speech to text."""
-    x, layout = embed(t3, batch, text_dropped)
-    # Between layers, too, the dtype of the products: a small model waits for memory, and this halves the traffic.
-    x = F.dropout(x, dropout).to(product_dtype(x))
-    positions = torch.arange(x.size(1), device=x.device)[None]
-    cos, sin = (table[:, None].to(x.dtype) for table in t3.tfmr.rotary_emb(x, positions))
-    attention = {}
-    for index, layer in enumerate(t3.tfmr.layers):
-        x, q, k = layer_fn(x, cos, sin, LayerWeights.of(layer), t3.cfg.head_dim, t3.cfg.rms_norm_eps, dropout)
-        for spied, head in heads or ():
-            if spied == index:
-                attention[spied, head] = log_text_attention(q[:, head], k[:, head], layout, batch)
-    x = x.gather(1, layout.outputs[..., None].expand(-1, -1, x.size(-1)))
-    return Forward(t3.tfmr.norm(x), attention)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -222,29 +162,90 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def log_text_attention(q: Tensor, k: Tensor, layout: Layout, batch: Batch) -> Tensor:
-    """Log attention [B, N + 1, S] of one head's speech positions on the text; the rest of a row lies
-    elsewhere."""
+class Rotation(torch.autograd.Function):
+    """Rotary position embedding of [B, L, H, head_dim], halves paired as in Llama.
+
+    Its derivative is the rotation back, which needs nothing kept and half the kernels autograd would launch.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+        return torch.cat(turned, dim=-1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return Rotation.apply(gradient, cos, -sin), None, None
+
+
+def block(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A Llama layer with dropout on both residual branches, which transformers' own lacks.
+
+    Returns the new [B, L, D] and the rotated queries and keys [B, H, L, head_dim]. A layer this narrow waits for
+    memory, not for arithmetic: so products that share an input are one product, and the norms' weights are folded
+    into the matrices behind them, where they cost nothing.
+    """
+    attention, mlp, (dim,) = layer.self_attn, layer.mlp, layer.input_layernorm.weight.shape
+    eps = layer.input_layernorm.variance_epsilon
+    q, k, v = attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
+    qkv = F.linear(F.rms_norm(x, (dim,), eps=eps), torch.cat((q, k, v)) * layer.input_layernorm.weight)
+    qk, v = qkv.unflatten(-1, (-1, attention.head_dim)).split(
+        (2 * len(q) // attention.head_dim, len(v) // attention.head_dim), 2
+    )
+    q, k = Rotation.apply(qk, cos, sin).transpose(1, 2).chunk(2, 1)
+    a = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True, dropout_p=dropout)
+    x = x + F.dropout(attention.o_proj(a.transpose(1, 2).flatten(2)), dropout)
+    gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)) * layer.post_attention_layernorm.weight
+    gate, up = F.linear(F.rms_norm(x, (dim,), eps=eps), gate_up).chunk(2, -1)
+    return x + F.dropout(mlp.down_proj(F.silu(gate) * up), dropout), q, k
+
+
+def forward(
+    t3: T3,
+    batch: Batch,
+    heads: list[tuple[int, int]] | None = None,
+    text_dropped: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Forward:
+    """Teacher-forced pass over upstream's weights; also the log attention of `heads` from speech to text."""
+    x, layout = embed(t3, batch, text_dropped)
+    x = F.dropout(x, dropout)
+    positions = torch.arange(x.size(1), device=x.device)[None]
+    half = t3.cfg.head_dim // 2  # the tables' second half repeats the first
+    cos, sin = (table[:, :, None, :half].to(x.dtype) for table in t3.tfmr.rotary_emb(x, positions))
+    attention = {}
+    for index, layer in enumerate(t3.tfmr.layers):
+        x, q, k = block(layer, x, cos, sin, dropout)
+        for spied, head in heads or ():
+            if spied == index:
+                attention[spied, head] = log_text_attention(q[:, head], k[:, head], layout, batch.text.size(1))
+    said = layout.row * x.size(1) + layout.outputs[layout.row, layout.frame]
+    return Forward(t3.tfmr.norm(x.flatten(0, 1).index_select(0, said)), attention, layout)
+
+
+def log_text_attention(q: Tensor, k: Tensor, layout: Layout, width: int) -> Tensor:
+    """Log attention [B, N + 1, S] of one head's speech positions on the text; the rest of it lies elsewhere."""
     index = layout.outputs[..., None].expand(-1, -1, q.size(-1))
     scores = (q.gather(1, index) @ k.mT).float() / math.sqrt(q.size(-1))
     future = torch.arange(k.size(1), device=k.device) > layout.outputs[..., None]
     log_attention = scores.masked_fill(future, MASKED).log_softmax(-1)
-    width = batch.text.size(1)
-    padding = torch.arange(width, device=k.device) >= batch.text_lens.to(k.device)[:, None]
+    padding = torch.arange(width, device=k.device) >= layout.text_lens[:, None]
     return log_attention[..., layout.n_cond :][..., :width].masked_fill(padding[:, None], MASKED)
 
 
 def code_logits(t3: T3, hidden: Tensor) -> Tensor:
-    """Logits over the packed vocabulary: codes in use, special tokens, and one entry for all codes never
-    used.
+    """Logits over the packed vocabulary: codes in use, special tokens, one entry for all codes never used.
 
     The tokenizer uses few of upstream's 6561 codes. The others share one output row, counted as often as it
     stands for: the same distribution as upstream's full softmax at a fraction of the work.
     """
-    logits = F.linear(hidden, models.pack_table(t3.speech_head.weight)).float()
-    shared = torch.zeros(logits.size(-1), device=logits.device)
+    rows = models.pack_table(t3.speech_head.weight)
+    shared = rows.new_zeros(len(rows))
     shared[-1] = math.log(SPEECH_VOCAB_SIZE - len(models.CODES))
-    return logits + shared
+    return F.linear(hidden, rows) + shared  # the sum is float32
 
 
 def packed_ids(tokens: Tensor) -> Tensor:
@@ -256,30 +257,27 @@ def packed_ids(tokens: Tensor) -> Tensor:
 # The losses
 
 
-def targets_of(t3: T3, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Target tokens [B, N + 1], the stop token last, and the mask of those that count."""
-    device = batch.speech.device
-    lens = batch.speech_lens.to(device, non_blocking=True)[:, None]
-    position = torch.arange(batch.speech.size(1) + 1, device=device)[None]
-    tokens = F.pad(batch.speech, (0, 1), value=t3.hp.stop_speech_token)
-    return tokens.masked_fill(position >= lens, t3.hp.stop_speech_token), position <= lens
+def targets_of(t3: T3, out: Forward, batch: Batch) -> Tensor:
+    """Target tokens [M]: each utterance's speech tokens, then the stop token."""
+    row, frame = out.layout.row, out.layout.frame
+    tokens = F.pad(batch.speech, (0, 1))[row, frame]
+    return tokens.masked_fill(frame == out.layout.frames[row] - 1, t3.hp.stop_speech_token)
 
 
 def guide_loss(log_attention: Tensor, progress: Tensor, text_lens: Tensor, frames: Tensor) -> Tensor:
-    """How far an attention map [B, T, S] is from one monotonic walk through the whole text, in nats per
-    frame.
+    """How far an attention map [B, T, S] is from one monotonic walk through the whole text, in nats a frame.
 
     CTC sums over all walks that visit every pair of neighbouring characters (one alone may be shorter than a
     speech token), each weighted by how far it strays from `progress` [B, T], the share of the utterance's phones
-    begun by then. The attention that leaves the text is charged too.
+    begun by then. The attention that leaves the text is charged too. The lengths [B] are on the CPU.
     """
     device = log_attention.device
     width = log_attention.size(-1)
     on_text = log_attention.logsumexp(-1)
     pairs = F.pad(log_attention - on_text[..., None], (0, width % 2), value=MASKED).unflatten(-1, (-1, 2)).logsumexp(-1)
     n_pairs = (text_lens + 1) // 2
-    s = torch.arange(pairs.size(-1), device=device)[None, None] / n_pairs.to(device)[:, None, None]
-    lens = frames.to(device)
+    n_pairs_there, lens = send(torch.stack((n_pairs, frames)), device)
+    s = torch.arange(pairs.size(-1), device=device)[None, None] / n_pairs_there[:, None, None]
     prior = -((s - progress[..., None]) ** 2) / (2 * PRIOR_WIDTH**2)
     emission = F.pad(pairs + prior, (1, 0), value=BLANK_LOGIT).log_softmax(-1)
     labels = torch.arange(1, pairs.size(-1) + 1, device=device).expand(len(text_lens), -1)
@@ -293,26 +291,27 @@ def guided_maps(
     out: Forward, batch: Batch, rows: Tensor, heads: list[tuple[int, int]]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The arguments of `guide_loss` for these rows (on the CPU) of a batch, one head after the other."""
-    there = rows.to(batch.text.device)
+    there = send(rows, batch.text.device)
     maps = torch.cat([out.attention[head][there] for head in heads])
     progress = F.pad(batch.progress[there], (0, 1), value=1.0).repeat(len(heads), 1)
     return maps, progress, *(lens[rows].repeat(len(heads)) for lens in (batch.text_lens, batch.speech_lens + 1))
 
 
 def phone_loss(phone_head: nn.Linear, out: Forward, batch: Batch) -> Tensor:
-    """Cross-entropy of the phone spoken in each token and those after it, in nats per phone."""
-    lens = batch.speech_lens.to(batch.speech.device)[:, None]
-    spoken = torch.arange(batch.speech.size(1), device=batch.speech.device) < lens
-    logits = phone_head(out.hidden[:, :-1][spoken]).float().unflatten(-1, (PHONES_AHEAD, -1))
-    return F.cross_entropy(logits.flatten(0, 1), batch.phones[spoken].flatten())
+    """Cross-entropy of the phone spoken in each token and those after it, in nats a phone; the stop has none."""
+    row, frame = out.layout.row, out.layout.frame
+    phones = F.pad(batch.phones, (0, 0, 0, 1))[row, frame]
+    phones = phones.masked_fill((frame == out.layout.frames[row] - 1)[:, None], -100)
+    logits = phone_head(out.hidden).float().unflatten(-1, (PHONES_AHEAD, -1))
+    return F.cross_entropy(logits.flatten(0, 1), phones.flatten())
 
 
 def speech_loss(t3: T3, out: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats per token, and the mean square of log Z."""
-    tokens, valid = targets_of(t3, batch)
-    logits = code_logits(t3, out.hidden[valid])
+    """Cross-entropy in nats a token, and the mean square of log Z."""
+    logits = code_logits(t3, out.hidden)
     log_z = logits.logsumexp(-1)
-    return F.cross_entropy(logits, packed_ids(tokens[valid])), log_z.square().mean()
+    right = logits.gather(-1, packed_ids(targets_of(t3, out, batch))[:, None])[:, 0]
+    return (log_z - right).mean(), log_z.square().mean()
 
 
 # The data
@@ -322,17 +321,22 @@ def speech_loss(t3: T3, out: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
 class Examples:
     """Every utterance's text and speech tokens, flat on the device."""
 
-    text: Tensor
-    text_starts: Tensor
-    text_lens: Tensor
-    speech: Tensor
-    speech_starts: Tensor
-    speech_lens: Tensor
+    text: Tensor  # [characters]
+    speech: Tensor  # [tokens]
+    text_lens: Tensor  # [n], on the CPU
+    speech_lens: Tensor  # [n], on the CPU
     phones: Tensor  # [tokens, PHONES_AHEAD]
     progress: Tensor  # [tokens]
     voices: np.ndarray
     speakers: Tensor  # [voices, clips, 256]
     prompt_len: int
+
+    def __post_init__(self) -> None:
+        device, n_voices = self.text.device, self.speakers.size(0)
+        both = self.text_lens, self.speech_lens
+        self.text_spans, self.speech_spans = (torch.stack((n.cumsum(0) - n, n)).to(device) for n in both)
+        long_enough = self.speech_lens.numpy() >= min(self.prompt_len, int(self.speech_lens.median()))
+        self.prompts = [np.flatnonzero(long_enough & (self.voices == voice)) for voice in range(n_voices)]
 
     def __len__(self) -> int:
         return len(self.text_lens)
@@ -341,15 +345,18 @@ class Examples:
         """These utterances, each conditioned on another one of the same voice."""
         others = self._others(rows, rng)
         shortest = min(self.prompt_len, int(self.speech_lens[others].min()))
-        text = _ragged(self.text_starts, self.text_lens, rows, self.text.device)
-        speech = _ragged(self.speech_starts, self.speech_lens, rows, self.text.device)
-        prompt = _ragged(self.speech_starts, self.speech_lens, others, self.text.device)[:, :shortest]
+        clips = self.voices[rows] * self.speakers.size(1) + rng.integers(self.speakers.size(1), size=len(rows))
+        there, others_there, clips_there = send(torch.from_numpy(np.stack((rows, others, clips))), self.text.device)
+        text_lens, speech_lens = self.text_lens[rows], self.speech_lens[rows]
+        text = _ragged(self.text_spans[:, there], int(text_lens.max()))
+        speech = _ragged(self.speech_spans[:, there], int(speech_lens.max()))
+        prompt = _ragged(self.speech_spans[:, others_there], shortest)
         return Batch(
             text=self.text[text].long(),
-            text_lens=self.text_lens[rows],
+            text_lens=text_lens,
             speech=self.speech[speech].long(),
-            speech_lens=self.speech_lens[rows],
-            speaker=self.speakers[self.voices[rows], rng.integers(self.speakers.size(1), size=len(rows))],
+            speech_lens=speech_lens,
+            speaker=self.speakers.flatten(0, 1)[clips_there],
             prompt=self.speech[prompt].long(),
             phones=self.phones[speech].long(),
             progress=self.progress[speech],
@@ -365,19 +372,17 @@ class Examples:
 
     def _others(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """For each utterance another one of its voice, one long enough to fill the prompt if there is any."""
-        long_enough = self.speech_lens.numpy() >= min(self.prompt_len, int(self.speech_lens.median()))
         others = np.empty_like(rows)
         for voice in np.unique(self.voices[rows]):
             here = self.voices[rows] == voice
-            others[here] = rng.choice(np.flatnonzero(long_enough & (self.voices == voice)), here.sum())
+            others[here] = rng.choice(self.prompts[voice], here.sum())
         return others
 
 
-def _ragged(starts: Tensor, lens: Tensor, rows: np.ndarray, device: torch.device) -> Tensor:
-    """Indices [rows, longest] into a flat tensor; behind a row's end its last item is repeated."""
-    chosen = torch.from_numpy(rows)
-    begin, n = (t[chosen].to(device, non_blocking=True)[:, None] for t in (starts, lens))
-    return begin + torch.minimum(torch.arange(int(lens[chosen].max()), device=device)[None], n - 1)
+def _ragged(spans: Tensor, width: int) -> Tensor:
+    """Indices [rows, width] into a flat tensor, from starts and lengths [2, rows]; a row's last item repeats."""
+    start, length = spans[..., None]
+    return start + torch.minimum(torch.arange(width, device=spans.device)[None], length - 1)
 
 
 def text_ids(tokenizer: EnTokenizer, text: str, start: int, stop: int) -> list[int]:
@@ -447,26 +452,27 @@ def pace(step: int, steps: int) -> float:
 
 
 def guide_weight(step: int, steps: int) -> float:
-    """Weight of the alignment loss: falls linearly until the middle of the training, then stays."""
+    """Weight of the alignment loss: falls linearly until the middle of the training, then a reminder now and then."""
     first, last = GUIDE_WEIGHTS
-    return max(last, first + (last - first) * 2 * step / steps)
+    falling = first + (last - first) * 2 * step / steps
+    return falling if step < steps / 2 else last * (step % REMINDER_EVERY == 0)
 
 
 def training_loss(
-    t3: T3, phone_head: nn.Linear, examples: Examples, batch: Batch, guide: float, layer_fn=block
+    t3: T3, phone_head: nn.Linear, examples: Examples, batch: Batch, guide: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One noisy, regularized step's loss and its parts."""
     random = torch.rand(batch.speech.shape, device=batch.speech.device) < RANDOM_TOKENS
     noisy = batch._replace(speech=torch.where(random, examples.random_tokens(batch.speech.shape), batch.speech))
     dropped = torch.rand(len(batch.text)) < DROPPED_TEXTS
     heads = guided_heads(len(t3.tfmr.layers))
-    out = forward(t3, noisy, heads, dropped.to(batch.text.device), DROPOUT, layer_fn)
+    out = forward(t3, noisy, heads if guide else None, send(dropped, batch.text.device), DROPOUT)
     speech, log_z = speech_loss(t3, out, batch)
     phones = phone_loss(phone_head, out, batch)
     loss = speech + LOG_Z_WEIGHT * log_z + PHONE_WEIGHT * phones
     parts = {"nats": speech.detach(), "log_z": log_z.detach().sqrt(), "phones": phones.detach()}
     told = torch.nonzero(~dropped)[:, 0]
-    if len(told):
+    if guide and len(told):
         walk = guide_loss(*guided_maps(out, batch, told, heads))
         loss = loss + guide * walk
         parts["walk"] = walk.detach()
@@ -491,13 +497,13 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     rng = np.random.default_rng((run.seed, first))
 
     taught, held_out = split_rows(corpus)
-    lengths, schedule, layer_fn = examples.positions(), [], compiled_block(t3)
+    lengths, schedule = examples.positions(), []
     for step in range(first, steps):
         if not schedule:
             schedule = batches(lengths, taught, BATCH_POSITIONS, rng)
         with autocast(t3):
             batch = examples.batch(schedule.pop(), rng)
-            loss, parts = training_loss(t3, phone_head, examples, batch, guide_weight(step, steps), layer_fn)
+            loss, parts = training_loss(t3, phone_head, examples, batch, guide_weight(step, steps))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(t3.parameters(), CLIP_NORM)
         muon.param_groups[0]["lr"] = MATRIX_LR * pace(step, steps)
@@ -512,14 +518,6 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
             run.checkpoint("t3", step + 1, modules, optimizer)
     run.save("t3", t3.state_dict())
     return validate(t3, examples, held_out)
-
-
-def compiled_block(t3: T3):
-    """`block`, compiled once for all layers and lengths where there is a GPU; as it is if the compiler fails."""
-    if t3.device.type != "cuda":
-        return block
-    torch._dynamo.config.suppress_errors = True
-    return torch.compile(block)
 
 
 def split_rows(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
@@ -553,8 +551,7 @@ def validate(t3: T3, examples: Examples, rows: np.ndarray) -> dict[str, float]:
             nats, log_z = speech_loss(t3, told, batch)
             blind, _ = speech_loss(t3, untold, batch)
             walk = guide_loss(*guided_maps(told, batch, everyone, heads))
-            tokens, valid = targets_of(t3, batch)
-            right = (code_logits(t3, told.hidden).argmax(-1) == packed_ids(tokens))[valid].float().mean()
+            right = (code_logits(t3, told.hidden).argmax(-1) == packed_ids(targets_of(t3, told, batch))).float().mean()
         n = int((batch.speech_lens + 1).sum())
         sums += n * np.array([float(figure) for figure in (nats, blind, right, log_z, walk)])
         n_tokens += n
@@ -573,10 +570,8 @@ def load_examples(corpus: Corpus, run: Run, hp) -> Examples:
     phones, progress = phones_ahead(corpus, learned["lengths"])
     return Examples(
         text=torch.from_numpy(np.concatenate(texts).astype(np.int16)).to(run.device),
-        text_starts=torch.from_numpy(np.cumsum(text_lens) - text_lens),
-        text_lens=torch.from_numpy(text_lens),
         speech=torch.from_numpy(learned["tokens"].astype(np.int16)).to(run.device),
-        speech_starts=torch.from_numpy(learned["starts"].astype(np.int64)),
+        text_lens=torch.from_numpy(text_lens),
         speech_lens=torch.from_numpy(learned["lengths"].astype(np.int64)),
         phones=torch.from_numpy(phones).to(run.device),
         progress=torch.from_numpy(progress).to(run.device),
@@ -605,16 +600,19 @@ def phones_ahead(corpus: Corpus, n_tokens: np.ndarray) -> tuple[np.ndarray, np.n
     return phones.astype(np.int8), ((current - first[row]) / (last - first + 1)[row]).astype(np.float32)
 
 
-def speaker_bank(corpus: Corpus, run: Run, clips: int = 64) -> Tensor:
-    """Embeddings [voices, clips, 256] of clips of each voice, computed as `prepare_conditionals` does."""
+def speaker_bank(corpus: Corpus, run: Run, clips: int = 32) -> Tensor:
+    """Embeddings [voices, clips, 256] of clips of each voice, their silent ends cut, as `embeds_from_wavs` does."""
     encoder = models.build_voice_encoder()
     prefix = "voice_encoder."
     state = run.load("speakers")
     encoder.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
+    encoder.to(run.device).eval()
     rng = np.random.default_rng(run.seed)
-    bank = []
+    mels = []
     for voice in range(len(models.VOICES)):
-        rows = rng.choice(np.flatnonzero(np.asarray(corpus.voices) == voice), clips)
-        wavs = [corpus.audio[corpus.starts[r] :][: corpus.lengths[r]].astype(np.float32) / 32768 for r in rows]
-        bank.append(torch.from_numpy(encoder.eval().embeds_from_wavs(wavs, sample_rate=S3_SR)))
-    return torch.stack(bank)
+        for row in rng.choice(np.flatnonzero(np.asarray(corpus.voices) == voice), clips):
+            wave = corpus.audio[corpus.starts[row] :][: corpus.lengths[row]].astype(np.float32) / 32768
+            loud = np.flatnonzero(np.abs(wave) > 0.1 * np.abs(wave).max())
+            spoken = torch.from_numpy(wave[loud[0] : loud[-1] + 1]).to(run.device)
+            mels.append(features.ve_mel(spoken[None])[0].cpu().numpy())
+    return torch.from_numpy(encoder.embeds_from_mels(mels, rate=1.3)).unflatten(0, (len(models.VOICES), clips))
