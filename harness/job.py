@@ -14,7 +14,6 @@ the other child measures after, is kept.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -49,7 +48,7 @@ def run(spec: JobSpec, results: Path, progress: Progress, started: float | None 
     """Measure one combo against the baseline and leave a run's folder under `results`, its summary included.
 
     `started` is when the job's clock began (`time.monotonic`), for a caller that has prepared before. Raises
-    UserError for what a user can put right, and leaves no folder then.
+    UserError for what a user can put right. Whatever it raises, a folder is left only if something was measured.
     """
     device = resolve_device(spec.config["device"])
     workload = load_workload(spec.config["workload"])
@@ -62,13 +61,12 @@ def run(spec: JobSpec, results: Path, progress: Progress, started: float | None 
             experiment.measure()
             experiment.close()
             experiment.score()
-        except UserError:
+        except BaseException:  # a user's mistake, Ctrl-C, or a defect
             experiment.close()
-            shutil.rmtree(folder.path)
-            raise
-        except BaseException:  # Ctrl-C, or a defect: what was measured is kept
-            experiment.close()
-            experiment.summarize()
+            if experiment.spoken:  # what was measured is kept
+                experiment.summarize()
+            else:
+                shutil.rmtree(folder.path)
             raise
         return experiment.summarize()
 
@@ -342,7 +340,7 @@ class Experiment:
             repeat=round,
             pinned_tokens=n_tokens,
             started_s=started_s,
-            text_sha=text_sha(item.text),
+            text_sha=item.text_sha,
             **answer,
         )
         self.folder.add_measurement(row)
@@ -384,11 +382,6 @@ class Experiment:
 
     def _report(self, phase: str) -> None:
         self.progress(phase, self.spoken, 2 * sum(self.plan.values()))
-
-
-def text_sha(text: str) -> str:
-    """A short fingerprint of a text, which tells whether two rows spoke the same words."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def fit_voices(items: list[Item], known: list[str]) -> tuple[list[Item], list[str]]:

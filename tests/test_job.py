@@ -248,6 +248,17 @@ def test_what_a_user_can_put_right_leaves_no_folder(tmp_path):
     assert no_children()
 
 
+def test_a_mistake_in_scoring_does_not_lose_the_measurements(tmp_path, monkeypatch):
+    def no_recognizer(folder: RunFolder, quality: dict) -> None:
+        raise UserError("quality.asr=whisper: it cannot be fetched")
+
+    monkeypatch.setattr(job, "score_run", no_recognizer)
+    with pytest.raises(UserError, match="whisper"):
+        run(tmp_path, name="trained")
+    (folder,) = tmp_path.iterdir()
+    assert RunFolder.open(folder).summary().comparison["rtf"].verdict == "no detectable change"
+
+
 def test_an_unknown_voice_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.wav.*kal16, rms"):
         job.fit_voices([job.Item("t0", "one day", "nowhere.wav")], ["kal16", "rms"])
