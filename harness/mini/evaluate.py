@@ -87,7 +87,15 @@ class Heard:
 def with_vocos(pipeline: Pipeline, weights: Path) -> None:
     """The trained Vocos in HiFT's place."""
     vocoder = vocos.load(weights / "vocos.safetensors", pipeline.device)
-    pipeline.replace_stage("mel_to_wave", lambda mels: [vocoder(mel)[0] for mel in mels], by="vocos")
+    fade = pipeline.model.s3gen.trim_fade
+
+    def mel_to_wave(mels: list[Tensor]) -> list[Tensor]:
+        waves = [vocoder(mel)[0] for mel in mels]
+        for wave in waves:
+            wave[: len(fade)] *= fade  # as upstream does behind HiFT
+        return waves
+
+    pipeline.replace_stage("mel_to_wave", mel_to_wave, by="vocos")
 
 
 def with_nf4(pipeline: Pipeline, _weights: Path) -> None:
