@@ -1,0 +1,361 @@
+"""The judges on real speech, and the scores they give. The clips in tests/data/speech are flite's."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from harness.errors import UserError
+from harness.quality import asr, fidelity, scoring, speaker
+from harness.quality.normalizer import normalize
+from harness.results import Measurement, RunFolder
+
+SPEECH = Path(__file__).parent / "data/speech"
+DINNER = "How many people are coming to dinner tonight?"
+RATE = 16_000
+
+
+@cache
+def clip(name: str) -> tuple[np.ndarray, int]:
+    return scoring.read_wave(SPEECH / f"{name}.ogg")
+
+
+@pytest.fixture(scope="module")
+def pocketsphinx():
+    return asr.create_transcriber("pocketsphinx")
+
+
+@pytest.fixture(scope="module")
+def resemblyzer():
+    return speaker.create_encoder("resemblyzer")
+
+
+# -- words
+
+
+@pytest.mark.parametrize(
+    ("text", "normalized"),
+    [
+        ("Hello, World!", "hello world"),
+        ("DON’T   stop…", "don't stop"),
+        ("‘Quoted’ and the dogs' owner's 'em", "quoted and the dogs owner's em"),
+        ("second-hand — and on", "second hand and on"),
+        ("snake_case\ttab\nline", "snake case tab line"),
+        ("ﬁne café", "fine café"),
+        ("?! ' —", ""),
+    ],
+)
+def test_normalizing_keeps_words_and_their_apostrophes(text, normalized):
+    assert normalize(text) == normalized
+    assert normalize(normalized) == normalized
+
+
+def test_word_errors_count_each_kind():
+    score = scoring.word_errors("The cat sat down here.", "the hat sat down right here")
+    counts = [score[kind] for kind in ("hits", "substitutions", "deletions", "insertions")]
+    assert counts == [4, 1, 0, 1]
+    assert score["wer"] == pytest.approx(2 / 5)
+
+
+def test_what_is_not_heard_is_word_error_rate_1():
+    assert scoring.word_errors(DINNER, "")["wer"] == 1.0
+    assert scoring.word_errors(DINNER, "")["deletions"] == 8
+
+
+# -- recognizers
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("rms-dinner", DINNER), ("kal16-dinner", DINNER), ("rms-door", "We opened the front door.")]
+)
+def test_pocketsphinx_understands_clean_speech(pocketsphinx, name, text):
+    assert scoring.word_errors(text, pocketsphinx.transcribe(*clip(name)))["wer"] == 0
+
+
+def test_pocketsphinx_hears_the_same_at_another_rate_and_level(pocketsphinx):
+    wave, rate = clip("rms-dinner")
+    at_24k = asr.librosa.resample(wave, orig_sr=rate, target_sr=24_000)
+    assert pocketsphinx.transcribe(0.05 * at_24k, 24_000) == normalize(DINNER)
+
+
+def test_pocketsphinx_forgets_what_it_heard_before(pocketsphinx):
+    first = pocketsphinx.transcribe(*clip("kal16-dinner"))
+    pocketsphinx.transcribe(noise(1.0), RATE)
+    assert pocketsphinx.transcribe(*clip("kal16-dinner")) == first
+
+
+def test_pocketsphinx_hears_damage(pocketsphinx):
+    wave, rate = clip("rms-dinner")
+    damaged = wave + 0.1 * noise(len(wave) / rate)
+    assert scoring.word_errors(DINNER, pocketsphinx.transcribe(damaged, rate))["wer"] > 0.3
+
+
+def noise(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(round(seconds * RATE)).astype(np.float32)
+
+
+def test_whisper_loads_a_local_folder_and_hears_short_and_long(tmp_path):
+    save_tiny_whisper(tmp_path)
+    whisper = asr.create_transcriber("whisper", str(tmp_path))
+    for seconds in (1.0, 35.0):
+        heard = whisper.transcribe(0.1 * noise(seconds), RATE)
+        assert heard == whisper.transcribe(0.1 * noise(seconds), RATE)
+        assert "<|" not in heard
+
+
+def save_tiny_whisper(folder: Path) -> None:
+    """A Whisper of upstream's architecture with random weights and 27 characters for a vocabulary."""
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    controls = "endoftext startoftranscript en translate transcribe startoflm startofprev nospeech notimestamps"
+    marks = [f"<|{control}|>" for control in controls.split()]
+    stamps = [f"<|{0.02 * step:.2f}|>" for step in range(1501)]
+    vocabulary = {token: i for i, token in enumerate([*"abcdefghijklmnopqrstuvwxyz", "Ġ", *marks, *stamps])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = WhisperTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer).save_pretrained(folder)
+    ends = dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), vocabulary["<|endoftext|>"])
+    ends["decoder_start_token_id"] = vocabulary["<|startoftranscript|>"]
+    sizes = {f"{part}_{size}": n for part in ("encoder", "decoder") for size, n in TINY_SIZES.items()}
+    config = WhisperConfig(
+        vocab_size=len(tokenizer), num_mel_bins=16, d_model=16, max_target_positions=32, **sizes, **ends
+    )
+    torch.manual_seed(0)
+    network = WhisperForConditionalGeneration(config)
+    network.generation_config = GenerationConfig(
+        is_multilingual=True,
+        lang_to_id={"<|en|>": vocabulary["<|en|>"]},
+        task_to_id={task: vocabulary[f"<|{task}|>"] for task in ("transcribe", "translate")},
+        no_timestamps_token_id=vocabulary["<|notimestamps|>"],
+        prev_sot_token_id=vocabulary["<|startofprev|>"],
+        max_initial_timestamp_index=50,
+        max_length=20,
+        **ends,
+    )
+    network.save_pretrained(folder)
+
+
+TINY_SIZES = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+
+
+# -- speaker encoders
+
+
+def test_resemblyzer_tells_voices_apart(resemblyzer):
+    rms, same, other = (resemblyzer.embed(*clip(name)) for name in ("rms-dinner", "rms-door", "kal16-dinner"))
+    assert np.linalg.norm(rms) == pytest.approx(1, abs=1e-5)
+    assert speaker.similarity(rms, same) > 0.8
+    assert speaker.similarity(rms, same) > speaker.similarity(rms, other) + 0.1
+
+
+def test_where_there_is_no_voice_there_is_no_similarity(resemblyzer):
+    nobody = resemblyzer.embed(*(clip("rms-dinner")[0][:100], RATE))
+    assert speaker.similarity(nobody, resemblyzer.embed(*clip("rms-dinner"))) == 0.0
+
+
+def test_wavlm_loads_a_local_folder_and_its_metric_bears_the_name(tmp_path):
+    from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
+
+    folder = tmp_path / "wavlm-large-sv"
+    torch.manual_seed(0)
+    config = WavLMConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,) * 7,
+        tdnn_dim=(16,) * 5,
+        xvector_output_dim=8,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    WavLMForXVector(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    wavlm = speaker.create_encoder("wavlm", str(folder))
+    assert wavlm.metric_name == "sim_wavlm_large_sv"
+    voice = wavlm.embed(*clip("rms-dinner"))
+    assert voice.shape == (8,)
+    assert speaker.similarity(voice, voice) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_default_wavlm_is_not_called_large():
+    assert speaker.metric_name(speaker.WAVLM) == "sim_wavlm_base_plus_sv"
+
+
+@pytest.mark.parametrize(
+    ("create", "name", "setting"),
+    [(asr.create_transcriber, "whisper", "quality.asr"), (speaker.create_encoder, "wavlm", "quality.speaker")],
+)
+def test_a_model_that_does_not_load_is_named_with_the_ways_out(tmp_path, create, name, setting):
+    with pytest.raises(UserError, match=f"{setting}_model: {tmp_path}.*{setting}=") as error:
+        create(name, str(tmp_path))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=f"{setting}=nobody"):
+        create("nobody")
+
+
+# -- signals
+
+
+def test_level_of_a_full_scale_sine_is_minus_3_db():
+    sine = np.sin(np.linspace(0, 200 * np.pi, RATE, endpoint=False))
+    assert fidelity.level_dbfs(sine) == pytest.approx(-3.01, abs=0.01)
+    assert fidelity.level_dbfs(np.zeros(10)) == float("-inf")
+
+
+@pytest.mark.parametrize(
+    ("wave", "word"),
+    [
+        (np.zeros(0), "empty"),
+        (np.zeros(100), "silent"),
+        (np.full(100, 5e-4), "silent"),
+        (np.array([0.1, np.nan]), "finite"),
+    ],
+)
+def test_a_flaw_is_found_and_named(wave, word):
+    assert word in fidelity.flaw(wave)
+    assert fidelity.flaw(clip("rms-dinner")[0]) is None
+
+
+def test_distances_are_zero_for_equal_waves_and_grow_with_noise():
+    wave, rate = clip("rms-dinner")
+    hiss = noise(len(wave) / rate)
+    for distance in (fidelity.relative_error, fidelity.log_spectral_distance):
+        near, far = distance(wave + 1e-3 * hiss, wave), distance(wave + 1e-2 * hiss, wave)
+        assert distance(wave, wave) == 0 < near < far
+    assert fidelity.relative_error(1.5 * wave, wave) == pytest.approx(0.5, abs=1e-6)
+    with pytest.raises(ValueError, match="shapes"):
+        fidelity.relative_error(wave[1:], wave)
+
+
+def test_spectral_distance_does_not_mind_phase_and_reads_in_decibels():
+    wave, _ = clip("rms-dinner")
+    assert fidelity.log_spectral_distance(-wave, wave) == 0
+    assert fidelity.log_spectral_distance(wave * 10 ** (6 / 20), wave) == pytest.approx(6, abs=1.0)
+    assert fidelity.relative_error(-wave, wave) == pytest.approx(2)
+
+
+# -- scoring a run
+
+
+def measurement(text_id: str, clip_name: str | None, text: str = DINNER, **changes) -> Measurement:
+    audio = f"audio/baseline/{clip_name}.wav" if clip_name else None
+    values = {
+        "variant": "baseline",
+        "pass_name": "quality",
+        "text_id": text_id,
+        "text": text,
+        "voice": "rms",
+        "seed": 1,
+    }
+    return Measurement(**values | {"audio": audio} | changes)
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    folder = RunFolder.create(tmp_path, "combo", "mini")
+    audio = folder.path / "audio/baseline"
+    audio.mkdir(parents=True)
+    for path in SPEECH.glob("*.ogg"):
+        soundfile.write(audio / f"{path.stem}.wav", *clip(path.stem))
+    soundfile.write(audio / "silent.wav", np.zeros(RATE), RATE)
+    (audio / "damaged.wav").write_bytes(b"not a sound file")
+    return folder
+
+
+def scores(rows, folder, pocketsphinx, resemblyzer, reference=lambda voice: clip("rms-door")):
+    return scoring.score_rows(rows, folder.path, pocketsphinx, resemblyzer, reference)
+
+
+def test_a_good_clip_scores_well_and_another_voice_or_text_shows(folder, pocketsphinx, resemblyzer):
+    rows = [
+        measurement("good", "rms-dinner"),
+        measurement("wrong voice", "kal16-dinner"),
+        measurement("wrong text", "rms-dinner", text="We opened the front door."),
+    ]
+    good, wrong_voice, wrong_text = scores(rows, folder, pocketsphinx, resemblyzer)
+    assert (good.wer, good.hits, good.missing, good.reason) == (0.0, 8, False, None)
+    assert good.similarity["sim_resemblyzer"] > 0.8 > wrong_voice.similarity["sim_resemblyzer"]
+    assert wrong_voice.wer == 0.0
+    assert wrong_text.wer >= 1.0
+    assert [score.work for score in (good, wrong_voice, wrong_text)] == [row.work for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (measurement("t", None), "no audio file"),
+        (measurement("t", "absent"), "no audio file"),
+        (measurement("t", "silent"), "silent"),
+        (measurement("t", "damaged"), "damaged"),
+        (measurement("t", "rms-dinner", non_finite=True), "not finite"),
+        (measurement("t", "rms-dinner", status="failed", error="Traceback\nKeyError: 'x'"), "KeyError: 'x'"),
+    ],
+)
+def test_a_clip_that_cannot_be_judged_counts_as_wholly_wrong(folder, pocketsphinx, resemblyzer, row, reason):
+    (score,) = scores([row], folder, pocketsphinx, resemblyzer)
+    assert (score.wer, score.deletions, score.similarity) == (1.0, 8, {"sim_resemblyzer": 0.0})
+    assert score.missing
+    assert reason in score.reason
+
+
+def test_without_a_reference_clip_similarity_is_unknown_rather_than_zero(folder, pocketsphinx, resemblyzer):
+    rows = [measurement("t", "rms-dinner"), measurement("t", None)]
+    good, missing = scores(rows, folder, pocketsphinx, resemblyzer, reference=lambda voice: None)
+    assert good.wer == 0.0
+    assert good.similarity == missing.similarity == {"sim_resemblyzer": None}
+    assert "no reference clip of the voice rms" in good.reason
+    assert not good.missing
+    assert missing.missing
+
+
+def test_a_voice_given_as_a_clip_is_its_own_reference():
+    path = SPEECH / "rms-door.ogg"
+    wave, rate = scoring.reference_wave(str(path))
+    assert np.array_equal(wave, clip("rms-door")[0])
+    assert rate == RATE
+    assert scoring.reference_wave("nobody") is None
+
+
+def test_scoring_again_replaces_the_scores_however_many_processes(folder, monkeypatch):
+    names = ["rms-dinner", "rms-door"] + ["silent"] * 14
+    for number, name in enumerate(names):
+        folder.add_measurement(measurement(f"t{number}", name, voice=str(SPEECH / "rms-door.ogg")))
+    folder.add_measurement(measurement("t0", "rms-dinner", pass_name="speed"))
+    scoring.score_run(folder, {})
+    first, warnings = folder.scores()
+    monkeypatch.setattr(scoring, "PROCESSES", 1)
+    scoring.score_run(folder, {"asr": "pocketsphinx", "speaker": "resemblyzer"})
+    assert folder.scores() == (first, warnings) == (first, [])
+    assert [score.text_id for score in first] == [f"t{number}" for number in range(16)]
+    assert [score.missing for score in first] == [name == "silent" for name in names]
+    assert first[0].wer == 0.0
+    assert first[1].similarity["sim_resemblyzer"] == pytest.approx(1, abs=0.01)  # the reference itself
+
+
+def test_scores_survive_judges_that_do_not_load(folder):
+    folder.add_measurement(measurement("t", "rms-dinner"))
+    scoring.score_run(folder, {})
+    before = folder.scores_file.read_bytes()
+    with pytest.raises(UserError, match=r"quality\.asr=nobody"):
+        scoring.score_run(folder, {"asr": "nobody"})
+    assert folder.scores_file.read_bytes() == before
+
+
+def test_a_run_without_a_quality_pass_has_no_scores(folder):
+    folder.add_measurement(measurement("t0", "rms-dinner", pass_name="speed"))
+    scoring.score_run(folder, {})
+    assert not folder.scores_file.exists()
