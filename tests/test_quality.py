@@ -355,6 +355,15 @@ def test_scores_survive_judges_that_do_not_load(folder):
     assert folder.scores_file.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "config", [{"asr": "whispr"}, {"speaker": "nobody"}, {"asr": "whisper", "asr_model": "/nowhere"}]
+)
+def test_judges_are_checked_before_anything_is_measured(config):
+    scoring.check_judges({})
+    with pytest.raises(UserError, match=r"quality\."):
+        scoring.check_judges(config)
+
+
 def test_a_run_without_a_quality_pass_has_no_scores(folder):
     folder.add_measurement(measurement("t0", "rms-dinner", pass_name="speed"))
     scoring.score_run(folder, {})

@@ -1,9 +1,9 @@
 """Speech recognizers, the judges of intelligibility.
 
-pocketsphinx   its English model ships in the wheel: no hub, a sixth of real time on one core. A weak judge: it
+pocketsphinx   its English model ships in the wheel: no hub, a fifth of real time on one core. A weak judge: it
                mishears one word in twenty of clean diphone speech, so only differences between two variants mean
                something. Its search settings stay as they ship: wider beams cost two or three times as much and
-               hear no better, narrower ones and heavier language weights hear worse.
+               hear hardly better, narrower ones and heavier language weights hear worse.
 whisper        the field's judge of zero-shot TTS (seed-tts-eval): openai/whisper-large-v3, in fp32.
 """
 
@@ -23,6 +23,8 @@ LEVEL_DBFS = -26.0
 SILENCE_S = 0.2
 WHISPER = "openai/whisper-large-v3"
 WHISPER_WINDOW_S = 30.0
+WHISPER_ELSE = ("quality.asr_model", "quality.asr=pocketsphinx")
+"""The setting that names the model, and what needs none."""
 
 
 class Transcriber(Protocol):
@@ -35,11 +37,16 @@ class Transcriber(Protocol):
 
 def create_transcriber(name: str, model: str | None = None) -> Transcriber:
     """The recognizer that `quality.asr` names. Raises UserError for an unknown one, or one that does not load."""
-    if name == "pocketsphinx":
-        return PocketsphinxTranscriber()
+    check_transcriber(name, model)
+    return WhisperTranscriber(model or WHISPER) if name == "whisper" else PocketsphinxTranscriber()
+
+
+def check_transcriber(name: str, model: str | None = None) -> None:
+    """Whether `create_transcriber` has a chance, found out without loading weights. Raises UserError if not."""
+    if name not in ("pocketsphinx", "whisper"):
+        raise UserError(f"quality.asr={name}: there is pocketsphinx and whisper")
     if name == "whisper":
-        return WhisperTranscriber(model or WHISPER)
-    raise UserError(f"quality.asr={name}: there is pocketsphinx and whisper")
+        check_pretrained(model or WHISPER, *WHISPER_ELSE)
 
 
 def resample(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
@@ -80,10 +87,8 @@ class WhisperTranscriber:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._processor = load_pretrained(WhisperProcessor, model, "quality.asr_model", "quality.asr=pocketsphinx")
-        network = load_pretrained(
-            WhisperForConditionalGeneration, model, "quality.asr_model", "quality.asr=pocketsphinx"
-        )
+        self._processor = load_pretrained(WhisperProcessor, model, *WHISPER_ELSE)
+        network = load_pretrained(WhisperForConditionalGeneration, model, *WHISPER_ELSE)
         self._network = network.to(device=self._device, dtype=torch.float32).eval()
 
     def transcribe(self, wave: NDArray[np.float32], sample_rate: int) -> str:
@@ -113,3 +118,10 @@ def load_pretrained(kind: Any, model: str, setting: str, instead: str) -> Any:
         raise UserError(
             f"{setting}: {model} cannot be loaded ({reason}): connect to its hub, name a local folder, or use {instead}"
         ) from error
+
+
+def check_pretrained(model: str, setting: str, instead: str) -> None:
+    """Raises UserError if not even the model's configuration, a small file, can be had."""
+    from transformers import AutoConfig
+
+    load_pretrained(AutoConfig, model, setting, instead)

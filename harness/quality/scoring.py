@@ -20,10 +20,10 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from harness.quality.asr import Transcriber, create_transcriber
+from harness.quality.asr import Transcriber, check_transcriber, create_transcriber
 from harness.quality.fidelity import flaw
 from harness.quality.normalizer import normalize
-from harness.quality.speaker import SpeakerEncoder, create_encoder, similarity
+from harness.quality.speaker import SpeakerEncoder, check_encoder, create_encoder, similarity
 from harness.results import Measurement, RunFolder, Score, finite, write_atomically
 
 VOICES = Path(__file__).resolve().parent.parent / "mini" / "weights" / "voices"
@@ -53,6 +53,12 @@ def score_run(folder: RunFolder, config: Mapping[str, Any]) -> None:
     scores = [judged[index % n][index // n] for index in range(len(rows))]
     lines = [json.dumps(finite(score.to_row()), ensure_ascii=False) + "\n" for score in scores]
     write_atomically(folder.scores_file, "".join(lines))
+
+
+def check_judges(config: Mapping[str, Any]) -> None:
+    """Raises, before anything is measured, the UserError that `score_run` would raise after it."""
+    check_transcriber(config.get("asr", "pocketsphinx"), config.get("asr_model"))
+    check_encoder(config.get("speaker", "resemblyzer"), config.get("speaker_model"))
 
 
 def _processes(config: Mapping[str, Any], n_rows: int) -> int:

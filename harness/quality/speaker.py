@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UserError
-from harness.quality.asr import SAMPLE_RATE, load_pretrained, resample
+from harness.quality.asr import SAMPLE_RATE, check_pretrained, load_pretrained, resample
 
 WAVLM = "microsoft/wavlm-base-plus-sv"
+WAVLM_ELSE = ("quality.speaker_model", "quality.speaker=resemblyzer")
 
 
 class SpeakerEncoder(Protocol):
@@ -34,11 +35,16 @@ class SpeakerEncoder(Protocol):
 
 def create_encoder(name: str, model: str | None = None) -> SpeakerEncoder:
     """The encoder that `quality.speaker` names. Raises UserError for an unknown one, or one that does not load."""
-    if name == "resemblyzer":
-        return ResemblyzerEncoder()
+    check_encoder(name, model)
+    return WavLMEncoder(model or WAVLM) if name == "wavlm" else ResemblyzerEncoder()
+
+
+def check_encoder(name: str, model: str | None = None) -> None:
+    """Whether `create_encoder` has a chance, found out without loading weights. Raises UserError if not."""
+    if name not in ("resemblyzer", "wavlm"):
+        raise UserError(f"quality.speaker={name}: there is resemblyzer and wavlm")
     if name == "wavlm":
-        return WavLMEncoder(model or WAVLM)
-    raise UserError(f"quality.speaker={name}: there is resemblyzer and wavlm")
+        check_pretrained(model or WAVLM, *WAVLM_ELSE)
 
 
 def similarity(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -74,9 +80,8 @@ class WavLMEncoder:
 
         self.metric_name = metric_name(model)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        setting, instead = "quality.speaker_model", "quality.speaker=resemblyzer"
-        self._extractor = load_pretrained(AutoFeatureExtractor, model, setting, instead)
-        network = load_pretrained(WavLMForXVector, model, setting, instead)
+        self._extractor = load_pretrained(AutoFeatureExtractor, model, *WAVLM_ELSE)
+        network = load_pretrained(WavLMForXVector, model, *WAVLM_ELSE)
         self._network = network.to(device=self._device, dtype=torch.float32).eval()
 
     def embed(self, wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
