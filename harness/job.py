@@ -52,8 +52,11 @@ def run(spec: JobSpec, results: Path, progress: Progress, started: float | None 
     """
     device = resolve_device(spec.config["device"])
     workload = load_workload(spec.config["workload"])
+    progress(f"waiting until no other job measures on {device}", 0, 0)
+    asked = time.monotonic()
     with measure.alone_on(device):
-        ledger = Ledger(started)
+        waited_s = time.monotonic() - asked  # for another job, so no part of this one
+        ledger = Ledger(None if started is None else started + waited_s)
         folder = RunFolder.create(results, spec.combo, spec.config["pipeline"]["name"])
         folder.write_job(spec.config)
         experiment = Experiment(spec, workload, device, folder, ledger, progress)

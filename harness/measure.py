@@ -42,6 +42,8 @@ _THROTTLING = {
     "HwPowerBrakeSlowdown": "power brake",
 }
 
+LOCKS = Path(tempfile.gettempdir())
+
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size ("high water mark") to the current one
@@ -248,9 +250,9 @@ class _Gpu:
 
 @contextmanager
 def alone_on(device: str) -> Iterator[None]:
-    """Hold the device against this harness's other jobs, which launchers may start in parallel."""
+    """Hold the device against this harness's other jobs, which launchers may start in parallel, or wait for them."""
     kind, _, index = device.partition(":")
     name = f"chatterbox-harness-{os.getuid()}-{kind}{int(index or 0) if kind == 'cuda' else ''}.lock"
-    with (Path(tempfile.gettempdir()) / name).open("w") as lock:
+    with (LOCKS / name).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,17 @@
-"""Shared by all tests: the project's root on the path, and a forkserver that is warm by the time it is needed."""
+"""Shared by all tests: the project's root on the path, so that its modules import as the commands do."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture
+def own_locks(tmp_path_factory, monkeypatch):
+    """Jobs of a test do not wait for those that somebody measures beside it; times are no matter here."""
+    from harness import measure
+
+    monkeypatch.setattr(measure, "LOCKS", tmp_path_factory.mktemp("locks"))

@@ -27,7 +27,7 @@ FAKE = [
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
+def command(tmp_path, monkeypatch, capsys, own_locks):
     """Runs run_sweep.py with arguments: exit code, standard output, standard error."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -196,3 +196,25 @@ def test_a_typo_in_a_combo_file_is_found(tmp_path):
         cfg.optimizations["kv_cash"] = {"enabled": True}
     with pytest.raises(UserError, match="did you mean kv_cache"):
         expand(cfg)
+
+
+# -- the whole thing, once -----------------------------------------------------------------------------------------
+
+
+def test_production_on_the_miniature_from_the_command_to_the_report(command, tmp_path):
+    """Nothing is faked: upstream's model, the real optimizations, the real scoring where the weights can speak."""
+    texts = "workload.texts=['She put the letters back. It was late.', 'Who left the garden gate open?']"
+    rounds = ["measure.min_rounds=3", "measure.max_rounds=3", "measure.warmup_calls=0"]
+    code, out, _ = command("+combo=production", "device=cpu", texts, "workload.seeds=[1]", *rounds)
+    assert code == 0, out
+    (run,) = find_runs([tmp_path / "results"])
+    summary = run.summary()
+    assert summary.status == "ok"
+    assert summary.active == summary.enabled, summary.optimizations
+    assert summary.comparison["rtf"].n == 6
+    speed = [row for row in run.measurements()[0] if row.pass_name == "speed"]
+    assert all(row.stages_s["generate_tokens"] > 0 and row.stages_s["mel_to_wave"] > 0 for row in speed)
+    for before, after in zip(speed[::2], speed[1::2], strict=True):
+        assert before.audio_s == pytest.approx(after.audio_s, abs=0.04), "equal tokens make equal audio"
+    production = summary.variants["production"]
+    assert (production.wer is not None) == production.trained

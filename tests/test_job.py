@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from harness import job
+from harness import job, measure
 from harness.config import JobSpec
 from harness.errors import UserError
 from harness.results import Measurement, RunFolder, Summary
@@ -35,8 +35,11 @@ MEASURE = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server():
+def server(tmp_path_factory):
     start_server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "LOCKS", tmp_path_factory.mktemp("locks"))
+        yield
 
 
 def spec(toggles: dict | None = None, texts: tuple[str, ...] = TEXTS, name: str = "untrained", **measure) -> JobSpec:

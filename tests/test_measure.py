@@ -99,7 +99,7 @@ def _hold(device: str, taken, release) -> None:
         release.wait(10)
 
 
-def test_two_jobs_never_share_a_device():
+def test_two_jobs_never_share_a_device(own_locks):
     context = multiprocessing.get_context("fork")
     taken, release = context.Event(), context.Event()
     first = context.Process(target=_hold, args=("cuda", taken, release))
