@@ -82,6 +82,10 @@ def healthy(pipeline) -> np.ndarray:
     return speak(pipeline)
 
 
+def test_silence_resembles_nobody():
+    assert not evaluate.speaker_embedding(np.zeros(16_000, np.float32)).any()
+
+
 SLOW = {"nf4"}  # bitsandbytes compiles its CPU kernels on first use
 
 

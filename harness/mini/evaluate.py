@@ -223,8 +223,9 @@ def word_error_rate(text: str, hypothesis: str) -> float:
 
 
 def speaker_embedding(wave: np.ndarray) -> np.ndarray:
-    """Resemblyzer's unit-length embedding [256] of a 16 kHz wave."""
-    return _speaker_encoder().embed_utterance(preprocess_wav(wave, source_sr=ASR_RATE))
+    """Resemblyzer's unit-length embedding [256] of a 16 kHz wave; zeros if there is no voice in it."""
+    voiced = preprocess_wav(wave, source_sr=ASR_RATE)
+    return _speaker_encoder().embed_utterance(voiced) if len(voiced) else np.zeros(256, np.float32)
 
 
 def flite_seconds(clip: Clip) -> float | None:
