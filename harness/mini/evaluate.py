@@ -16,22 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
-import jiwer
-import librosa
 import numpy as np
 import torch
-from pocketsphinx import Decoder
-from resemblyzer import VoiceEncoder, preprocess_wav
 from torch import Tensor, nn
 
 from harness import stats
@@ -39,10 +33,13 @@ from harness.errors import UserError
 from harness.mini import models, speech, vocos
 from harness.mini.align import quiet
 from harness.pipeline import Pipeline, SynthesisError
+from harness.quality.asr import PocketsphinxTranscriber
+from harness.quality.fidelity import flaw
+from harness.quality.scoring import read_wave, word_errors
+from harness.quality.speaker import ResemblyzerEncoder, similarity
 
 SENTENCES = Path(__file__).parents[2] / "tests/data/held_out_sentences.txt"
 THREADS = 2
-ASR_RATE = 16_000
 
 LIMITS = {
     "wer": ("at most", 0.15),
@@ -73,7 +70,7 @@ class Heard:
     clip: Clip
     wer: float
     similarity: float  # to the voice asked for
-    nearest: bool  # that voice is the most similar of the four
+    nearest: bool  # whether that voice is the most similar of the four
     ended: bool  # the model emitted its stop token
     audio_s: float
     flite_s: float | None  # the same sentence by flite; None without flite
@@ -152,7 +149,9 @@ class Listener:
         model, voices, trained = models.load("cpu", weights=weights)
         self.weights = weights
         self.pipeline = Pipeline(model, torch.device("cpu"), voices, name="mini", trained=trained)
-        self.references = {voice: reference(weights, voice) for voice in models.VOICES}
+        self.transcriber, self.encoder = PocketsphinxTranscriber(), ResemblyzerEncoder()
+        clips = {voice: read_wave(clip_path(weights, voice)) for voice in models.VOICES}
+        self.references = {voice: self.encoder.embed(*clip) for voice, clip in clips.items()}
 
     def hear(self, clip: Clip) -> Heard:
         """Speak one clip and score it."""
@@ -166,20 +165,26 @@ class Listener:
             return Heard(clip, 1.0, 0.0, False, False, 0.0, flite_seconds(clip), 0.0, 0)
         finally:
             self.pipeline.reset()
-        wave = np.nan_to_num(librosa.resample(said.wave, orig_sr=said.sample_rate, target_sr=ASR_RATE))
-        embedding = speaker_embedding(wave)
-        similarities = {voice: float(embedding @ other) for voice, other in self.references.items()}
+        wer, closeness = self.judge(clip.text, said.wave, said.sample_rate)
         return Heard(
             clip,
-            wer=word_error_rate(clip.text, transcribe(wave)),
-            similarity=similarities[clip.voice],
-            nearest=max(similarities, key=similarities.__getitem__) == clip.voice,
+            wer=wer,
+            similarity=closeness[clip.voice],
+            nearest=max(closeness, key=closeness.__getitem__) == clip.voice,
             ended=not said.hit_token_cap,
             audio_s=said.audio_s,
             flite_s=flite_seconds(clip),
             generation_time_s=said.generation_time_s,
             n_tokens=said.n_tokens,
         )
+
+    def judge(self, text: str, wave: np.ndarray, sample_rate: int) -> tuple[float, dict[str, float]]:
+        """Word error rate, and similarity to each voice; 1 and zeros for a wave that nobody could listen to."""
+        if flaw(wave):
+            return 1.0, dict.fromkeys(self.references, 0.0)
+        embedding = self.encoder.embed(wave, sample_rate)
+        closeness = {voice: similarity(embedding, reference) for voice, reference in self.references.items()}
+        return word_errors(text, self.transcriber.transcribe(wave, sample_rate))["wer"], closeness
 
 
 def clip_path(weights: Path, voice: str) -> Path:
@@ -188,44 +193,6 @@ def clip_path(weights: Path, voice: str) -> Path:
     if not path.exists():
         raise UserError(f"{path} is missing: this checkpoint is not trained, run `python -m harness.mini.train`")
     return path
-
-
-def reference(weights: Path, voice: str) -> np.ndarray:
-    """Speaker embedding [256] of the voice's clip."""
-    wave, _ = librosa.load(clip_path(weights, voice), sr=ASR_RATE)
-    return speaker_embedding(wave)
-
-
-@lru_cache
-def _recognizer() -> Decoder:
-    return Decoder(samprate=ASR_RATE, loglevel="FATAL")
-
-
-@lru_cache
-def _speaker_encoder() -> VoiceEncoder:
-    return VoiceEncoder("cpu", verbose=False)
-
-
-def transcribe(wave: np.ndarray) -> str:
-    """What pocketsphinx hears in a 16 kHz wave."""
-    recognizer = _recognizer()
-    recognizer.start_utt()
-    recognizer.process_raw((wave.clip(-1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
-    recognizer.end_utt()
-    hypothesis = recognizer.hyp()
-    return hypothesis.hypstr if hypothesis else ""
-
-
-def word_error_rate(text: str, hypothesis: str) -> float:
-    """WER of one utterance, lower-case and without punctuation other than apostrophes."""
-    words = [re.sub(r"[^a-z' ]", " ", t.lower().replace("’", "'")).split() for t in (text, hypothesis)]
-    return jiwer.process_words(*(" ".join(w) for w in words)).wer
-
-
-def speaker_embedding(wave: np.ndarray) -> np.ndarray:
-    """Resemblyzer's unit-length embedding [256] of a 16 kHz wave; zeros if there is no voice in it."""
-    voiced = preprocess_wav(wave, source_sr=ASR_RATE)
-    return _speaker_encoder().embed_utterance(voiced) if len(voiced) else np.zeros(256, np.float32)
 
 
 def flite_seconds(clip: Clip) -> float | None:
