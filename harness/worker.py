@@ -98,6 +98,9 @@ def take_server_start() -> float | None:
 
 
 def _context() -> ForkServerContext:
+    # transformers and diffusers ask for CUDA when imported. By default PyTorch asks the CUDA runtime, after which no
+    # forked child can use it; asked this way, it asks the driver's management library instead.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
