@@ -130,7 +130,7 @@ def test_a_few_steps_learn_a_tiny_language(model):
     examples, rng = made_up_examples(12), np.random.default_rng(0)
     phone_head = training.build_phone_head(model)
     optimizers = training.optimizers(model, phone_head)
-    nats, walk = [], []
+    nats, walk, phones = [], [], []
     for _ in range(14):
         batch = examples.batch(np.arange(len(examples)), rng)
         loss, parts = training.training_loss(model, phone_head, examples, batch, guide=0.3)
@@ -140,8 +140,10 @@ def test_a_few_steps_learn_a_tiny_language(model):
             optimizer.zero_grad()
         nats.append(float(parts["nats"]))
         walk.append(float(parts["walk"]))
+        phones.append(float(parts["phones"]))
     assert nats[-1] < 0.6 * nats[0]
     assert walk[-1] < 0.8 * walk[0]
+    assert phones[-1] < 0.8 * phones[0]
     figures = training.validate(model, examples, np.arange(len(examples)))
     assert figures["nats"] < nats[-1]  # no dropout, no random tokens
     assert 0 < figures["accuracy"] <= 1

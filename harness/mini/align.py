@@ -112,10 +112,13 @@ def speak(t3: T3, examples: Examples, rows: np.ndarray, heads: list[tuple[int, i
             against_real.append(len(free) / (len(batch.speech[0]) + 1))
             repeated.append(bool((free[1:] == free[:-1]).any()))
             against_free.append(len(guarded) / len(free))
-    cut = [ratio < 0.75 for ratio in against_free]
-    figures = {"eos": ended, "tokens_ratio": against_real, "repeats": repeated}
-    figures |= {"analyzer_ratio": against_free, "analyzer_cut": cut}
-    return {name: float(np.mean(values)) for name, values in figures.items()}
+    return {
+        "eos": float(np.mean(ended)),
+        "tokens_ratio": float(np.mean(against_real)),
+        "repeats": float(np.mean(repeated)),
+        "analyzer_ratio": float(np.mean(against_free)),
+        "analyzer_cut": float(np.mean([ratio < 0.75 for ratio in against_free])),
+    }
 
 
 def generate(t3: T3, batch: Batch, seed: int, analyzer: bool) -> Tensor:

@@ -42,13 +42,13 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # it needs no closure
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
                 by_shape[matrix.shape].append(matrix)
             for shape, matrices in by_shape.items():
-                gradients = [matrix.grad for matrix in matrices]
+                gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
                 velocities = [self._velocity(matrix) for matrix in matrices]
                 torch._foreach_lerp_(velocities, gradients, 1 - group["momentum"])
                 update = orthogonalize(torch.stack(torch._foreach_lerp(gradients, velocities, group["momentum"])))
@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(matrices, list(update.unbind()), alpha=-scale)
 
-    def _velocity(self, matrix: nn.Parameter) -> Tensor:
+    def _velocity(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]
         if not state:
             state["velocity"] = torch.zeros_like(matrix)

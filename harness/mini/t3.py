@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.tts import punc_norm
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from harness.mini import features, models
 from harness.mini.muon import Muon
@@ -169,37 +170,39 @@ class Rotation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         first, second = x.chunk(2, dim=-1)
         turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
         return torch.cat(turned, dim=-1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return Rotation.apply(gradient, cos, -sin), None, None
 
 
-def block(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
+def block(
+    layer: LlamaDecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, dropout: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """A Llama layer with dropout on both residual branches, which transformers' own lacks.
 
     Returns the new [B, L, D] and the rotated queries and keys [B, H, L, head_dim]. A layer this narrow waits for
     memory, not for arithmetic: so products that share an input are one product, and the norms' weights are folded
     into the matrices behind them, where they cost nothing.
     """
-    attention, mlp, (dim,) = layer.self_attn, layer.mlp, layer.input_layernorm.weight.shape
-    eps = layer.input_layernorm.variance_epsilon
-    q, k, v = attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
-    qkv = F.linear(F.rms_norm(x, (dim,), eps=eps), torch.cat((q, k, v)) * layer.input_layernorm.weight)
-    qk, v = qkv.unflatten(-1, (-1, attention.head_dim)).split(
-        (2 * len(q) // attention.head_dim, len(v) // attention.head_dim), 2
-    )
-    q, k = Rotation.apply(qk, cos, sin).transpose(1, 2).chunk(2, 1)
-    a = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True, dropout_p=dropout)
+    attention, mlp = layer.self_attn, layer.mlp
+    norm1, norm2 = layer.input_layernorm, layer.post_attention_layernorm
+    dim, eps = x.shape[-1:], norm1.variance_epsilon
+    in_qkv = torch.cat([linear.weight for linear in (attention.q_proj, attention.k_proj, attention.v_proj)])
+    qkv = F.linear(F.rms_norm(x, dim, eps=eps), in_qkv * norm1.weight).unflatten(-1, (-1, attention.head_dim))
+    heads = qkv.size(2) // 3
+    q, k = Rotation.apply(qkv[:, :, : 2 * heads], cos, sin).transpose(1, 2).chunk(2, 1)
+    v = qkv[:, :, 2 * heads :].transpose(1, 2)
+    a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     x = x + F.dropout(attention.o_proj(a.transpose(1, 2).flatten(2)), dropout)
-    gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)) * layer.post_attention_layernorm.weight
-    gate, up = F.linear(F.rms_norm(x, (dim,), eps=eps), gate_up).chunk(2, -1)
+    in_mlp = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+    gate, up = F.linear(F.rms_norm(x, dim, eps=eps), in_mlp * norm2.weight).chunk(2, -1)
     return x + F.dropout(mlp.down_proj(F.silu(gate) * up), dropout), q, k
 
 
@@ -294,7 +297,8 @@ def guided_maps(
     there = send(rows, batch.text.device)
     maps = torch.cat([out.attention[head][there] for head in heads])
     progress = F.pad(batch.progress[there], (0, 1), value=1.0).repeat(len(heads), 1)
-    return maps, progress, *(lens[rows].repeat(len(heads)) for lens in (batch.text_lens, batch.speech_lens + 1))
+    text_lens, frames = (lens[rows].repeat(len(heads)) for lens in (batch.text_lens, batch.speech_lens + 1))
+    return maps, progress, text_lens, frames
 
 
 def phone_loss(phone_head: nn.Linear, out: Forward, batch: Batch) -> Tensor:
@@ -393,7 +397,9 @@ def text_ids(tokenizer: EnTokenizer, text: str, start: int, stop: int) -> list[i
 def batches(lengths: np.ndarray, rows: np.ndarray, budget: int, rng: np.random.Generator) -> list[np.ndarray]:
     """These rows, each once, in random batches of similar lengths whose padded size stays within `budget`."""
     order = rows[np.argsort(lengths[rows] * rng.uniform(0.95, 1.05, len(rows)), kind="stable")]
-    found, batch, longest = [], [], 0
+    found: list[np.ndarray] = []
+    batch: list[int] = []
+    longest = 0
     for row in order:
         longest = max(longest, int(lengths[row]))
         if batch and longest * (len(batch) + 1) > budget:
@@ -439,11 +445,10 @@ def optimizers(t3: T3, phone_head: nn.Linear) -> tuple[Muon, torch.optim.AdamW]:
     matrices = [p for p in t3.tfmr.layers.parameters() if p.ndim == 2]
     unused = {id(p) for part in (t3.tfmr.embed_tokens, t3.text_head) for p in part.parameters()}
     taken = unused | {id(p) for p in matrices}
-    others = [p for p in t3.parameters() if id(p) not in taken]
-    return [
-        Muon(matrices, lr=MATRIX_LR, weight_decay=WEIGHT_DECAY),
-        torch.optim.AdamW(others, lr=TABLE_LR, betas=(0.9, 0.98), weight_decay=0.0, fused=t3.device.type == "cuda"),
-    ]
+    others = [p for p in (*t3.parameters(), *phone_head.parameters()) if id(p) not in taken]
+    muon = Muon(matrices, lr=MATRIX_LR, weight_decay=WEIGHT_DECAY)
+    adamw = torch.optim.AdamW(others, lr=TABLE_LR, betas=(0.9, 0.98), weight_decay=0.0, fused=t3.device.type == "cuda")
+    return muon, adamw
 
 
 def pace(step: int, steps: int) -> float:
@@ -497,7 +502,8 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     rng = np.random.default_rng((run.seed, first))
 
     taught, held_out = split_rows(corpus)
-    lengths, schedule = examples.positions(), []
+    lengths = examples.positions()
+    schedule: list[np.ndarray] = []
     for step in range(first, steps):
         if not schedule:
             schedule = batches(lengths, taught, BATCH_POSITIONS, rng)
@@ -522,8 +528,8 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
 
 def split_rows(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the training and of the held-out utterances."""
-    rows = np.arange(len(corpus))
-    return np.split(rows, [len(corpus.split()[0])])
+    n_taught = len(corpus.split()[0])
+    return np.arange(n_taught), np.arange(n_taught, len(corpus))
 
 
 def autocast(t3: T3) -> torch.autocast:
