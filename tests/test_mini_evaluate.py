@@ -135,10 +135,17 @@ def test_damage_is_in_the_sound_and_is_undone(pipeline, healthy, variant):
 
 
 def test_a_folder_without_reference_clips_is_refused(tmp_path):
-    with pytest.raises(UserError, match="not trained"):
+    with pytest.raises(UserError, match="is missing"):
         evaluate.clip_path(tmp_path, "awb")
 
 
 def test_an_empty_sentence_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no sentences"):
         evaluate.read_sentences(tmp_path / "none.txt")
+
+
+def test_an_untrained_checkpoint_is_not_evaluated(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--weights", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "not trained" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from harness.mini import evaluate, models
 
 @pytest.fixture(scope="module")
 def heard() -> list[evaluate.Heard]:
-    if not (models.WEIGHTS / "mini.json").exists():
-        pytest.skip("harness/mini/weights holds no trained model yet: run `python -m harness.mini.train`")
+    if not evaluate.is_trained(models.WEIGHTS):
+        pytest.skip("the model in harness/mini/weights is not trained yet: run `python -m harness.mini.train`")
     sentences = evaluate.read_sentences(evaluate.SENTENCES)[::12]
     listener = evaluate.Listener(models.WEIGHTS)
     voices = (models.VOICES * 2)[: len(sentences)]

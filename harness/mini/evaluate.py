@@ -187,11 +187,17 @@ class Listener:
         return word_errors(text, self.transcriber.transcribe(wave, sample_rate))["wer"], closeness
 
 
+def is_trained(weights: Path) -> bool:
+    """Whether the checkpoint folder holds a model that learned to speak, rather than seeded noise."""
+    card = weights / "mini.json"
+    return card.exists() and json.loads(card.read_text())["trained"]
+
+
 def clip_path(weights: Path, voice: str) -> Path:
     """A clip that flite spoke in this voice. Raises UserError if the checkpoint has none."""
     path = weights / "voices" / f"{voice}.flac"
     if not path.exists():
-        raise UserError(f"{path} is missing: this checkpoint is not trained, run `python -m harness.mini.train`")
+        raise UserError(f"{path} is missing: make the checkpoint anew with `python -m harness.mini.train export`")
     return path
 
 
@@ -340,8 +346,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the figures and every clip's row")
     options = parser.parse_args(arguments)
     try:
-        for voice in models.VOICES:
-            clip_path(options.weights, voice)
+        if not is_trained(options.weights):
+            raise UserError(f"the model in {options.weights} is not trained: run `python -m harness.mini.train`")
         sentences = read_sentences(options.sentences)
         result = evaluate(options.weights, sentences, options.seeds, options.damage, options.workers)
     except UserError as error:
