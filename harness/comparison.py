@@ -97,11 +97,7 @@ def _compare_single(name: str, base: Variant, other: Variant, threshold: float) 
     Bytes that PyTorch has allocated for the model are counted, not sampled: their ratio is its own interval.
     """
     before, after = base.figure(name), other.figure(name)
-    if (
-        before is None
-        or after is None
-        or (name == "model_memory_mb" and base.memory_kind != other.memory_kind)
-    ):
+    if before is None or after is None or (name == "model_memory_mb" and base.memory_kind != other.memory_kind):
         return not_measured(name)
     ratio = after / before
     bound = ratio if name == "model_memory_mb" and base.memory_kind == "vram" else None

@@ -11,9 +11,7 @@ from harness import stats
 from harness.results import Measurement, Score, Variant
 
 
-def figures(
-    rows: Sequence[Measurement], scores: Sequence[Score], child: dict[str, Any], n_quality: int
-) -> Variant:
+def figures(rows: Sequence[Measurement], scores: Sequence[Score], child: dict[str, Any], n_quality: int) -> Variant:
     """All figures of the variant that wrote `rows`; `child` is its entry of children.json.
 
     `n_quality` is the number of clips that the quality pass was meant to make.
@@ -88,13 +86,9 @@ def _add_speed(variant: Variant, rows: Sequence[Measurement]) -> None:
     rtf, time = stats.per_unit(times, audio, texts), stats.mean(times, texts)
     variant.rtf, variant.intervals["rtf"] = rtf.estimate, rtf.bounds
     variant.generation_time_s, variant.intervals["generation_time_s"] = time.estimate, time.bounds
-    variant.rtf_p50, variant.rtf_p90 = (
-        float(quantile) for quantile in np.quantile(times / audio, [0.5, 0.9])
-    )
+    variant.rtf_p50, variant.rtf_p90 = (float(quantile) for quantile in np.quantile(times / audio, [0.5, 0.9]))
     stages = dict.fromkeys(stage for row in rows for stage in row.stages_s)
-    variant.stages_s = {
-        name: statistics.fmean(row.stages_s.get(name, 0.0) for row in rows) for name in stages
-    }
+    variant.stages_s = {name: statistics.fmean(row.stages_s.get(name, 0.0) for row in rows) for name in stages}
     decoding_s = sum(row.stages_s.get("generate_tokens", 0.0) for row in rows)
     variant.tokens_per_s = sum(row.n_tokens or 0 for row in rows) / decoding_s if decoding_s else None
     peaks = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]

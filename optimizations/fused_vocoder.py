@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class FusedVocoder(Optimization):
         return Evidence(True, facts)
 
 
-def folded(convolution: nn.Module, device: torch.device) -> nn.Module:
+def folded(convolution: Any, device: torch.device) -> nn.Module:
     """A plain convolution with a weight-normed one's weight, on `device`."""
     kind = nn.ConvTranspose1d if isinstance(convolution, nn.ConvTranspose1d) else nn.Conv1d
     same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -69,7 +70,7 @@ def folded(convolution: nn.Module, device: torch.device) -> nn.Module:
 
 
 @torch.no_grad()
-def harmonic_source(generator: nn.Module, f0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def harmonic_source(generator: Any, f0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sines at f0 and its overtones, and noise where there is no voice; what `SineGen.forward` computes.
 
     Args:

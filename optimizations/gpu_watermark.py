@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,7 +72,7 @@ class GpuWatermark(Optimization):
         calls = len(self._marked)
         spoken = pipeline.synthesize(PROBE_TEXT, next(iter(pipeline.voices)), seed=0, n_tokens=PROBE_TOKENS)
         detect = pipeline.model.watermarker.get_watermark
-        facts = {
+        facts: dict[str, Any] = {
             "network_device": str(self._net.device),
             "batches_marked_count": calls,
             "detector_on_marked": float(detect(spoken.wave, sample_rate=self._rate, round=False)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -164,7 +165,7 @@ def pipeline_mel(pipeline: Pipeline) -> Mel:
     return Mel(*(extractor[name].default for name in ("num_mels", "n_fft", "hop_size", "sampling_rate")))
 
 
-def vocoder_mel(vocoder: nn.Module, sample_rate: int) -> Mel:
+def vocoder_mel(vocoder: Any, sample_rate: int) -> Mel:
     """The mel that a loaded Vocos reads, from its own layers; its sample rate is only known by its maker."""
     transform = vocoder.head.istft
     return Mel(vocoder.backbone.embed.in_channels, transform.n_fft, transform.hop_length, sample_rate)

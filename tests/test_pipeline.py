@@ -92,7 +92,7 @@ def test_every_change_is_undone_by_reset(mini):
     mini.wrap_stage("mel_to_wave", lambda stage: lambda mels: [wave * 0 for wave in stage(mels)])
     mini.call_between(calls.append)
     mini.swap(mini.model.t3, "compiled", "changed")
-    assert not mini.synthesize(TEXT, voice, seed=2, n_tokens=8).wave.any()
+    assert abs(mini.synthesize(TEXT, voice, seed=2, n_tokens=8).wave).max() < 1e-6
     assert calls == list(STAGES)
     mini.reset()
     np.testing.assert_array_equal(mini.synthesize(TEXT, voice, seed=2, n_tokens=8).wave, before.wave)

@@ -89,11 +89,8 @@ def make_voices(weights: Path) -> None:
 
 def assembled(weights: Path) -> ChatterboxTTS:
     """The model from the folder's files, with no voice yet."""
-    t3, s3gen, voice_encoder = models.build_t3(), models.build_s3gen(), models.build_voice_encoder()
-    t3.load_state_dict(models.read_state(weights / "t3_cfg.safetensors"))
-    s3gen.load_state_dict(models.read_state(weights / "s3gen.safetensors"), strict=False)
-    voice_encoder.load_state_dict(models.read_state(weights / "ve.safetensors"))
-    parts = [part.eval() for part in (t3, s3gen, voice_encoder)]
+    parts = models.build_t3().eval(), models.build_s3gen().eval(), models.build_voice_encoder().eval()
+    models.load_parts(weights, *parts)
     with torch.inference_mode():
         return ChatterboxTTS(*parts, models.build_tokenizer(weights), "cpu")
 

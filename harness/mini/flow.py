@@ -31,7 +31,7 @@ from .run import Run, learning_rate
 from .speech import Corpus
 from .vocoder import CHECKPOINT_EVERY, adam
 
-STEPS = 12_000
+STEPS = 2_000
 PEAK = 1e-3  # learning rate
 WINDOWS = (60, 120, 180, 240, 360, 720)  # tokens: 2.4 s to 28.8 s, prompt included
 TOKENS_A_STEP = 17_280  # whatever the window's length

@@ -18,8 +18,8 @@ from .run import Run, learning_rate
 from .speech import Corpus
 from .vocoder import HELD_OUT, HOP16, MARGIN, Recipe, SpeechCrops, adam, distance, fit, mel_and_wave, roughened
 
-STEPS = 6_000
-PITCH_STEPS = 4_000
+STEPS = 1_500
+PITCH_STEPS = 1_000
 SAMPLE_RATE = 16_000
 PITCH_WINDOW = 1024  # 64 ms: more than three periods of the lowest voice
 SHORTEST, LONGEST = 40, 267  # lags in samples: 400 Hz down to 60 Hz

@@ -66,7 +66,7 @@ UPSTREAM_LLAMA = "Llama_520M"
 MINI_LLAMA = "Llama_mini"
 LLAMA_CONFIGS[MINI_LLAMA] = LLAMA_CONFIGS[UPSTREAM_LLAMA] | {
     "hidden_size": 256,
-    "intermediate_size": 256,
+    "intermediate_size": 240,
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -83,7 +83,7 @@ class MiniT3Config(T3Config):
         super().__init__(text_tokens_dict_size=len(TEXT_TOKENS))
         self.multilingual = multilingual
         self.start_text_token, self.stop_text_token = START_TEXT, STOP_TEXT
-        self.max_text_tokens = 510
+        self.max_text_tokens = 1000  # one a character; upstream's 40 s of speech take about 600
         self.speech_tokens_dict_size = SPEECH_VOCAB_SIZE + 3  # codes, start, stop, one spare row
         self.max_speech_tokens = 1010  # generate() stops at 1000
         self.llama_config_name = MINI_LLAMA
@@ -239,29 +239,37 @@ def load(
 ) -> tuple[ChatterboxTTS, dict[str, Conditionals], bool]:
     """The miniature as upstream's `ChatterboxTTS`, its built-in voices, and whether it was trained.
 
-    `multilingual=True` switches upstream's alignment analyzer on and points it at this model's heads. In a
-    folder without weights every part has seeded random ones: same shapes, same code, noise for speech.
+    `multilingual=True` switches upstream's alignment analyzer on and points it at this model's heads. What
+    has no file in the folder has seeded random weights: same shapes, same code, noise for speech.
     """
     card = _model_card(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         t3, s3gen, voice_encoder = build_t3(multilingual), build_s3gen(), build_voice_encoder()
-        if card["trained"]:
-            t3.load_state_dict(read_state(weights / "t3_cfg.safetensors"))
-            s3gen.load_state_dict(read_state(weights / "s3gen.safetensors"), strict=False)
-            voice_encoder.load_state_dict(read_state(weights / "ve.safetensors"))
-            voices = {name: Conditionals.load(weights / "voices" / f"{name}.pt") for name in VOICES}
-        else:
+        if not load_parts(weights, t3, s3gen, voice_encoder):
             _let_noise_end(t3)
-            voices = {name: _made_up_voice() for name in VOICES}
+        voices = {name: _voice(weights / "voices" / f"{name}.pt") for name in VOICES}
     if multilingual:
         alignment_stream_analyzer.LLAMA_ALIGNED_HEADS = [tuple(head) for head in card["analyzer_heads"]]
     for part in (t3, s3gen, voice_encoder):
         part.to(device).eval()
     voices = {name: conditionals.to(device) for name, conditionals in voices.items()}
-    tokenizer = build_tokenizer(weights if card["trained"] else WEIGHTS)
+    tokenizer = build_tokenizer(weights if (weights / "tokenizer.json").exists() else WEIGHTS)
     model = ChatterboxTTS(t3, s3gen, voice_encoder, tokenizer, str(device), conds=voices[VOICES[0]])
     return model, voices, card["trained"]
+
+
+def load_parts(weights: Path, t3: T3, s3gen: S3Token2Wav, voice_encoder: VoiceEncoder) -> bool:
+    """Fill the modules from the folder's files; what no file holds keeps its weights. Whether T3 had a file."""
+    found = {name: weights / name for name in ("t3_cfg.safetensors", "s3gen.safetensors", "ve.safetensors")}
+    for module, path in zip((t3, s3gen, voice_encoder), found.values(), strict=True):
+        if path.exists():
+            module.load_state_dict(read_state(path), strict=module is not s3gen)
+    return found["t3_cfg.safetensors"].exists()
+
+
+def _voice(path: Path) -> Conditionals:
+    return Conditionals.load(path) if path.exists() else _made_up_voice()
 
 
 def _model_card(weights: Path) -> dict:

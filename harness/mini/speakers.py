@@ -17,7 +17,7 @@ from harness.mini.run import Run, learning_rate
 from harness.mini.speech import Corpus
 from harness.mini.tokenizer import Speech
 
-STEPS, PEAK_RATE = 800, 2e-3
+STEPS, PEAK_RATE = 500, 2e-3
 PACES = (0.88, 1.0, 1.12)
 CLIPS_PER_STEP, SCALE = 96, 16.0
 PARTIAL = 160  # frames of one VoiceEncoder window

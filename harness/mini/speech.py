@@ -13,6 +13,10 @@ import json
 import multiprocessing
 import os
 import random
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +34,8 @@ PHONES = (
     "jh", "k", "l", "m", "n", "ng", "ow", "oy", "p", "r", "s", "sh", "t", "th", "uh", "uw", "v", "w", "y", "z", "zh",
 )
 # fmt: on
+Chunk = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]
+"""Audio, phones, lengths, phone counts, voices and texts of some utterances, the arrays flat."""
 _VOICES = ("kal16", "awb", "rms", "slt")  # = models.VOICES, written here so that workers need no torch
 LONGEST = 29 * SAMPLE_RATE  # the speech tokenizer cuts clips of more than 30 s
 _CHUNK = 40  # utterances a worker makes per job
@@ -161,9 +167,8 @@ class Corpus:
         )
 
 
-def _make_chunk(job: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+def _make_chunk(seed: int, number: int) -> Chunk:
     """One worker's job: `_CHUNK` utterances, the same for the same (seed, number)."""
-    seed, number = job
     rng = random.Random(f"{seed}-{number}")
     audio, phones, voices, texts = [], [], [], []
     for index in range(_CHUNK):
@@ -190,14 +195,11 @@ def make_corpus(hours: float, seed: int = 0, workers: int | None = None) -> Corp
     if not held_out:
         raise UserError(f"{text.HELD_OUT} is empty: the held-out sentences must be known to keep them out of training")
     chunks, made, wanted = [], 0, hours * 3600 * SAMPLE_RATE
-    jobs = ((seed, number) for number in range(10**9))
-    with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
-        for chunk in _imap_bounded(pool, jobs, ahead=4 * (workers or os.cpu_count() or 1)):
-            chunks.append(chunk)
-            made += len(chunk[0])
-            if made >= wanted:
-                break
-        pool.terminate()
+    for chunk in _chunks(seed, workers or os.cpu_count() or 1):
+        chunks.append(chunk)
+        made += len(chunk[0])
+        if made >= wanted:
+            break
     audio, phones, lengths, counts, voices = (np.concatenate(parts) for parts in list(zip(*chunks, strict=True))[:5])
     return Corpus(
         audio=audio,
@@ -210,10 +212,26 @@ def make_corpus(hours: float, seed: int = 0, workers: int | None = None) -> Corp
     )
 
 
-def _imap_bounded(pool, jobs, ahead: int):
-    """Results in order, with at most `ahead` jobs under way: an endless list of jobs must not be submitted at once."""
-    pending = []
-    for job in jobs:
-        pending.append(pool.apply_async(_make_chunk, (job,)))
-        if len(pending) >= ahead:
-            yield pending.pop(0).get()
+def _chunks(seed: int, workers: int) -> Iterator[Chunk]:
+    """Chunks 0, 1, 2 ... without end, some of them made ahead.
+
+    A worker that dies, as when memory runs short for a moment, takes its pool with it; a smaller pool goes on from the
+    chunk that is missing, and since a chunk depends on its number alone, nothing else changes. Raises
+    BrokenProcessPool when even a single worker does not survive.
+    """
+    number, context = 0, multiprocessing.get_context("spawn")
+    while True:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            pending = deque(pool.submit(_make_chunk, seed, number + i) for i in range(4 * workers))
+            try:
+                while True:
+                    yield pending[0].result()
+                    number += 1
+                    pending.popleft()
+                    pending.append(pool.submit(_make_chunk, seed, number + len(pending)))
+            except BrokenProcessPool:
+                if workers == 1:
+                    raise
+                workers = max(1, workers // 2)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)

@@ -28,7 +28,7 @@ from harness.mini.run import Run, learning_rate
 from harness.mini.speech import PHONE_HOP, PHONES, Corpus
 
 TOKEN = 2 * PHONE_HOP  # samples per code at 16 kHz
-STEPS, PEAK_RATE = 2500, 1.5e-3
+STEPS, PEAK_RATE = 2000, 1.5e-3
 SOFT_SHARE = 0.3  # of the steps, at the start: rounding sets in little by little
 SECONDS_PER_STEP = 400
 CROPS = (1.2, 2.0, 2.0, 3.0, 3.0, 4.0, 6.0, 10.0, 16.0)  # seconds; one is drawn for each step
@@ -138,7 +138,7 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     seen, unseen = (Speech.of(part, run.device) for part in corpus.split())
     tokenizer, reader = MiniS3Tokenizer().to(run.device), Reader().to(run.device)
     parameters = [*tokenizer.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     modules, optimizers = {"tokenizer": tokenizer, "reader": reader}, {"adam": optimizer}
     steps, first = run.steps(STEPS), run.resume("tokenizer", modules, optimizers)
     precision = torch.autocast("cuda", torch.bfloat16) if run.device.startswith("cuda") else nullcontext()

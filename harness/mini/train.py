@@ -26,7 +26,7 @@ from harness.errors import UserError
 from harness.mini.run import Run
 from harness.mini.speech import Corpus, make_corpus
 
-HOURS = {"sounds": 4.0, "words": 40.0}
+HOURS = {"sounds": 3.0, "words": 22.0}
 
 
 @dataclass(frozen=True)

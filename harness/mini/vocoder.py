@@ -90,11 +90,11 @@ class Recipe:
     """How long and how hard to train. As in HiFi-GAN, the spectrum weighs most and the critics refine it."""
 
     steps: int
-    batch: int = 64
+    batch: int = 48
     frames: int = 40  # 0.8 s
     learning_rate: float = 5e-4
     # The critics join after this part of the steps: before it the fakes are too poor to learn taste from.
-    critics_from: float = 0.15
+    critics_from: float = 0.4
     mel_weight: float = 15.0
     stft_weight: float = 2.0
     deception_weight: float = 1.0

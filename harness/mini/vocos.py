@@ -24,7 +24,7 @@ from .run import Run
 from .speech import Corpus
 from .vocoder import HELD_OUT, HOP, Recipe, SpeechCrops, distance, fit
 
-STEPS = 10_000
+STEPS = 1_500
 WINDOW = 4 * HOP  # the window of upstream's mel
 # The package's head clips magnitudes at 100, and with windows this long a loud voice's harmonics reach twice that.
 # So the head speaks at a quarter of the loudness.
