@@ -28,7 +28,7 @@ def describe(config_hash: str, device: dict[str, Any]) -> dict[str, Any]:
     return {
         "device": device,
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "cpu": {
             "model": _cpu_model(),
             "cores": os.cpu_count(),

@@ -1,9 +1,13 @@
-"""Shared by all tests: the project's root on the path, so that its modules import as the commands do."""
+"""Shared by all tests: the project's root on the path, so that its modules import as the commands do; one thread."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Two workers share two cores; a second thread in each would only wait for the first. Set before PyTorch starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

@@ -66,7 +66,7 @@ UPSTREAM_LLAMA = "Llama_520M"
 MINI_LLAMA = "Llama_mini"
 LLAMA_CONFIGS[MINI_LLAMA] = LLAMA_CONFIGS[UPSTREAM_LLAMA] | {
     "hidden_size": 256,
-    "intermediate_size": 240,
+    "intermediate_size": 224,
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,

@@ -2,8 +2,8 @@
 
 Stages form a small graph; each is a module with `train(corpus, run) -> validation figures`:
 
-    sounds (4 h of speech) ──> tokenizer, speakers, hift, vocos
-    words (40 h)           ──> tokens (needs tokenizer) ──> flow, t3 (need speakers) ──> align ──> export
+    sounds (3 h of speech) ──> tokenizer, speakers, hift, vocos
+    words (22 h)           ──> tokens (needs tokenizer) ──> flow, t3 (need speakers) ──> align ──> export
 
 Sounds are learned from a few hours while the many hours that spelling needs are still being spoken. A finished
 stage is skipped and an interrupted one resumes, so the command can be given again; naming stages runs only those.
