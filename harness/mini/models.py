@@ -66,7 +66,7 @@ UPSTREAM_LLAMA = "Llama_520M"
 MINI_LLAMA = "Llama_mini"
 LLAMA_CONFIGS[MINI_LLAMA] = LLAMA_CONFIGS[UPSTREAM_LLAMA] | {
     "hidden_size": 256,
-    "intermediate_size": 224,
+    "intermediate_size": 256,
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -83,7 +83,7 @@ class MiniT3Config(T3Config):
         super().__init__(text_tokens_dict_size=len(TEXT_TOKENS))
         self.multilingual = multilingual
         self.start_text_token, self.stop_text_token = START_TEXT, STOP_TEXT
-        self.max_text_tokens = 1000  # one a character; upstream's 40 s of speech take about 600
+        self.max_text_tokens = 720  # one a character; upstream's 40 s of speech take about 600
         self.speech_tokens_dict_size = SPEECH_VOCAB_SIZE + 3  # codes, start, stop, one spare row
         self.max_speech_tokens = 1010  # generate() stops at 1000
         self.llama_config_name = MINI_LLAMA
