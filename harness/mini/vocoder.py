@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from . import features
 from .losses import Critics, SpectralLoss, critic_loss, deception_loss, feature_loss
 from .run import Run, learning_rate
-from .speech import Corpus
+
+if TYPE_CHECKING:
+    from .speech import Corpus
 
 HOP = 480  # samples of 24 kHz wave in a mel frame
 HOP16 = 320  # the same 20 ms at 16 kHz

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -21,8 +22,10 @@ from vocos.models import VocosBackbone
 from harness.errors import UserError
 
 from .run import Run
-from .speech import Corpus
 from .vocoder import HELD_OUT, HOP, Recipe, SpeechCrops, distance, fit
+
+if TYPE_CHECKING:  # speaking needs no corpus, and making one needs pocketsphinx's dictionary
+    from .speech import Corpus
 
 STEPS = 1_500
 WINDOW = 4 * HOP  # the window of upstream's mel
