@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from . import features, models
 from .run import Run, learning_rate
 from .speech import Corpus
-from .vocoder import CHECKPOINT_EVERY, adam
+from .vocoder import CHECKPOINT_EVERY, adam, set_rate
 
 STEPS = 2_000
 PEAK = 1e-3  # learning rate
@@ -239,7 +239,7 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     optimizers: dict[str, torch.optim.Optimizer] = {"adam": optimizer}
     steps, first = run.steps(STEPS), run.resume("flow", modules, optimizers)
     for step in range(first, steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, PEAK, warmup=500)
+        set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=500))
         loss = step_loss(flow, lines, bank, WINDOWS[step % len(WINDOWS)], TOKENS_A_STEP, rng)
         optimizer.zero_grad()
         loss.backward()

@@ -7,8 +7,11 @@ against an estimate from the wave, and then held fixed.
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
 import torch.nn.functional as F
+from chatterbox.models.s3gen import hifigan
 from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from torch import Tensor
@@ -16,7 +19,19 @@ from torch import Tensor
 from . import models
 from .run import Run, learning_rate
 from .speech import Corpus
-from .vocoder import HELD_OUT, HOP16, MARGIN, Recipe, SpeechCrops, adam, distance, fit, mel_and_wave, roughened
+from .vocoder import (
+    HELD_OUT,
+    HOP16,
+    MARGIN,
+    Recipe,
+    SpeechCrops,
+    adam,
+    distance,
+    fit,
+    mel_and_wave,
+    roughened,
+    set_rate,
+)
 
 STEPS = 1_500
 PITCH_STEPS = 1_000
@@ -67,7 +82,7 @@ def train_pitch(predictor: ConvRNNF0Predictor, crops: SpeechCrops, batch: int, r
     peak, steps = 1e-3, run.steps(PITCH_STEPS)
     optimizer = adam(predictor.parameters(), peak)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+        set_rate(optimizer, learning_rate(step, steps, peak))
         mel, target = mel_and_pitch(crops, batch, 100)
         loss = F.l1_loss(predictor(roughened(mel, crops.rng)), target) / 100
         optimizer.zero_grad()
@@ -98,14 +113,24 @@ def pitch_errors(predictor: ConvRNNF0Predictor, crops: SpeechCrops, n: int) -> d
     }
 
 
+class Uniform:
+    """`torch.distributions.Uniform` for two plain numbers, without its checks and copies from the CPU."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def sample(self, sample_shape: tuple[int, ...]) -> Tensor:
+        return self.low + (self.high - self.low) * torch.rand(sample_shape)
+
+
 def speak(hift: HiFTGenerator, mel: Tensor) -> Tensor:
     """Upstream's forward pass with gradients: mel [B, 80, T] -> wave [B, T * 480].
 
-    Upstream allocates the source's sines on the CPU and copies them over in every call; under the mel's device as
-    the default they are made where they are needed.
+    Upstream makes the source's sines and phases on the CPU and copies them over in every call; here they are made
+    where they are needed, so that nothing waits and the step can be recorded.
     """
     pitch = hift.f0_upsamp(hift.f0_predictor(mel)[:, None]).mT
-    with mel.device:
+    with mel.device, mock.patch.object(hifigan, "Uniform", Uniform):
         source, _, _ = hift.m_source(pitch)
     return hift.decode(x=mel, s=source.mT)
 
@@ -120,6 +145,7 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     crops, held_out = (SpeechCrops.of(part, rng) for part in corpus.split(HELD_OUT))
     recipe = Recipe(run.steps(STEPS))
     hift = models.build_s3gen().mel2wav.to(run.device)
+    hift.stft_window = hift.stft_window.to(run.device)  # no buffer: upstream copies it over in every call
     train_pitch(hift.f0_predictor, crops, recipe.batch, run)
     hift.f0_predictor.requires_grad_(False)
     fit("hift", hift, lambda mel: speak(hift, mel), crops, recipe, rng, run)

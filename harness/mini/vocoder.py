@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import features
+from .captured import CapturedStep
 from .losses import Critics, SpectralLoss, critic_loss, deception_loss, feature_loss
 from .run import Run, learning_rate
 
@@ -106,9 +107,20 @@ class Recipe:
 def adam(
     parameters: Iterable[nn.Parameter], peak: float, betas: tuple[float, float] = (0.9, 0.98)
 ) -> torch.optim.AdamW:
-    """AdamW, in one fused kernel where the device has it."""
+    """AdamW, in one fused kernel where the device has it; its learning rate is a tensor there (see `set_rate`)."""
     parameters = list(parameters)
-    return torch.optim.AdamW(parameters, lr=peak, betas=betas, weight_decay=0.01, fused=parameters[0].is_cuda)
+    gpu = parameters[0].is_cuda
+    rate = torch.tensor(peak, device=parameters[0].device) if gpu else peak
+    return torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=0.01, fused=gpu, capturable=gpu)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Change the learning rate where it stands, so that a recorded step sees it too."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def use_fast_arithmetic() -> None:
@@ -144,36 +156,46 @@ def fit(
     # Critics tolerate bfloat16; the generator's phases and the spectra do not.
     listening = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
-    for step in range(first, recipe.steps):
-        for optimizer in (ours, theirs):
-            optimizer.param_groups[0]["lr"] = learning_rate(step, recipe.steps, recipe.learning_rate)
-        mel, real = pairs.draw(recipe.batch, recipe.frames)
-        fake = generate(roughened(mel, rng))
-
+    def learn_spectrum(mel: Tensor, real: Tensor) -> dict[str, Tensor]:
+        fake = generate(mel)
         losses = spectral(fake, real)
-        total = recipe.mel_weight * losses["mel"] + recipe.stft_weight * losses["stft"]
-        if step >= opening:
-            with listening:
-                losses["critics"] = critic_loss(critics(fake.detach()), critics(real))
-            theirs.zero_grad()
-            losses["critics"].backward()
-            theirs.step()
+        follow(recipe.mel_weight * losses["mel"] + recipe.stft_weight * losses["stft"])
+        return losses
 
-            # A critic's own weights need no gradient while it judges for the generator.
-            critics.requires_grad_(False)
-            with listening:
-                verdicts = critics(fake)
-                losses["deception"] = deception_loss(verdicts)
-                losses["features"] = feature_loss(verdicts, critics(real))
-            critics.requires_grad_(True)
-            total = total + recipe.deception_weight * losses["deception"]
-            total = total + recipe.feature_weight * losses["features"]
+    def learn_from_critics(mel: Tensor, real: Tensor) -> dict[str, Tensor]:
+        fake = generate(mel)
+        losses = spectral(fake, real)
+        with listening:
+            losses["critics"] = critic_loss(critics(fake.detach()), critics(real))
+        theirs.zero_grad()
+        losses["critics"].backward()
+        theirs.step()
 
+        # A critic's own weights need no gradient while it judges for the generator.
+        critics.requires_grad_(False)
+        with listening:
+            verdicts = critics(fake)
+            losses["deception"] = deception_loss(verdicts)
+            losses["features"] = feature_loss(verdicts, critics(real))
+        critics.requires_grad_(True)
+        spectrum = recipe.mel_weight * losses["mel"] + recipe.stft_weight * losses["stft"]
+        taste = recipe.deception_weight * losses["deception"] + recipe.feature_weight * losses["features"]
+        follow(spectrum + taste)
+        return losses
+
+    def follow(loss: Tensor) -> None:
         ours.zero_grad()
-        total.backward()
+        loss.backward()
         # One crop of near-silence can throw a spectral convergence far off; it must not throw the weights.
         nn.utils.clip_grad_norm_(learning, 10.0)
         ours.step()
+
+    early, late = CapturedStep(learn_spectrum), CapturedStep(learn_from_critics)
+    for step in range(first, recipe.steps):
+        for optimizer in (ours, theirs):
+            set_rate(optimizer, learning_rate(step, recipe.steps, recipe.learning_rate))
+        mel, real = pairs.draw(recipe.batch, recipe.frames)
+        losses = (early if step < opening else late)(roughened(mel, rng), real)
         if step % 100 == 0 or step == recipe.steps - 1:
             run.log(stage, step, **{name: float(value.detach()) for name, value in losses.items()})
         if (step + 1) % CHECKPOINT_EVERY == 0:
