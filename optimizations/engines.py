@@ -11,8 +11,9 @@ one in-place write per layer, views instead of copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -130,7 +131,12 @@ class StaticEngine:
 
     The cache is one tensor [R, heads, capacity, head_dim] per layer and kind, so that a slot is written in place and
     the filled part is read as a view: nothing is concatenated and nothing of the cache is allocated per token.
-    Capacity grows by whole buckets; it is kept between utterances.
+    Capacity grows by whole buckets; it is kept between utterances. Fewer rows than there is memory for use the first
+    rows of it, so that the memory stays where it is.
+
+    `step` reads only what is filled, so its shapes grow with every token. `fixed_step` is the same mathematics in
+    shapes that stay: it reads a whole bucket of slots and masks those to come. What changes from token to token is
+    kept on the device, so that a recorded step can be run again as it is.
     """
 
     def __init__(self, tfmr: LlamaModel, bucket: int = 256) -> None:
@@ -141,9 +147,17 @@ class StaticEngine:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.length = 0
+        self.moves = 0
+        """How often the cache came to lie elsewhere in memory; whoever recorded addresses has to start again."""
+        self.position = torch.zeros(1, dtype=torch.long)
+        """The slot that the next fixed step writes, [1] on the device."""
+        self.pads = torch.zeros(0, dtype=torch.long)
+        """Slots of padding in each row, [R] on the device; 0 where there is none."""
+        self.valid_slots = torch.zeros(0, 0, dtype=torch.bool)
+        """Which slots a row may look at, [R, capacity] on the device: all but its padding."""
+        self._memory = _Memory()
         self._n_prefix = 0
         self._pad: Tensor | None = None
-        self._valid: Tensor | None = None
         self._cos = self._sin = torch.empty(0)
 
     @property
@@ -154,7 +168,7 @@ class StaticEngine:
     @property
     def cache_bytes(self) -> int:
         """Memory of the cache."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        return sum(t.nbytes for t in (*self._memory.keys, *self._memory.values))
 
     def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """See Engine. `prefix` holds keys and values [1 or R, heads, p, head_dim] per layer that open the rows."""
@@ -166,59 +180,121 @@ class StaticEngine:
             self.keys[index][:, :, : self._n_prefix] = k
             self.values[index][:, :, : self._n_prefix] = v
         self.length = self._n_prefix
-        return self._run(embeds, newest=2)
+        hidden = self._run(embeds, newest=2)
+        self.position.fill_(self.length)
+        return hidden
 
     def step(self, embeds: Tensor) -> Tensor:
         if self.length == self.capacity:
             self._reserve(embeds.shape[0], self.length + 1, embeds)
         return self._run(embeds, newest=1)
 
+    def fixed_step(self, embeds: Tensor, extent: int) -> Tensor:
+        """One more position [R, 1, C] at the slot `position` -> hidden [R, C], reading the slots [0, extent).
+
+        Reads and changes nothing on the host but the shapes, so that it can be captured; `position` is for the caller
+        to move on.
+        """
+        turned = (self.position - self.pads).clamp_min(0)
+        rotation = self._cos[turned][:, None, None], self._sin[turned][:, None, None]
+        slots = torch.arange(extent, device=embeds.device)
+        visible = self.valid_slots[:, :extent] & (slots <= self.position)
+        # As numbers to add, worked out once: every layer would turn a mask of truth values into them for itself.
+        mask = torch.zeros(visible.shape, dtype=self.keys[0].dtype, device=embeds.device)
+        mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]
+
+        def write(cache: Tensor, new: Tensor) -> None:
+            cache.index_copy_(2, self.position, new)
+
+        return self._layers(embeds, rotation, write, extent, mask, causal=False, newest=1)
+
     def prefix(self, embeds: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values per layer of a voice's opening embeddings [1, p, C]; they do not depend on what follows."""
         self.length = self._n_prefix = 0
-        self._set_padding(None)
         self._reserve(1, embeds.shape[1], embeds)
+        self._set_padding(None)
         self._run(embeds, newest=1)
         end = self.length
         return [(k[:1, :, :end].clone(), v[:1, :, :end].clone()) for k, v in zip(self.keys, self.values, strict=True)]
 
+    def reserve(self, rows: int, length: int) -> None:
+        """Have memory for `length` positions in `rows` rows, for prompts to come."""
+        self.length = 0
+        self._reserve(rows, length, self.tfmr.norm.weight)
+        self._set_padding(None)
+
+    def extend(self, filled: int, length: int) -> None:
+        """Have memory for `length` positions, of which the first `filled` hold the current prompt and its tokens."""
+        self.length = filled
+        self._reserve(self.keys[0].shape[0], length, self.keys[0])
+
     def _set_padding(self, pad: Tensor | None) -> None:
         """Rows are laid out as prefix, padding, prompt, new tokens."""
-        self._pad, self._valid = pad, None
-        if pad is not None:
+        self._pad = pad
+        if pad is None:
+            self.pads.zero_()
+            self.valid_slots.fill_(True)
+        else:
             slots = torch.arange(self.capacity, device=pad.device)
-            self._valid = (slots < self._n_prefix) | (slots >= self._n_prefix + pad[:, None])
+            self.pads.copy_(pad)
+            self.valid_slots.copy_((slots < self._n_prefix) | (slots >= self._n_prefix + pad[:, None]))
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         """Make room for `length` positions in `rows` rows, keeping what the cache holds of the current prompt."""
         dtype = self.tfmr.layers[0].input_layernorm.weight.dtype
-        fits = self.keys and self.keys[0].shape[0] == rows and self.keys[0].dtype == dtype
-        if fits and self.capacity >= length and self.keys[0].device == like.device:
+        held = self._memory
+        if not held.fits(rows, length, dtype, like.device):
+            capacity = held.capacity if length <= held.capacity else -(-(length + 1) // self.bucket) * self.bucket
+            self._memory = held.grown(self.tfmr.config, max(rows, held.rows), capacity, dtype, like.device, self.length)
+            self.moves += 1
+            self._tabulate_rotation(capacity, like.to(dtype))
+            if self.position.device != like.device:
+                self.position = torch.zeros(1, dtype=torch.long, device=like.device)
+        elif self.keys and self.keys[0].shape[0] == rows:
             return
-        capacity = -(-(length + 1) // self.bucket) * self.bucket
-        config = self.tfmr.config
-        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
-        blank = [None] * config.num_hidden_layers
-        self.keys = [self._grown(shape, dtype, like, old) for old in self.keys or blank]
-        self.values = [self._grown(shape, dtype, like, old) for old in self.values or blank]
-        positions = torch.arange(capacity, device=like.device)[None]
-        cos, sin = self.tfmr.rotary_emb(like.to(dtype), positions)
-        half = sin.shape[-1] // 2
-        # Rotation as x * cos + swapped(x) * sin, with the sign of the swapped first half kept in the table.
-        self._cos, self._sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
-        self._set_padding(self._pad)
+        memory = self._memory
+        self.keys, self.values = [k[:rows] for k in memory.keys], [v[:rows] for v in memory.values]
+        self.pads, self.valid_slots = memory.pads[:rows], memory.valid_slots[:rows]
+        if self.length:
+            self._set_padding(self._pad)
 
-    def _grown(self, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, old: Tensor | None) -> Tensor:
-        new = torch.empty(shape, dtype=dtype, device=like.device)
-        if old is not None and self.length and old.shape[0] == shape[0]:
-            new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+    def _tabulate_rotation(self, capacity: int, like: Tensor) -> None:
+        """Rotation as x * cos + swapped(x) * sin, with the sign of the swapped first half kept in the table."""
+        cos, sin = self.tfmr.rotary_emb(like, torch.arange(capacity, device=like.device)[None])
+        half = sin.shape[-1] // 2
+        self._cos, self._sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
 
     def _run(self, embeds: Tensor, newest: int) -> Tensor:
         """All layers over `embeds` [R, n, C] at the next slots -> last hidden state [R, C]."""
         start, end = self.length, self.length + embeds.shape[1]
-        cos, sin = self._rotation(start, end)
         mask, causal = self._mask(start, end)
+
+        def write(cache: Tensor, new: Tensor) -> None:
+            cache[:, :, start:end] = new
+
+        hidden = self._layers(embeds, self._rotation(start, end), write, end, mask, causal, newest)
+        self.length = end
+        return hidden
+
+    def _layers(
+        self,
+        embeds: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        write: Callable[[Tensor, Tensor], None],
+        end: int,
+        mask: Tensor | None,
+        causal: bool,
+        newest: int,
+    ) -> Tensor:
+        """`embeds` [R, n, C] through all layers -> last hidden state [R, C].
+
+        Args:
+            rotation: cosines and sines that broadcast over [R, heads, n, head_dim].
+            write: puts new keys or values [R, heads, n, head_dim] into a layer's cache.
+            end: attention reads the slots [0, end).
+            mask: of the new positions over those slots, as `scaled_dot_product_attention` takes it.
+        """
+        cos, sin = rotation
         x = embeds.to(self.keys[0].dtype)
         self.rows = [torch.empty(0)] * len(self.heads)
         for index, layer in enumerate(self.tfmr.layers):
@@ -229,8 +305,8 @@ class StaticEngine:
                 for project in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             q, k = q * cos + _swap_halves(q) * sin, k * cos + _swap_halves(k) * sin
-            self.keys[index][:, :, start:end] = k
-            self.values[index][:, :, start:end] = v
+            write(self.keys[index], k)
+            write(self.values[index], v)
             keys, values = self.keys[index][:, :, :end], self.values[index][:, :, :end]
             for slot, (watched, head) in enumerate(self.heads):
                 if watched == index:
@@ -239,7 +315,6 @@ class StaticEngine:
             x = x + attention.o_proj(h.transpose(1, 2).flatten(2))
             h = _rms_norm(x, layer.post_attention_layernorm)
             x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
-        self.length = end
         return _rms_norm(x[:, -1], self.tfmr.norm)
 
     def _rotation(self, start: int, end: int) -> tuple[Tensor, Tensor]:
@@ -250,21 +325,66 @@ class StaticEngine:
 
     def _mask(self, start: int, end: int) -> tuple[Tensor | None, bool]:
         """The attention mask for the new slots, and whether plain causality says it all."""
+        valid = None if self._pad is None else self.valid_slots[:, None, None, :end]
         if end - start == 1:
-            return (None if self._valid is None else self._valid[:, None, None, :end]), False
-        if start == 0 and self._valid is None:
+            return valid, False
+        if start == 0 and valid is None:
             return None, True
         slots = torch.arange(end, device=self.keys[0].device)
         mask = (slots <= slots[start:end, None])[None, None]
-        if self._valid is not None:
+        if valid is not None:
             # A padded slot may look at itself, or its softmax would be over nothing.
-            mask = mask & self._valid[:, None, None, :end] | (slots == slots[start:end, None])
+            mask = mask & valid | (slots == slots[start:end, None])
         return mask, False
 
     def _watch(self, q: Tensor, keys: Tensor, head: int, newest: int) -> Tensor:
         rows = q.shape[0] // 2
-        valid = None if self._valid is None else self._valid[:rows]
+        valid = None if self._pad is None else self.valid_slots[:rows]
         return attention_rows(q[:rows, head], keys[:rows, head], valid, min(newest, q.shape[2]))
+
+
+@dataclass
+class _Memory:
+    """The static engine's memory: for every layer keys and values, and what goes with the rows."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    pads: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    valid_slots: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
+
+    @property
+    def rows(self) -> int:
+        return len(self.pads)
+
+    @property
+    def capacity(self) -> int:
+        return self.valid_slots.shape[1]
+
+    def fits(self, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> bool:
+        if not self.keys or self.keys[0].dtype != dtype or self.keys[0].device != device:
+            return False
+        return self.rows >= rows and self.capacity >= length
+
+    def grown(
+        self, config: Any, rows: int, capacity: int, dtype: torch.dtype, device: torch.device, filled: int
+    ) -> _Memory:
+        """Memory of that size with the first `filled` slots of this one."""
+        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+
+        def layers(old: list[Tensor]) -> list[Tensor]:
+            # Zeros, because a masked slot still takes part with weight 0, and 0 times what lies in fresh memory
+            # may be NaN.
+            new = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+            for grown, held in zip(new, old, strict=False):
+                grown[: held.shape[0], :, :filled] = held[:, :, :filled]
+            return new
+
+        return _Memory(
+            layers(self.keys),
+            layers(self.values),
+            torch.zeros(rows, dtype=torch.long, device=device),
+            torch.ones(rows, capacity, dtype=torch.bool, device=device),
+        )
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
