@@ -25,6 +25,7 @@ APPLIED = (
     "token_sequence",
     "conditioning_cache",
     "gpu_watermark",
+    "batching",
     "cpu_offload",
     "warmup",
 )

@@ -55,3 +55,9 @@ class FlowSteps(Optimization):
         if len(passes) == UPSTREAM_STEPS:
             return Evidence(False, facts, "as many steps as upstream takes")
         return Evidence(True, facts)
+
+
+def euler_steps(pipeline: Pipeline) -> int:
+    """Steps that the pipeline's flow takes now: for whoever calls the solver without `flow_inference`."""
+    bound = getattr(pipeline.model.s3gen.flow_inference, "keywords", {})
+    return bound.get("n_cfm_timesteps", UPSTREAM_STEPS)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from perth.perth_net.perth_net_implicit.model import magmask
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import resample as windowed_sinc
@@ -25,6 +28,7 @@ class GpuWatermark(Optimization):
     This: the same network and the same spectrogram on the pipeline's device, with a windowed-sinc resampler, for all
     waves of a batch together; one copy to the host at the end.
     Why: on a GPU the marking itself is a few small convolutions, while the CPU takes tens of milliseconds.
+    Waves of any lengths go together, each marked as it would be alone.
     Where not: on a CPU only the resampler is another one.
     The watermark is never dropped: the wave differs by the resampler's filter alone, and Perth's own detector has the
     last word.
@@ -49,24 +53,13 @@ class GpuWatermark(Optimization):
 
     @torch.inference_mode()
     def _watermark(self, waves: list[Tensor]) -> list[np.ndarray]:
+        """Waves [samples] at the pipeline's rate -> the same, marked, float32."""
         self._marked.append(len(waves))
-        marked: list[np.ndarray] = [np.empty(0)] * len(waves)
-        # Padding would change the network's mask of loud frames, so only waves of one length go together.
-        for length in {len(wave) for wave in waves}:
-            rows = [i for i, wave in enumerate(waves) if len(wave) == length]
-            batch = self._mark(pad_sequence([waves[i] for i in rows], batch_first=True)).cpu().numpy()
-            for i, wave in zip(rows, batch, strict=True):
-                marked[i] = wave
-        return marked
-
-    def _mark(self, waves: Tensor) -> Tensor:
-        """Waves [B, samples] at the pipeline's rate -> the same, marked, float32."""
-        hp = self._net.hp
-        signal = resampled(waves.to(self._net.device).float(), self._rate, hp.sample_rate)
-        magnitude, phase = self._net.ap.signal_to_magphase(signal)
-        magnitude, _ = self._net.encoder(magnitude)
-        signal = self._net.ap.magphase_to_signal(magnitude, phase)
-        return _fit(resampled(signal, hp.sample_rate, self._rate), waves.shape[1])
+        device, rate = self._net.device, self._net.hp.sample_rate
+        signals = resampled([wave.to(device).float() for wave in waves], self._rate, rate)
+        marked = resampled(mark(self._net, signals), rate, self._rate)
+        fitted = pad_sequence([_fit(new, len(old)) for new, old in zip(marked, waves, strict=True)], batch_first=True)
+        return [row[: len(wave)].copy() for row, wave in zip(fitted.cpu().numpy(), waves, strict=True)]
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         calls = len(self._marked)
@@ -84,13 +77,47 @@ class GpuWatermark(Optimization):
         return Evidence(True, facts)
 
 
-def resampled(waves: Tensor, rate: int, new_rate: int) -> Tensor:
-    """Band-limited resampling with a filter steep enough to pass what libsoxr passes."""
-    return windowed_sinc(
-        waves, rate, new_rate, lowpass_filter_width=64, rolloff=0.97, resampling_method="sinc_interp_kaiser", beta=14.77
+def mark(net: Any, signals: list[Tensor]) -> list[Tensor]:
+    """Signals [samples] of any lengths at the network's rate, marked as each would be alone.
+
+    Spectra are made and undone row by row, because they reflect a signal at its own end; that is little work. The
+    network goes over all rows at once, and behind each row's end every layer sees the zeros that it would see alone.
+    """
+    magnitudes, phases = zip(*(net.ap.signal_to_magphase(signal) for signal in signals), strict=True)
+    frames = [magnitude.shape[1] for magnitude in magnitudes]
+    longest = max(frames)
+    spectra = torch.stack([F.pad(magnitude, (0, longest - magnitude.shape[1])) for magnitude in magnitudes])
+    within = torch.arange(longest, device=spectra.device) < torch.tensor(frames, device=spectra.device)[:, None]
+    valid = within[:, None].to(spectra.dtype)
+    loud = magmask(spectra)[:, None]  # relative to a row's loudest frame; padding is at the floor of the scale
+    residual = spectra[:, : net.subband]
+    for layer in net.encoder.layers:
+        residual = layer(residual) * valid
+    spectra[:, : net.subband] += residual * loud
+    return [
+        net.ap.magphase_to_signal(spectrum[:, :n], phase)
+        for spectrum, phase, n in zip(spectra, phases, frames, strict=True)
+    ]
+
+
+def resampled(rows: list[Tensor], rate: int, new_rate: int) -> list[Tensor]:
+    """Band-limited resampling of rows [samples], with a filter steep enough to pass what libsoxr passes.
+
+    Padding changes nothing: alone, too, the filter sees zeros behind a row's end.
+    """
+    padded = pad_sequence(rows, batch_first=True)
+    converted = windowed_sinc(
+        padded,
+        rate,
+        new_rate,
+        lowpass_filter_width=64,
+        rolloff=0.97,
+        resampling_method="sinc_interp_kaiser",
+        beta=14.77,
     )
+    return [new[: math.ceil(len(old) * new_rate / rate)] for new, old in zip(converted, rows, strict=True)]
 
 
-def _fit(waves: Tensor, length: int) -> Tensor:
-    """Exactly `length` samples: resampling there and back may round up by one."""
-    return torch.nn.functional.pad(waves, (0, max(0, length - waves.shape[1])))[:, :length]
+def _fit(wave: Tensor, length: int) -> Tensor:
+    """Exactly `length` samples: spectra have whole frames, and resampling there and back may round up by one."""
+    return F.pad(wave, (0, max(0, length - len(wave))))[:length]

@@ -87,12 +87,14 @@ def test_the_device_watermark_is_found_by_upstreams_detector(mini, baseline):
     assert evidence.facts["detector_on_marked"] > 0.9
 
 
-def test_waves_of_one_length_are_marked_together_as_they_are_alone(mini):
+def test_waves_of_any_lengths_are_marked_together_as_they_are_alone(mini):
     plugin = apply(mini, "gpu_watermark")
     generator = torch.Generator().manual_seed(0)
-    waves = [0.1 * torch.randn(n, generator=generator) for n in (9600, 4800, 9600)]
+    loudness = torch.linspace(0.02, 0.2, 9600)  # so that the threshold of loud frames is each row's own
+    waves = [loudness[:n] * torch.randn(n, generator=generator) for n in (9600, 4800, 9600, 5555)]
     together = plugin._watermark(waves)
     for wave, marked in zip(waves, together, strict=True):
+        assert len(marked) == len(wave)
         np.testing.assert_allclose(marked, plugin._watermark([wave])[0], atol=1e-6)
 
 

@@ -1,0 +1,345 @@
+"""Segments of one utterance, or of many, go through every stage side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from chatterbox.tts import Conditionals
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from harness.errors import UserError
+from harness.pipeline import Pipeline, Stage
+from optimizations.base import Evidence, Optimization, register
+from optimizations.decoder import decoder_of
+from optimizations.flow_steps import euler_steps
+
+SAMPLES_PER_FRAME = 480
+HIFT_REACH = 16
+"""Mel frames that a sample of HiFT's wave can depend on, to either side: 3 through its first convolution, 1 through
+the first upsampling, 7.5 through the residual blocks at 8 steps a frame (kernel 11, dilations 1, 3, 5), and less than
+3 through everything finer."""
+PROBE_TOKENS = (24, 40)
+
+
+@register
+class Batching(Optimization):
+    """All segments of a call in batches, through T3, flow and vocoder.
+
+    Baseline: one segment after the other. A decoding step reads all of T3's weights for two rows, and a GPU that could
+    do hundreds at once waits for memory and for launches.
+
+    This: segments are sorted by length and go through each stage `size` at a time, whichever utterance they belong to.
+    T3's decoder has the batch size as a setting, which `token_sequence` sets as well; where both are on, this one's
+    counts. Flow and vocoder are called here, in such a way that a row comes out as it would alone:
+    - flow: rows are padded behind and masked. Its encoder looks three tokens ahead, where a row alone sees zeros, so
+      padding is zeroed there too; prompts may differ in length; each row starts from the noise it would draw alone.
+    - vocoder: the source is made row by row, with the row's own random phases, and decoded together. Where lengths
+      differ, a row's last frames are decoded once more among other rows' last frames, so that they meet the edge
+      that they would meet alone; HiFT's convolutions do not reach further than 16 frames.
+    The watermark is batched by `gpu_watermark`.
+
+    Where it cannot help: one segment at a time, which takes the way it would take without this. Padding is work for
+    nothing, and memory grows with `size`. T3's sampling draws for the batch: other tokens than alone, of the same
+    distribution; greedy decoding gives the same.
+
+    The campaign had nothing of the kind: its splitting of texts spoke the pieces in turn.
+
+    Evidence: batch sizes by stage, the share of padding, and the relative error of a row in a batch against the same
+    row alone, mel and wave, in a probe.
+    """
+
+    name = "batching"
+    extra = True
+    lossless = False
+
+    @dataclass
+    class Config:
+        """`size`: segments side by side, at most."""
+
+        size: int = 16
+
+    config: Config
+
+    def apply(self, pipeline: Pipeline) -> None:
+        if self.config.size < 1:
+            raise UserError(f"optimizations.batching.size={self.config.size}: give 1 or more")
+        size = self.config.size
+        self._decoder = decoder_of(pipeline, self.name)
+        pipeline.swap(self._decoder, "batch_size", size)
+        self._flow = BatchedFlow(pipeline, pipeline.stages["tokens_to_mel"], size)
+        pipeline.wrap_stage("tokens_to_mel", lambda _alone: self._flow)
+        self._vocoder = BatchedHiFT(pipeline, pipeline.stages["mel_to_wave"], size)
+        if pipeline.replaced_by.get("mel_to_wave") != "vocos":  # which has its own way with several mels
+            pipeline.wrap_stage("mel_to_wave", lambda _alone: self._vocoder)
+
+    def evidence(self, pipeline: Pipeline) -> Evidence:
+        facts: dict[str, Any] = {
+            "batches_by_size": {
+                "generate_tokens": _by_size(self._decoder.batches),
+                "tokens_to_mel": _by_size(self._flow.tally.sizes),
+                "mel_to_wave": _by_size(self._vocoder.tally.sizes),
+            },
+            "padding_share": {
+                "tokens_to_mel": self._flow.tally.padding_share,
+                "mel_to_wave": self._vocoder.tally.padding_share,
+            },
+        }
+        if not any(n > 1 for n in self._flow.tally.sizes):
+            reason = "no call had more than one segment: try workload.scenario=offline, or token_sequence on long texts"
+            return Evidence(False, facts, reason)
+        facts["row_against_alone_relative_error"] = self._compare(pipeline)
+        return Evidence(True, facts)
+
+    def _compare(self, pipeline: Pipeline) -> dict[str, float]:
+        """Two rows of different length together, against each alone, with the same random numbers."""
+        voice = next(iter(pipeline.voices.values()))
+        prompt = voice.gen["prompt_token"][0].long().to(pipeline.device)
+        tokens = [prompt.repeat(n)[:n] for n in PROBE_TOKENS]
+        voices = [voice] * len(tokens)
+        mels, mels_alone = (_drawn(pipeline, flow, tokens, voices) for flow in (self._flow.together, self._flow.alone))
+        waves, waves_alone = (
+            _drawn(pipeline, vocode, mels_alone) for vocode in (self._vocoder.together, self._vocoder.alone)
+        )
+        return {"mel": _relative_error(mels, mels_alone), "wave": _relative_error(waves, waves_alone)}
+
+
+# -- batches -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What a stage was given: rows by batch, and frames by whether anybody asked for them."""
+
+    sizes: list[int] = field(default_factory=list)
+    n_frames: int = 0
+    n_padding: int = 0
+
+    def count(self, lengths: Sequence[int]) -> None:
+        """One batch, its rows' lengths in frames."""
+        self.sizes.append(len(lengths))
+        self.n_frames += sum(lengths)
+        self.n_padding += len(lengths) * max(lengths) - sum(lengths)
+
+    @property
+    def padding_share(self) -> float:
+        """Of all frames that were computed."""
+        computed = self.n_frames + self.n_padding
+        return round(self.n_padding / computed, 4) if computed else 0.0
+
+
+def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices of rows by batch: neighbours in length go together, so that little is padded.
+
+    >>> batches([3, 9, 4, 8], size=2)
+    [[1, 3], [2, 0]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[first : first + size] for first in range(0, len(order), size)]
+
+
+def _by_size(sizes: Sequence[int]) -> dict[str, int]:
+    return {str(size): count for size, count in sorted(Counter(sizes).items())}
+
+
+class BatchedStage:
+    """Several rows take `together`, one takes the stage that was there, with whatever other plugins made of it."""
+
+    def __init__(self, pipeline: Pipeline, alone: Stage, size: int) -> None:
+        self.pipeline, self.alone, self.size = pipeline, alone, size
+        self.tally = Tally()
+
+    @torch.inference_mode()
+    def __call__(self, rows: list[Tensor], *others: Any) -> list[Tensor]:
+        if len(rows) == 1 or self.size == 1:
+            return self.alone(rows, *others)
+        return self.together(rows, *others)
+
+    def together(self, rows: list[Tensor], *others: Any) -> list[Tensor]:
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """What the warm-up asks of stages, passed on."""
+        if hasattr(self.alone, "prepare"):
+            self.alone.prepare()
+
+
+# -- flow ----------------------------------------------------------------------------------------------------------
+
+
+class BatchedFlow(BatchedStage):
+    """Speech tokens [n] and their voices -> mels [1, 80, 2 n]."""
+
+    @torch.inference_mode()
+    def together(self, rows: list[Tensor], voices: list[Conditionals]) -> list[Tensor]:
+        s3gen, device = self.pipeline.model.s3gen, self.pipeline.device
+        flow, steps = s3gen.flow, euler_steps(self.pipeline)
+        prompts = [_prompt(voice.gen, device, s3gen.dtype) for voice in voices]
+        ids = [torch.cat((prompt.tokens, row.long())) for prompt, row in zip(prompts, rows, strict=True)]
+        frames = [flow.token_mel_ratio * len(row) for row in ids]
+        # As many draws as rows, in the rows' order: the numbers that each would get alone.
+        noises = [torch.randn(1, flow.output_size, n, device=device, dtype=s3gen.dtype)[0] for n in frames]
+        mels: dict[int, Tensor] = {}
+        for batch in batches(frames, self.size):
+            self.tally.count([frames[i] for i in batch])
+            solved = solve(
+                flow, [ids[i] for i in batch], [prompts[i] for i in batch], [noises[i] for i in batch], steps
+            )
+            for i, mel in zip(batch, solved, strict=True):
+                mels[i] = mel[None, :, len(prompts[i].mel) : frames[i]].to(s3gen.dtype)
+        return [mels[i] for i in range(len(rows))]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the flow knows of a voice: `tokens` [p], `mel` [2 p, 80] and `speaker` [192]."""
+
+    tokens: Tensor
+    mel: Tensor
+    speaker: Tensor
+
+
+def _prompt(gen: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Prompt:
+    """A voice's prompt without changing it, as upstream's `S3Token2Mel.forward` would."""
+    tokens, mel, speaker = (
+        torch.as_tensor(gen[key]).to(device) for key in ("prompt_token", "prompt_feat", "embedding")
+    )
+    return Prompt(tokens.view(-1).long(), mel[0].to(dtype), speaker.view(-1).to(dtype))
+
+
+def solve(flow: Any, ids: list[Tensor], prompts: list[Prompt], noises: list[Tensor], n_steps: int) -> Tensor:
+    """What `CausalMaskedDiffWithXvec.inference` computes, for rows of different length.
+
+    Args:
+        flow: upstream's flow.
+        ids: prompt and speech tokens [n] of each row.
+        prompts: each row's voice.
+        noises: what each row starts from [80, 2 n].
+        n_steps: Euler steps.
+
+    Returns:
+        mels [B, 80, longest], prompt included; what is behind a row's end means nothing.
+    """
+    lengths = torch.tensor([len(row) for row in ids], device=ids[0].device)
+    padded = pad_sequence(ids, batch_first=True)
+    valid = _valid(lengths, padded.shape[1])
+    embedded = flow.input_embedding(padded) * valid[..., None]
+    mu = flow.encoder_proj(encode(flow.encoder, embedded, lengths)).transpose(1, 2).contiguous()
+    mask = _valid(flow.token_mel_ratio * lengths, mu.shape[2])[:, None].to(mu.dtype)
+    known = torch.zeros_like(mu)
+    noise = torch.zeros_like(mu)
+    for row, (prompt, start) in enumerate(zip(prompts, noises, strict=True)):
+        known[row, :, : len(prompt.mel)] = prompt.mel.T
+        noise[row, :, : start.shape[1]] = start
+    speakers = F.normalize(torch.stack([prompt.speaker for prompt in prompts]), dim=1)
+    mel, _ = flow.decoder(
+        mu=mu,
+        mask=mask,
+        spks=flow.spk_embed_affine_layer(speakers),
+        cond=known,
+        n_timesteps=n_steps,
+        noised_mels=noise,  # as long as `mu`, so that nothing is left of the decoder's own draw
+    )
+    return mel
+
+
+def encode(encoder: Any, embedded: Tensor, lengths: Tensor) -> Tensor:
+    """`UpsampleConformerEncoder.forward` for padded rows: [B, n, C] -> [B, 2 n, C].
+
+    Upstream's own forward is nearly there: it masks attention. But behind a row's end its first linear layer leaves
+    a bias, and the three tokens that the next layer looks ahead would see it.
+    """
+    mask = _valid(lengths, embedded.shape[1])[:, None]
+    x, positions, _ = encoder.embed(embedded, mask)
+    x = encoder.pre_lookahead_layer(x * mask.transpose(1, 2))
+    x = encoder.forward_layers(x, mask, positions, mask)
+    x, doubled = encoder.up_layer(x.transpose(1, 2).contiguous(), lengths)
+    x = x.transpose(1, 2).contiguous()
+    mask = _valid(doubled, x.shape[1])[:, None]
+    x, positions, _ = encoder.up_embed(x, mask)
+    return encoder.after_norm(encoder.forward_up_layers(x, mask, positions, mask))
+
+
+def _valid(lengths: Tensor, longest: int) -> Tensor:
+    """[B, longest], true within each row."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+# -- vocoder -------------------------------------------------------------------------------------------------------
+
+
+class BatchedHiFT(BatchedStage):
+    """Mels [1, 80, n] -> waves [480 n], their first 20 ms silenced as upstream does."""
+
+    @torch.inference_mode()
+    def together(self, rows: list[Tensor]) -> list[Tensor]:
+        s3gen = self.pipeline.model.s3gen
+        sources = [source(s3gen.mel2wav, mel) for mel in rows]
+        frames = [mel.shape[2] for mel in rows]
+        waves: dict[int, Tensor] = {}
+        for batch in batches(frames, self.size):
+            self.tally.count([frames[i] for i in batch])
+            decoded = decode(s3gen.mel2wav.decode, [rows[i] for i in batch], [sources[i] for i in batch])
+            waves.update(zip(batch, decoded, strict=True))
+        for wave in waves.values():
+            wave[: len(s3gen.trim_fade)] *= s3gen.trim_fade
+        return [waves[i] for i in range(len(rows))]
+
+
+def source(hift: Any, mel: Tensor) -> Tensor:
+    """HiFT's excitation [1, 1, 480 n] of one mel [1, 80, n], with its own random phases and noise.
+
+    Row by row, for it costs little, and phases add up over a row's whole length: a rounding error of the pitch, as
+    another batch size brings it, would be heard as another phase at the end.
+    """
+    pitch = hift.f0_upsamp(hift.f0_predictor(mel)[:, None]).transpose(1, 2)
+    excitation, _, _ = hift.m_source(pitch)
+    return excitation.transpose(1, 2)
+
+
+def decode(hift: Callable[..., Tensor], mels: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
+    """Waves [480 n] of mels [1, 80, n] and sources [1, 1, 480 n]; `hift` decodes equally long ones, in a batch."""
+    frames = [mel.shape[2] for mel in mels]
+    tail = 2 * HIFT_REACH
+    if len(set(frames)) == 1:
+        return list(hift(x=torch.cat(mels), s=torch.cat(sources)))
+    if min(frames) <= tail:
+        return [hift(x=mel, s=excitation)[0] for mel, excitation in zip(mels, sources, strict=True)]
+    whole = hift(x=_padded(mels), s=_padded(sources))
+    ends = hift(
+        x=torch.cat([mel[..., -tail:] for mel in mels]),
+        s=torch.cat([excitation[..., -tail * SAMPLES_PER_FRAME :] for excitation in sources]),
+    )
+    safe = HIFT_REACH * SAMPLES_PER_FRAME
+    return [
+        torch.cat((wave[: n * SAMPLES_PER_FRAME - safe], end[-safe:]))
+        for wave, end, n in zip(whole, ends, frames, strict=True)
+    ]
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    """Rows [1, C, n] -> [B, C, longest], zeros behind their ends."""
+    longest = max(row.shape[2] for row in rows)
+    return torch.cat([F.pad(row, (0, longest - row.shape[2])) for row in rows])
+
+
+# -- evidence ------------------------------------------------------------------------------------------------------
+
+
+def _drawn(pipeline: Pipeline, stage: Stage, *args: Any) -> list[Tensor]:
+    """What a stage makes of `args` from a fixed seed; random numbers outside are left as they were found."""
+    devices = [pipeline.device] if pipeline.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.manual_seed(0)
+        return stage(*args)
+
+
+def _relative_error(rows: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest over the rows."""
+    errors = ((a - b).norm() / b.norm() for a, b in zip(rows, expected, strict=True))
+    return max(float(error) for error in errors)
