@@ -1,0 +1,316 @@
+"""Triton kernels for one decode step of a Llama: a few rows against every weight.
+
+At 2 to 16 rows a product with a matrix is bound by reading the matrix: all else has to hide behind that stream. So
+
+- each program keeps one small tile of weights, all of its columns, in registers, and takes the rows one by one:
+  every weight is read once, however many rows there are, and summed up in float32;
+- what surrounds a product (normalization, rotation, cache write, activation, residual) is computed by the programs of
+  that product: the rows are a few kilobytes, and a launch of its own would cost more than computing them many times;
+- a kernel starts before the one in front of it has ended (programmatic dependent launch, Hopper and later): it loads
+  its weights, which no kernel writes, then waits for the rows. So the stream of weights does not stop between kernels.
+
+Five launches a layer; C is the model's width, M the MLP's, R the rows, L the filled slots, b the bytes of a weight:
+
+    rmsnorm_qkv_rope      3 C² b        normalization, three products, rotation, cache write
+    split_attention       2 R L C b     the filled part of the cache, shared out among several programs a head
+    combine_o_residual    C² b          joins the parts, output product, residual
+    rmsnorm_gate_up_silu  2 C M b       normalization, both products, silu(gate) * up
+    down_residual         C M b         product, residual
+
+and two at the end: `final_rmsnorm` and, where the head is, `speech_head`.
+
+The order of summation does not depend on timing: a step repeats bit for bit.
+"""
+
+# Triton reads annotations and globals in its own way: names in capitals are known when a kernel is compiled.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+NEVER = tl.constexpr(-1e30)
+"""A score that no real one is below; finite, so that an empty part's maximum can be subtracted from itself."""
+
+
+@triton.jit
+def _weights(weight, rows, n_columns: tl.constexpr):
+    """The tile [len(rows), n_columns] of a row-major matrix, in its own dtype."""
+    return tl.load(weight + rows[:, None] * n_columns + tl.arange(0, n_columns)[None, :])
+
+
+@triton.jit
+def _dot(tile, row):
+    """Product of a tile [B, K] of weights with a row [K], in float32 -> [B]."""
+    return tl.sum(tile.to(tl.float32) * row[None, :], axis=1)
+
+
+@triton.jit
+def _gain(norm, C: tl.constexpr):
+    """The norm's weight, float32 [C]."""
+    return tl.load(norm + tl.arange(0, C)).to(tl.float32)
+
+
+@triton.jit
+def _unscaled(x, gain, r, epsilon, C: tl.constexpr):
+    """RMSNorm of the residual stream's row `r` as (row [C], scale): row * scale is the norm.
+
+    A product is linear, so the scale may come after it: then neither sum waits for the other.
+    """
+    values = tl.load(x + r * C + tl.arange(0, C))
+    return values * gain, tl.rsqrt(tl.sum(values * values, axis=0) / C + epsilon)
+
+
+@triton.jit
+def rmsnorm_qkv_rope(
+    x,  # [R, C] float32
+    norm,  # [C]
+    wq,  # [C, C], as the next two
+    wk,
+    wv,
+    cos,  # [capacity, D]
+    sin,  # [capacity, D]; its first half carries the rotation's minus
+    q,  # out: [R, C] float32
+    keys,  # written at `position`: [R, H, capacity, D], as the next
+    values,
+    position,  # [1] int64: the slot of the new token
+    pad,  # [R] int64: slots of a row that hold no token of its own
+    capacity,
+    epsilon,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    B: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """B pairs of one head's outputs, of q, k or v (the grid's second axis).
+
+    A pair is what a rotation mixes: outputs i and i + D / 2 of a head.
+    """
+    pair = tl.program_id(0) * B
+    part = tl.program_id(1)
+    half = D // 2
+    head = pair // half
+    i = pair % half + tl.arange(0, B)
+    weight = wq
+    if part == 1:
+        weight = wk
+    if part == 2:
+        weight = wv
+    first = _weights(weight, head * D + i, C)
+    second = _weights(weight, head * D + half + i, C)
+    gain = _gain(norm, C)
+    if OVERLAP:
+        gdc_wait()
+        # Only now: the attention behind it reads old slots of the cache before it waits, and so they have to be
+        # complete by the time it starts.
+        gdc_launch_dependents()
+    slot = tl.load(position)
+    for r in tl.static_range(R):
+        row, scale = _unscaled(x, gain, r, epsilon, C)
+        a = _dot(first, row) * scale
+        b = _dot(second, row) * scale
+        cached = ((r * (C // D) + head) * capacity + slot) * D + i
+        if part == 2:
+            tl.store(values + cached, a.to(values.dtype.element_ty))
+            tl.store(values + cached + half, b.to(values.dtype.element_ty))
+        else:
+            angle = tl.maximum(slot - tl.load(pad + r), 0) * D + half + i
+            c = tl.load(cos + angle).to(tl.float32)
+            s = tl.load(sin + angle).to(tl.float32)
+            turned = a * c - b * s
+            other = b * c + a * s
+            if part == 0:
+                tl.store(q + r * C + head * D + i, turned)
+                tl.store(q + r * C + head * D + half + i, other)
+            else:
+                tl.store(keys + cached, turned.to(keys.dtype.element_ty))
+                tl.store(keys + cached + half, other.to(keys.dtype.element_ty))
+
+
+@triton.jit
+def split_attention(
+    q,  # [R, C] float32
+    keys,  # [R, H, capacity, D], as the next
+    values,
+    position,  # [1] int64
+    valid,  # [R, capacity] uint8: 0 where a row's padding is
+    parts,  # out: [S, R, C] float32, each split's attention as if there were no other
+    masses,  # out: [S, R, H] float32, log of each split's sum of exp(score)
+    capacity,
+    scale,
+    R: tl.constexpr,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One row's head (first axis of the grid) over every S-th block of slots, beginning with its own (second axis).
+
+    Slots before `position` were written in earlier steps, so their first block is loaded before the wait. The newest
+    slot opens the sums of split 0.
+    """
+    row_head = tl.program_id(0)
+    split = tl.program_id(1)
+    r = row_head // H
+    d = tl.arange(0, D)
+    n = tl.arange(0, BLOCK)
+    end = tl.load(position)
+    row_keys = keys + row_head.to(tl.int64) * capacity * D
+    row_values = values + row_head.to(tl.int64) * capacity * D
+    slots = split * BLOCK + n
+    k = tl.load(row_keys + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
+    v = tl.load(row_values + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    query = tl.load(q + row_head * D + d) * scale
+    newest_k = tl.load(row_keys + end * D + d).to(tl.float32)
+    newest_v = tl.load(row_values + end * D + d).to(tl.float32)
+    opens = split == 0
+    peak = tl.where(opens, tl.sum(query * newest_k, axis=0), NEVER)
+    total = tl.where(opens, 1.0, 0.0)
+    sums = tl.where(opens, newest_v, 0.0)
+    start = split * BLOCK
+    while start < end:
+        visible = tl.load(valid + r * capacity + slots, mask=slots < end, other=0) != 0
+        scores = tl.where(visible, tl.sum(k.to(tl.float32) * query[None, :], axis=1), NEVER)
+        highest = tl.maximum(peak, tl.max(scores, axis=0))
+        p = tl.where(visible, tl.exp(scores - highest), 0.0)
+        fade = tl.exp(peak - highest)
+        total = total * fade + tl.sum(p, axis=0)
+        sums = sums * fade + tl.sum(p[:, None] * v.to(tl.float32), axis=0)
+        peak = highest
+        start += S * BLOCK
+        slots += S * BLOCK
+        k = tl.load(row_keys + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
+        v = tl.load(row_values + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
+    seen = tl.where(total > 0, total, 1.0)  # a split without slots leaves zeros that weigh nothing
+    tl.store(parts + (split * R * H + row_head) * D + d, sums / seen)
+    tl.store(masses + split * R * H + row_head, peak + tl.log(seen))
+
+
+@triton.jit
+def combine_o_residual(
+    parts,  # [S, R, C] float32
+    masses,  # [S, R, H] float32
+    weight,  # [C, C]
+    x,  # in and out: [R, C] float32
+    R: tl.constexpr,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    B: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """B outputs; each program joins the splits for itself, which is cheaper than waiting for another kernel."""
+    outputs = tl.program_id(0) * B + tl.arange(0, B)
+    tile = _weights(weight, outputs, C)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    H: tl.constexpr = C // D
+    k = tl.arange(0, C)[None, :]
+    s = tl.arange(0, S)[:, None]
+    for r in tl.static_range(R):
+        mass = tl.load(masses + (s * R + r) * H + k // D)
+        share = tl.exp(mass - tl.max(mass, axis=0)[None, :])
+        attended = tl.sum(share * tl.load(parts + (s * R + r) * C + k), axis=0) / tl.sum(share, axis=0)
+        residual = x + r * C + outputs
+        tl.store(residual, tl.load(residual) + _dot(tile, attended))
+
+
+@triton.jit
+def rmsnorm_gate_up_silu(
+    x,  # [R, C] float32
+    norm,  # [C]
+    gate,  # [M, C], as the next
+    up,
+    activated,  # out: [R, M]
+    epsilon,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    M: tl.constexpr,
+    B: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """B outputs of both products."""
+    outputs = tl.program_id(0) * B + tl.arange(0, B)
+    gate_tile = _weights(gate, outputs, C)
+    up_tile = _weights(up, outputs, C)
+    gain = _gain(norm, C)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    for r in tl.static_range(R):
+        row, scale = _unscaled(x, gain, r, epsilon, C)
+        g = _dot(gate_tile, row) * scale
+        u = _dot(up_tile, row) * scale
+        tl.store(activated + r * M + outputs, (g / (1 + tl.exp(-g)) * u).to(activated.dtype.element_ty))
+
+
+@triton.jit
+def down_residual(
+    activated,  # [R, M]
+    weight,  # [C, M]
+    x,  # in and out: [R, C] float32
+    R: tl.constexpr,
+    C: tl.constexpr,
+    M: tl.constexpr,
+    B: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """B outputs."""
+    outputs = tl.program_id(0) * B + tl.arange(0, B)
+    tile = _weights(weight, outputs, M)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    for r in tl.static_range(R):
+        row = tl.load(activated + r * M + tl.arange(0, M)).to(tl.float32)
+        residual = x + r * C + outputs
+        tl.store(residual, tl.load(residual) + _dot(tile, row))
+
+
+@triton.jit
+def final_rmsnorm(
+    x,  # [R, C] float32
+    norm,  # [C]
+    hidden,  # out: [R, C]
+    epsilon,
+    C: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One row."""
+    gain = _gain(norm, C)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    r = tl.program_id(0)
+    row, scale = _unscaled(x, gain, r, epsilon, C)
+    tl.store(hidden + r * C + tl.arange(0, C), (row * scale).to(hidden.dtype.element_ty))
+
+
+@triton.jit
+def speech_head(
+    hidden,  # [R, C]
+    weight,  # [V, C]
+    logits,  # out: [R, V] float32
+    V,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    B: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """B logits; V need not be a multiple of B."""
+    outputs = tl.program_id(0) * B + tl.arange(0, B)
+    inside = outputs < V
+    k = tl.arange(0, C)
+    tile = tl.load(weight + outputs[:, None] * C + k[None, :], mask=inside[:, None], other=0.0)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    for r in tl.static_range(R):
+        row = tl.load(hidden + r * C + k).to(tl.float32)
+        tl.store(logits + r * V + outputs, _dot(tile, row), mask=inside)
