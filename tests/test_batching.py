@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import optimizations
 from harness import checkpoints
@@ -15,6 +17,7 @@ from harness.errors import UserError
 from harness.pipeline import Pipeline, Request
 from optimizations.batching import HIFT_REACH, batches, decode
 
+ROOT = Path(__file__).parent.parent
 LENGTHS = (20, 37, 29)
 TEXTS = ("Yes.", "We will meet at the old bridge.", "Where did you leave the keys of the car?")
 
@@ -207,20 +210,25 @@ def test_gpu_rows_are_what_they_are_alone_in_float32(large: Pipeline) -> None:
 @pytest.mark.gpu
 def test_gpu_the_throughput_combo_speaks_64_passages(large: Pipeline) -> None:
     """What `+combo=throughput workload=offline` does in one measured call; its figures are printed."""
-    plugins = {"inference_mode": {}, "fused_vocoder": {}, "mixed_precision": {}, "flash_attention": {}}
-    plugins |= {"alignment_analyzer": {}, "kv_cache": {}, "gpu_watermark": {}, "batching": {"size": 64}}
-    active = {name: optimizations.create(name, params) for name, params in plugins.items()}
-    for plugin in active.values():
-        plugin.apply(large)
+    combo = yaml.safe_load((ROOT / "configs/combo/throughput.yaml").read_text())["optimizations"]
+    plugins = {}
+    for name in optimizations.names():
+        if combo.get(name, {}).get("enabled"):
+            params = {key: value for key, value in combo[name].items() if key != "enabled"}
+            plugins[name] = optimizations.create(name, params)
+            reason = plugins[name].unavailable(large)
+            assert reason is None, f"{name}: {reason}"
+            plugins[name].apply(large)
     requests = [Request("The boats were already back when we reached the harbour.", "random", 0, 250)] * 64
     for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
         spoken = large.synthesize_batch(requests)
     seconds, audio_s = spoken[0].generation_time_s, sum(utterance.audio_s for utterance in spoken)
     stages = {name: round(s, 3) for name, s in spoken[0].stages_s.items()}
     print(f"\n{audio_s:.0f} s of audio in {seconds:.2f} s: RTF {seconds / audio_s:.5f}; stages {stages}")
     print(f"peak allocated {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
     assert audio_s == pytest.approx(640)
-    evidence = active["batching"].evidence(large)
+    evidence = plugins["batching"].evidence(large)
     print(evidence.facts)
     assert evidence.active
     assert seconds / audio_s < 0.02

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from torch import nn
 
 import optimizations
@@ -239,18 +240,36 @@ def test_a_group_moves_by_copies_that_stay_good():
         assert torch.equal(tensor, before[name]), name
 
 
-class Quantized(nn.Linear):
-    __module__ = "bitsandbytes.nn.modules"
+def quantize(pipeline, strategy):
+    pytest.importorskip("bitsandbytes")
+    return applied(pipeline, "quantization", strategy=strategy)
 
 
-def test_sequential_refuses_bitsandbytes_layers(mini, monkeypatch):
-    layer = mini.model.t3.tfmr.layers[0].mlp
-    mini.swap(layer, "up_proj", Quantized(4, 4))
+def test_sequential_refuses_int8_layers(mini, monkeypatch):
+    quantize(mini, "conservative")
     monkeypatch.setattr(mini, "device", torch.device("cuda"))
     reason = optimizations.create("cpu_offload", {"profile": "sequential"}).unavailable(mini)
     assert "T3" in reason
     assert "profile=conditioning" in reason
     assert optimizations.create("cpu_offload").unavailable(mini) is None
+
+
+def test_sequential_moves_4_bit_layers(mini, monkeypatch):
+    quantize(mini, "aggressive")
+    applied(mini, "kv_cache")
+    before = speak(mini)  # also lets the layers settle into the layout that this CPU's kernels want
+    with monkeypatch.context() as patch:
+        patch.setattr(mini, "device", torch.device("cuda"))
+        assert optimizations.create("cpu_offload", {"profile": "sequential"}).unavailable(mini) is None
+    plugin = applied(mini, "cpu_offload", profile="sequential", pinned=False)
+    group, layer = plugin._groups["t3"], mini.model.t3.tfmr.layers[0].mlp.up_proj
+    assert type(layer).__name__ == "Linear4bit"
+    group.bring()
+    home = layer.weight.data_ptr()
+    group.send()
+    assert layer.weight.data_ptr() != home
+    assert_same(speak(mini), before)
+    assert plugin._meter.n_moves > 3
 
 
 @pytest.mark.gpu
@@ -279,6 +298,33 @@ def test_cpu_offload_on_the_gpu_at_full_size(profile, decoder, tmp_path):
     assert evidence.facts["host_copies_pinned"]
     pipeline.reset()
     assert_close(speak(pipeline), before[0])
+
+
+@pytest.mark.gpu
+def test_min_vram_takes_a_quarter_of_the_memory():
+    """The plugins of `+combo=min_vram` on 10 s of speech; peaks as the harness reads them, loading left out."""
+    pytest.importorskip("bitsandbytes")
+    pipeline = checkpoints.load("random", "cuda")
+    upstream = peak_mb(pipeline)
+    combo = yaml.safe_load((ROOT / "configs/combo/min_vram.yaml").read_text())["optimizations"]
+    for name in optimizations.names():
+        if combo.get(name, {}).get("enabled"):
+            applied(pipeline, name, **{key: value for key, value in combo[name].items() if key != "enabled"})
+    small, stages = peak_mb(pipeline), {}
+    pipeline.call_between(lambda stage: stages.update({stage: torch.cuda.max_memory_allocated() / 1e6}))
+    peak_mb(pipeline)
+    print(f"\npeak allocated: upstream {upstream:.0f} MB, min_vram {small:.0f} MB ({small / upstream:.1%})")
+    print(f"highest until the end of each stage: { {name: round(mb) for name, mb in stages.items()} }")
+    assert small <= 0.25 * upstream
+
+
+def peak_mb(pipeline):
+    """Of the second call of 250 speech tokens."""
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        spoken = speak(pipeline, n_tokens=250)
+    assert np.isfinite(spoken.wave).all()
+    return torch.cuda.max_memory_allocated() / 1e6
 
 
 # -- warmup --------------------------------------------------------------------------------------------------------
