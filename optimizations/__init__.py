@@ -22,10 +22,12 @@ APPLIED = (
     "channels_last",
     "alignment_analyzer",
     "kv_cache",
+    "compile",
     "token_sequence",
     "conditioning_cache",
     "gpu_watermark",
     "batching",
+    "cuda_graphs",
     "cpu_offload",
     "warmup",
 )

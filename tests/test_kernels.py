@@ -54,7 +54,7 @@ def tiny(dtype=torch.float32):
 def fused(model, bucket=64):
     """The engine with tiles as large as the tiny model allows: the interpreter takes its time for every program."""
     engine = import_module("optimizations.kernels.engine")
-    tiles = {name: engine.Tile(16, 1) for name in engine.TILES}
+    tiles = {name: engine.Tile(16, 1) for name in engine.TILES} | {"split_attention": engine.Tile(64, 1)}
     return engine.FusedEngine(model, bucket, tiles)
 
 

@@ -22,7 +22,7 @@ and two at the end: `final_rmsnorm` and, where the head is, `speech_head`.
 The order of summation does not depend on timing: a step repeats bit for bit.
 """
 
-# Triton reads annotations and globals in its own way: names in capitals are known when a kernel is compiled.
+# ruff: noqa: N803, N806 (a size in capitals is known when its kernel is compiled)
 from __future__ import annotations
 
 import triton

@@ -21,7 +21,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of a kernel does: that many outputs (of each of its matrices), with that many warps."""
+    """What one program of a kernel does: that many outputs (pairs of outputs for q, k and v; slots for attention)."""
 
     outputs: int
     warps: int
@@ -29,12 +29,12 @@ class Tile:
 
 TILES = {
     "rmsnorm_qkv_rope": Tile(4, 4),
+    "split_attention": Tile(128, 4),
     "combine_o_residual": Tile(8, 4),
     "rmsnorm_gate_up_silu": Tile(4, 4),
     "down_residual": Tile(4, 8),
     "speech_head": Tile(8, 4),
 }
-ATTENTION_WARPS = 4
 ATTENTION_PROGRAMS = 128
 """About as many as a large GPU has multiprocessors: fewer (row, head) pairs than that are split."""
 MAX_SPLITS = 8
@@ -75,6 +75,18 @@ def n_splits(row_heads: int) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
+@dataclass
+class Buffers:
+    """What the kernels of one step hand on: S splits, R rows, C wide, H heads, M wide in the MLP."""
+
+    x: Tensor  # [R, C] float32: the residual stream
+    q: Tensor  # [R, C] float32: rotated queries
+    parts: Tensor  # [S, R, C] float32: attention by split
+    masses: Tensor  # [S, R, H] float32: what each split weighs, as a logarithm
+    activated: Tensor  # [R, M]: the MLP's inner activations
+    hidden: Tensor  # [R, C]: what the step returns
+
+
 class FusedEngine(StaticEngine):
     """The static engine whose steps, up to MAX_ROWS rows, are the Triton kernels; prompts go through the layers.
 
@@ -100,100 +112,87 @@ class FusedEngine(StaticEngine):
         return hidden
 
     def fixed_step(self, embeds: Tensor, extent: int) -> Tensor:
-        rows = embeds.shape[0]
-        if rows > MAX_ROWS:
+        if len(embeds) > MAX_ROWS:
             return super().fixed_step(embeds, extent)
-        config, like = self.tfmr.config, self.keys[0]
-        width, heads = config.hidden_size, config.num_attention_heads
-        splits = n_splits(rows * heads)
-        x = embeds[:, 0].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        q = torch.empty_like(x)
-        parts = x.new_empty(splits, rows, width)
-        masses = x.new_empty(splits, rows, heads)
-        activated = like.new_empty(rows, config.intermediate_size)
-        hidden = like.new_empty(rows, width)
+        buffers = self.buffers(embeds[:, 0])
         self.rows = [torch.empty(0)] * len(self.heads)
-        for index, layer in enumerate(self.tfmr.layers):
-            self._qkv(index, layer, x, q)
+        for index in range(len(self.tfmr.layers)):
+            self.qkv(index, buffers)
             for slot, (watched, head) in enumerate(self.heads):
                 if watched == index:
-                    self.rows[slot] = self._watched_row(q, index, head, extent)
-            self._attention(index, q, parts, masses)
-            self._output(layer.self_attn.o_proj, parts, masses, x)
-            self._gate_up(layer, x, activated)
-            self._down(layer.mlp.down_proj, activated, x)
-        self._launch(
-            decode.final_rmsnorm,
-            (rows,),
-            (x, self.tfmr.norm.weight, hidden, self.tfmr.norm.variance_epsilon),
-            {"C": width},
-            warps=4,
+                    self.rows[slot] = self._watched_row(buffers.q, index, head, extent)
+            self.attend(index, buffers)
+            self.output(index, buffers)
+            self.gate_up(index, buffers)
+            self.down(index, buffers)
+        return self.final_norm(buffers)
+
+    def buffers(self, embeds: Tensor) -> Buffers:
+        """What the kernels of one step hand on; the residual stream begins as `embeds` [R, C]."""
+        config, like = self.tfmr.config, self.keys[0]
+        rows, heads = len(embeds), config.num_attention_heads
+        splits = n_splits(rows * heads)
+        x = embeds.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return Buffers(
+            x=x,
+            q=torch.empty_like(x),
+            parts=x.new_empty(splits, *x.shape),
+            masses=x.new_empty(splits, rows, heads),
+            activated=like.new_empty(rows, config.intermediate_size),
+            hidden=like.new_empty(x.shape),
         )
-        return hidden
 
     # -- one launch each -----------------------------------------------------------------------------------------
 
-    def _qkv(self, index: int, layer: Any, x: Tensor, q: Tensor) -> None:
+    def qkv(self, index: int, b: Buffers) -> None:
+        layer, (rows, width) = self.tfmr.layers[index], b.x.shape
         attention, norm = layer.self_attn, layer.input_layernorm
-        (rows, width), tile = x.shape, self.tiles["rmsnorm_qkv_rope"]
-        weights = attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
-        self._launch(
-            decode.rmsnorm_qkv_rope,
-            (width // (2 * tile.outputs), 3),
-            (x, norm.weight, *weights, self._cos, self._sin, q, self.keys[index], self.values[index])
-            + (self.position, self.pads, self.capacity, norm.variance_epsilon),
-            {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs},
-            tile.warps,
+        tile = self.tiles["rmsnorm_qkv_rope"]
+        args = (
+            *(b.x, norm.weight, attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
+            *(self._cos, self._sin, b.q, self.keys[index], self.values[index]),
+            *(self.position, self.pads, self.capacity, norm.variance_epsilon),
         )
+        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs}
+        grid = width // (2 * tile.outputs), 3
+        launch(decode.rmsnorm_qkv_rope, grid, args, sizes, tile.warps, self.overlap)
 
-    def _attention(self, index: int, q: Tensor, parts: Tensor, masses: Tensor) -> None:
-        splits, rows, heads = masses.shape
-        keys, values = self.keys[index], self.values[index]
+    def attend(self, index: int, b: Buffers) -> None:
+        splits, rows, heads = b.masses.shape
+        keys, values, tile = self.keys[index], self.values[index], self.tiles["split_attention"]
         head_dim = keys.shape[-1]
-        self._launch(
-            decode.split_attention,
-            (rows * heads, splits),
-            (q, keys, values, self.position, self.valid_slots.view(torch.uint8), parts, masses)
-            + (self.capacity, head_dim**-0.5),
-            # A block of keys and one of values are held in registers: 256 bytes a slot at full size in bfloat16.
-            {"R": rows, "H": heads, "D": head_dim, "S": splits, "BLOCK": 256 // keys.element_size()},
-            ATTENTION_WARPS,
+        args = (
+            *(b.q, keys, values, self.position, self.valid_slots.view(torch.uint8)),
+            *(b.parts, b.masses, self.capacity, head_dim**-0.5),
         )
+        sizes = {"R": rows, "H": heads, "D": head_dim, "S": splits, "BLOCK": tile.outputs}
+        launch(decode.split_attention, (rows * heads, splits), args, sizes, tile.warps, self.overlap)
 
-    def _output(self, linear: nn.Linear, parts: Tensor, masses: Tensor, x: Tensor) -> None:
-        splits, rows, heads = masses.shape
-        width, tile = x.shape[1], self.tiles["combine_o_residual"]
-        self._launch(
-            decode.combine_o_residual,
-            (width // tile.outputs,),
-            (parts, masses, linear.weight, x),
-            {"R": rows, "C": width, "D": width // heads, "S": splits, "B": tile.outputs},
-            tile.warps,
-        )
+    def output(self, index: int, b: Buffers) -> None:
+        (splits, rows, heads), width = b.masses.shape, b.x.shape[1]
+        tile = self.tiles["combine_o_residual"]
+        args = b.parts, b.masses, self.tfmr.layers[index].self_attn.o_proj.weight, b.x
+        sizes = {"R": rows, "C": width, "D": width // heads, "S": splits, "B": tile.outputs}
+        launch(decode.combine_o_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
-    def _gate_up(self, layer: Any, x: Tensor, activated: Tensor) -> None:
-        norm, mlp = layer.post_attention_layernorm, layer.mlp
-        (rows, width), inner, tile = x.shape, activated.shape[1], self.tiles["rmsnorm_gate_up_silu"]
-        self._launch(
-            decode.rmsnorm_gate_up_silu,
-            (inner // tile.outputs,),
-            (x, norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, activated, norm.variance_epsilon),
-            {"R": rows, "C": width, "M": inner, "B": tile.outputs},
-            tile.warps,
-        )
+    def gate_up(self, index: int, b: Buffers) -> None:
+        layer, (rows, width), inner = self.tfmr.layers[index], b.x.shape, b.activated.shape[1]
+        norm, mlp, tile = layer.post_attention_layernorm, layer.mlp, self.tiles["rmsnorm_gate_up_silu"]
+        args = b.x, norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, b.activated, norm.variance_epsilon
+        sizes = {"R": rows, "C": width, "M": inner, "B": tile.outputs}
+        launch(decode.rmsnorm_gate_up_silu, (inner // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
-    def _down(self, linear: nn.Linear, activated: Tensor, x: Tensor) -> None:
-        (rows, width), inner, tile = x.shape, activated.shape[1], self.tiles["down_residual"]
-        self._launch(
-            decode.down_residual,
-            (width // tile.outputs,),
-            (activated, linear.weight, x),
-            {"R": rows, "C": width, "M": inner, "B": tile.outputs},
-            tile.warps,
-        )
+    def down(self, index: int, b: Buffers) -> None:
+        (rows, width), inner, tile = b.x.shape, b.activated.shape[1], self.tiles["down_residual"]
+        args = b.activated, self.tfmr.layers[index].mlp.down_proj.weight, b.x
+        sizes = {"R": rows, "C": width, "M": inner, "B": tile.outputs}
+        launch(decode.down_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
-    def _launch(self, kernel: Any, grid: tuple[int, ...], args: tuple, sizes: dict[str, int], warps: int) -> None:
-        launch(kernel, grid, args, sizes, warps, self.overlap)
+    def final_norm(self, b: Buffers) -> Tensor:
+        norm, (rows, width) = self.tfmr.norm, b.x.shape
+        args = b.x, norm.weight, b.hidden, norm.variance_epsilon
+        launch(decode.final_rmsnorm, (rows,), args, {"C": width}, 4, self.overlap)
+        return b.hidden
 
     def _watched_row(self, q: Tensor, index: int, head: int, extent: int) -> Tensor:
         """The newest attention row [R / 2, 1, extent] of a watched head; slots to come have weight 0."""
@@ -204,24 +203,17 @@ class FusedEngine(StaticEngine):
         return attention_rows(query, keys[:rows, head, :extent], visible, 1)
 
 
-def launch(
-    kernel: Any, grid: tuple[int, ...], args: tuple, sizes: dict[str, int], warps: int, overlap: bool
-) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], args: tuple, sizes: dict[str, int], warps: int, overlap: bool) -> None:
     """Launch a kernel; with `overlap` it may start before the one in front of it has ended."""
     kernel[grid](*args, **sizes, OVERLAP=overlap, num_warps=warps, launch_pdl=overlap)
 
 
-def head_logits(linear: nn.Linear, hidden: Tensor) -> Tensor:
+def head_logits(linear: nn.Linear, hidden: Tensor, tile: Tile = TILES["speech_head"]) -> Tensor:
     """The head's logits [R, V], float32, of hidden states [R, C]."""
-    rows, width = hidden.shape
-    size, tile = linear.weight.shape[0], TILES["speech_head"]
+    (rows, width), size = hidden.shape, linear.out_features
     logits = torch.empty(rows, size, device=hidden.device)
-    launch(
-        decode.speech_head,
-        (triton.cdiv(size, tile.outputs),),
-        (hidden.contiguous(), linear.weight, logits, size),
-        {"R": rows, "C": width, "B": tile.outputs},
-        tile.warps,
-        can_overlap(hidden.device),
-    )
+    args = hidden.contiguous(), linear.weight, logits, size
+    sizes = {"R": rows, "C": width, "B": tile.outputs}
+    grid = (triton.cdiv(size, tile.outputs),)
+    launch(decode.speech_head, grid, args, sizes, tile.warps, can_overlap(hidden.device))
     return logits

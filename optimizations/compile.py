@@ -1,0 +1,210 @@
+"""Fewer, larger kernels: Triton's for the decode step, inductor's for the flow's estimator."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from transformers import LlamaModel
+
+from harness.pipeline import Pipeline
+from optimizations.base import Evidence, Optimization, register
+from optimizations.choices import one_of
+from optimizations.decoder import Decoder, decoder_of
+from optimizations.engines import StaticEngine
+from optimizations.probe import profile_stages
+
+DECODE = ("auto", "triton", "inductor", "none")
+OURS = (
+    "rmsnorm_qkv_rope",
+    "split_attention",
+    "combine_o_residual",
+    "rmsnorm_gate_up_silu",
+    "down_residual",
+    "final_rmsnorm",
+    "speech_head",
+)
+"""The decode step's own kernels, as the profiler names them."""
+INDUCTOR = ("triton_", "Torch-Compiled Region")
+"""How the names of inductor's kernels on a GPU begin, and of its calls from Python, which a replayed graph has not."""
+
+
+@register
+class Compile(Optimization):
+    """The decode step and the flow's estimator in fewer and larger kernels.
+
+    Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
+    result back: some 25 a layer of T3, a thousand in an estimator step.
+    Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a layer,
+    for batches up to 8; larger ones go through the layers. `decode=inductor` has PyTorch's compiler fuse the same step;
+    `auto` is triton on CUDA and none on a CPU. `estimator` has the compiler fuse the estimator.
+    Why: a decode step is bound by reading T3's weights once; whatever is launched, waited for or written between two
+    reads is lost. The estimator is bound by arithmetic, and its norms, activations and transposes are not.
+    Where not: launching from Python still costs more than the kernels, so it needs `cuda_graphs` to tell. Compilation
+    takes inductor half a minute the first time (a warm cache, TORCHINDUCTOR_CACHE_DIR, a few seconds). The estimator
+    is compiled for any length at once, because free speech has a new one every time; a compilation for one length
+    would come in the middle of an utterance. Its mask asks the host a question, which breaks the graph in 14 places:
+    `flash_attention` (on float32 with backend=sdpa) takes that away. The Triton kernels need `kv_cache`, plain weights
+    (float32, bfloat16 or float16; not quantized) and sizes that are powers of two.
+    The campaign had nothing of the kind.
+    Evidence: kernels by name in one probe, graphs compiled and broken since the start, and which utterances had to
+    wait for a compilation.
+    """
+
+    name = "compile"
+    extra = True
+
+    @dataclass
+    class Config:
+        """`decode`: auto, triton, inductor or none."""
+
+        decode: str = "auto"
+        estimator: bool = True
+
+        def __post_init__(self) -> None:
+            one_of("compile.decode", self.decode, DECODE)
+
+    config: Config
+
+    def unavailable(self, pipeline: Pipeline) -> str | None:
+        decode = self._decode(pipeline)
+        if decode == "none" and not self.config.estimator:
+            return "nothing is left to compile: set compile.decode or compile.estimator"
+        if (decode == "inductor" or self.config.estimator) and (reason := _no_inductor(pipeline)):
+            return reason
+        if decode == "none":
+            return None
+        stage = pipeline.stages["generate_tokens"]
+        if not isinstance(stage, Decoder) or not isinstance(stage.engine, StaticEngine):
+            return f"compile.decode={decode} works on the static cache: switch kv_cache on, or set compile.decode=none"
+        if decode == "inductor":
+            return None
+        if find_spec("triton") is None:
+            return "no package triton: install it, or use compile.decode=inductor"
+        return import_module("optimizations.kernels.engine").unsupported(pipeline.model.t3.tfmr)
+
+    def _decode(self, pipeline: Pipeline) -> str:
+        if self.config.decode == "auto":
+            return "triton" if pipeline.device.type == "cuda" else "none"
+        return self.config.decode
+
+    def apply(self, pipeline: Pipeline) -> None:
+        self._compilations = Compilations()
+        pipeline.enter_around(self._compilations.of_an_utterance)
+        decode = self._decode(pipeline)
+        if decode == "triton":
+            _use_kernels(pipeline, decoder_of(pipeline, self.name))
+        elif decode == "inductor":
+            decoder = decoder_of(pipeline, self.name)
+            engine = decoder.engine
+            assert isinstance(engine, StaticEngine)
+            pipeline.swap(decoder, "engine", CompiledEngine(pipeline.model.t3.tfmr, engine.bucket))
+        if self.config.estimator:
+            estimator = pipeline.model.s3gen.flow.decoder.estimator
+            pipeline.swap(estimator, "forward", torch.compile(estimator.forward, dynamic=True))
+
+    def evidence(self, pipeline: Pipeline) -> Evidence:
+        compilations = self._compilations.facts()
+        profiles = profile_stages(pipeline, ("generate_tokens", "tokens_to_mel"))
+        ours = {name: n for name in OURS if (n := profiles["generate_tokens"].kernels[name])}
+        fused = {
+            stage: sum(n for name, n in (seen.kernels + seen.ops).items() if name.startswith(INDUCTOR))
+            for stage, seen in profiles.items()
+        }
+        facts = {"triton_kernels_count": ours, "inductor_calls_count": fused, **compilations}
+        missing = []
+        decode = self._decode(pipeline)
+        if decode == "triton" and len(ours) < len(OURS):
+            missing.append("the decode step's kernels")
+        if decode == "inductor" and not fused["generate_tokens"]:
+            missing.append("inductor's kernels in the decode step")
+        if self.config.estimator and not fused["tokens_to_mel"]:
+            missing.append("inductor's kernels in the flow")
+        return Evidence(not missing, facts, f"the profiler did not see {' nor '.join(missing)}" if missing else None)
+
+
+def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
+    """The Triton engine in the place of the static one, and its product for the head."""
+    kernels: Any = import_module("optimizations.kernels.engine")
+    engine, head = decoder.engine, pipeline.model.t3.speech_head
+    assert isinstance(engine, StaticEngine)
+    layers = head.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        few = hidden.dim() == 2 and len(hidden) <= kernels.MAX_ROWS
+        return kernels.head_logits(head, hidden) if few else layers(hidden)
+
+    pipeline.swap(decoder, "engine", kernels.FusedEngine(pipeline.model.t3.tfmr, engine.bucket))
+    if isinstance(head, nn.Linear) and head.bias is None:
+        pipeline.swap(head, "forward", forward)
+
+
+def _no_inductor(pipeline: Pipeline) -> str | None:
+    if pipeline.device.type == "cuda":
+        return None if find_spec("triton") else "inductor needs the package triton on CUDA: install it"
+    from torch._inductor import config
+
+    # A list of candidates, of which inductor skips the empty ones; on a CPU it cannot do without.
+    wanted = [config.cpp.cxx] if isinstance(config.cpp.cxx, str) else config.cpp.cxx
+    if any(shutil.which(name) for name in wanted if name):
+        return None
+    return "inductor needs a C++ compiler on a CPU (looked for g++): install one, or set compile.estimator=false"
+
+
+class CompiledEngine(StaticEngine):
+    """The static engine with its fixed step compiled, which steps one by one use as well."""
+
+    def __init__(self, tfmr: LlamaModel, bucket: int = 256) -> None:
+        super().__init__(tfmr, bucket)
+        self.compiled = torch.compile(super().fixed_step, fullgraph=True)
+
+    def fixed_step(self, embeds: Tensor, extent: int) -> Tensor:
+        return self.compiled(embeds, extent)
+
+    def step(self, embeds: Tensor) -> Tensor:
+        if self.heads:  # their rows are over what is filled, and so never of one shape
+            return super().step(embeds)
+        if self.length == self.capacity:
+            self._reserve(embeds.shape[0], self.length + 1, embeds)
+        self.position.fill_(self.length)
+        hidden = self.fixed_step(embeds, min(self.capacity, (self.length // self.bucket + 1) * self.bucket))
+        self.length += 1
+        return hidden
+
+
+class Compilations:
+    """What dynamo compiled since the start, and inside which utterances."""
+
+    def __init__(self) -> None:
+        self._start = _compiled()
+        self.by_utterance: list[int] = []
+
+    @contextmanager
+    def of_an_utterance(self) -> Iterator[None]:
+        """Around one synthesis."""
+        before = _compiled()["graphs"]
+        try:
+            yield
+        finally:
+            self.by_utterance.append(_compiled()["graphs"] - before)
+
+    def facts(self) -> dict[str, Any]:
+        now = _compiled()
+        return {
+            "graphs_compiled_count": now["graphs"] - self._start["graphs"],
+            "graph_breaks_count": now["breaks"] - self._start["breaks"],
+            "utterances_count": len(self.by_utterance),
+            "graphs_compiled_in_utterance": {str(i): n for i, n in enumerate(self.by_utterance, start=1) if n},
+        }
+
+
+def _compiled() -> dict[str, int]:
+    return {"graphs": counters["stats"]["unique_graphs"], "breaks": sum(counters["graph_break"].values())}
