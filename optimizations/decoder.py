@@ -4,6 +4,8 @@ Plugins do not each bring a loop of their own: the first one that needs it puts 
 `generate_tokens` stage (`decoder_of`), and each sets what it is about: the engine (dynamic or static cache), the
 number of segments decoded together, the reuse of a voice's prefix. So any two of them compose.
 
+`cuda_graphs` also puts a loop of its own (`fixed_loop.py`) in the place of the one below; everything around it stays.
+
 The loop keeps upstream's semantics: two start tokens, guidance, penalties and sampling in the same order with the
 same random numbers; the model's backend is built once instead of once per call. On a multilingual model the alignment
 guard comes along, in its lean form.
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from harness.pipeline import HELD_BACK, Pipeline, Segment, speech_only
 from optimizations.engines import DynamicEngine, Engine, StaticEngine
+from optimizations.fixed_loop import FixedLoop
 from optimizations.guard import Guard
 from optimizations.sampling import guide, sample
 
@@ -58,6 +61,7 @@ class Decoder:
         self.engine: Engine = DynamicEngine(self.t3.tfmr)
         self.batch_size = 1
         self.reuse_prefix = False
+        self.fixed_loop: FixedLoop | None = None
         self.guarded: bool = self.t3.hp.is_multilingual
         self.users: list[str] = []
         self.observers: list[Observer] = []
@@ -102,22 +106,29 @@ class Decoder:
 
     def _decode(self, segments: list[Segment]) -> tuple[list[Tensor], list[int]]:
         """One batch, row i of every tensor being segment i; returns tokens and prompt lengths."""
-        sampling, hp, n = self.pipeline.sampling, self.t3.hp, len(segments)
+        n = len(segments)
         pins = [segment.n_tokens for segment in segments]
         if None in pins and any(pins):
             raise ValueError("a batch mixes pinned and free-running segments")
-        pinned, limit = None not in pins, max(pin or sampling.max_new_tokens for pin in pins)
+        pinned, limit = None not in pins, max(pin or self.pipeline.sampling.max_new_tokens for pin in pins)
 
-        hidden, guards, lengths = self._prefill(segments)
-        device = hidden.device
+        # The alignment guard judges each token on the host: that takes the loop that stops for it.
+        fixed = None if self.guarded else self.fixed_loop
+        spare = [segments[-1]] * (fixed.n_rows(n) - n if fixed else 0)
+        hidden, guards, lengths = self._prefill(segments + spare)
+        tokens = fixed.decode(hidden, n, limit, pinned) if fixed else self._loop(hidden, guards, limit, pinned)
+        return [self._trim(row, pin) for row, pin in zip(tokens, pins, strict=True)], lengths[:n]
+
+    def _loop(self, hidden: Tensor, guards: list[tuple[Guard, slice]], limit: int, pinned: bool) -> Tensor:
+        """Token by token, from the prompts' last hidden states [2n, C] to ids [n, limit]."""
+        sampling, hp, n, device = self.pipeline.sampling, self.t3.hp, hidden.shape[0] // 2, hidden.device
         token = torch.full((n, 1), hp.start_speech_token, dtype=torch.long, device=device)
         tokens = torch.full((n, limit), hp.stop_speech_token, dtype=torch.long, device=device)
         seen = torch.zeros(n, self.t3.speech_head.out_features, dtype=torch.bool, device=device)
-        rows, yes = torch.arange(n, device=device), torch.tensor(True, device=device)
         seen[:, hp.start_speech_token] = True
         finished = torch.zeros(n, 1, dtype=torch.bool, device=device)
         for step in range(limit):
-            logits = guide(self._logits(hidden), sampling.cfg_weight)
+            logits = guide(self.logits(hidden), sampling.cfg_weight)
             if guards:
                 judged = self._judge(guards, logits, token)
                 logits = logits if pinned else judged
@@ -125,14 +136,14 @@ class Decoder:
                 logits[:, SPEECH_VOCAB_SIZE:] = HELD_BACK
             token = sample(logits, seen, sampling)
             tokens[:, step : step + 1] = token
-            seen.index_put_((rows, token[:, 0]), yes)
+            seen.scatter_(1, token, True)
             finished |= token == hp.stop_speech_token
             if not pinned and finished.all():
                 break
             hidden = self.engine.step(self._token_embedding(token, step + 1))
-        return [self._trim(row, pin) for row, pin in zip(tokens, pins, strict=True)], lengths
+        return tokens
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """The head in its own precision, what follows in float32: sampling is sensitive to rounding."""
         head = self.t3.speech_head
         logits = head(hidden.to(head.weight.dtype)).float()

@@ -1,0 +1,204 @@
+"""Launch a whole decode step, a whole solver step, a whole vocoder with one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from chatterbox.tts import Conditionals
+from torch import Tensor
+
+from harness.errors import UserError
+from harness.pipeline import Pipeline, Segment, Stage
+from optimizations.base import Evidence, Optimization, register
+from optimizations.decoder import Decoder, decoder_of
+from optimizations.engines import StaticEngine
+from optimizations.fixed_flow import FixedEncoder, FixedSolver
+from optimizations.fixed_loop import FixedLoop
+from optimizations.fixed_vocoder import FixedVocoder
+from optimizations.graphs import Body, Capturer, Graphs
+from optimizations.probe import profile
+
+FRAMES_PER_TOKEN = 2
+PROMPT_POSITIONS = 256
+"""Cache positions to have ready beside those of the speech: the voice's 34 and about as many as 15 s of text take."""
+PROBE_TOKENS = (4, 12)
+
+
+@register
+class CudaGraphs(Optimization):
+    """Captured work in all three stages: no Python and one launch, where there were hundreds of launches.
+
+    Baseline: a token of T3 takes some thousand kernels, a step of the flow's solver as many, and the host needs longer
+    to launch each than the GPU to run it. A fast GPU waits most of the time.
+
+    This captures, in shapes that come back:
+    - T3's decode step as a whole: embedding, layers over a static cache (kv_cache's, or one of its own), head,
+      guidance, penalties, sampling, and the bookkeeping for the next step; by rows and by bucket of the cache. The
+      sampling's settings lie on the device and may change at will; only a nucleus (top-p below 1) where there was none
+      is another capture. The host looks every `poll` tokens, and one look late, whether the end was reached; what ran
+      beyond it is cut off, and its random numbers are given back.
+    - the flow's encoder and one step of its solver, by bucket of length;
+    - HiFT's source and HiFT itself, by bucket of length.
+    Padding changes nothing in what is kept, see `fixed_flow.py` and `fixed_vocoder.py`. The warm-up captures all
+    buckets up to `tokens`; what is longer is captured when it first comes, and counted.
+
+    Where not: where arithmetic or bandwidth sets the pace, as in large batches. Weights and caches must stay where they
+    are, so `cpu_offload.profile=sequential` excludes it. A multilingual T3 keeps its ungraphed loop: its guard judges
+    every token on the host. In HiFT's place, a Vocos is left as it is.
+
+    Lossless: in float32, greedy tokens are the ungraphed decoder's own. Sampling makes the draw of `torch.multinomial`
+    with the same generator, but rounding differs, and a batch filled up with spare rows draws more: the same
+    distribution, not always the same tokens. HiFT's random source is drawn on the device, as `fused_vocoder` does it.
+
+    The campaign had nothing of the kind.
+
+    Evidence: graphs by stage, replays, captures that an utterance had to wait for, the pool's bytes; and, from two
+    profiled decodes of different length, launches per token.
+    """
+
+    name = "cuda_graphs"
+    extra = True
+
+    @dataclass
+    class Config:
+        """`tokens`: speech to be ready for, 25 a second. `flow_bucket`: mel frames. `poll`: tokens between looks."""
+
+        tokens: int = 500
+        flow_bucket: int = 64
+        poll: int = 16
+
+    config: Config
+
+    def unavailable(self, pipeline: Pipeline) -> str | None:
+        if pipeline.device.type != "cuda":
+            return f"CUDA graphs need a CUDA device, and the pipeline is on {pipeline.device}: use device=cuda"
+        return None
+
+    def apply(self, pipeline: Pipeline) -> None:
+        self._capturer = Capturer(pipeline.device)
+        self.apply_with(pipeline, self._capturer)
+
+    def apply_with(self, pipeline: Pipeline, make: Callable[[Body], Body]) -> None:
+        """Put the fixed shapes in place; `make` turns a function into what repeats it."""
+        for name, value in vars(self.config).items():
+            if value < 1:
+                raise UserError(f"optimizations.cuda_graphs.{name}={value}: give a positive number")
+        if self.config.flow_bucket % FRAMES_PER_TOKEN:
+            raise UserError(
+                f"optimizations.cuda_graphs.flow_bucket={self.config.flow_bucket}: give an even number, as a token is "
+                "two frames"
+            )
+        self.graphs = Graphs(make)
+        pipeline.on_undo(self.graphs.clear)
+        self._stages = ["tokens_to_mel"]
+        self._capture_t3(pipeline)
+        self._capture_flow(pipeline)
+        if not self._decoder.guarded:
+            self._stages.append("generate_tokens")
+        if "mel_to_wave" not in pipeline.replaced_by:
+            self._capture_vocoder(pipeline)
+            self._stages.append("mel_to_wave")
+
+    def _capture_t3(self, pipeline: Pipeline) -> None:
+        self._decoder = decoder = decoder_of(pipeline, self.name)
+        if not isinstance(decoder.engine, StaticEngine):
+            pipeline.swap(decoder, "engine", StaticEngine(pipeline.model.t3.tfmr))
+        loop = FixedLoop(decoder, self.graphs, self.config.poll)
+        pipeline.swap(decoder, "fixed_loop", loop)
+
+        def prepare() -> None:
+            if not decoder.guarded:
+                loop.prepare({1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS)
+
+        pipeline.swap_item(vars(decoder), "prepare", prepare)
+
+    def _capture_flow(self, pipeline: Pipeline) -> None:
+        flow, bucket = pipeline.model.s3gen.flow, self.config.flow_bucket
+        encoder = FixedEncoder(flow.encoder, self.graphs, bucket // FRAMES_PER_TOKEN)
+        pipeline.swap(flow.encoder, "forward", encoder.forward)
+        pipeline.swap(flow.decoder, "forward", FixedSolver(flow.decoder, self.graphs, bucket).forward)
+
+        def prepare(stage: Stage) -> None:
+            voices = sorted(pipeline.voices.values(), key=_prompt_tokens)
+            for length in self._lengths(_prompt_tokens(voices[0]), _prompt_tokens(voices[-1])):
+                stage([torch.zeros(length, dtype=torch.long, device=pipeline.device)], [voices[0]])
+
+        self._make_ready(pipeline, "tokens_to_mel", prepare)
+
+    def _capture_vocoder(self, pipeline: Pipeline) -> None:
+        hift, bucket = pipeline.model.s3gen.mel2wav, self.config.flow_bucket
+        pipeline.swap(hift, "stft_window", hift.stft_window.to(pipeline.device))
+        vocoder = FixedVocoder(hift, self.graphs, bucket)
+        pipeline.swap(hift, "inference", vocoder.inference)
+        pipeline.swap(hift, "decode", vocoder.decode)
+
+        def prepare(stage: Stage) -> None:
+            n_mels = pipeline.model.s3gen.flow.output_size
+            longest = FRAMES_PER_TOKEN * self.config.tokens
+            for frames in range(-(-longest // bucket) * bucket, 0, -bucket):
+                stage([torch.zeros(1, n_mels, frames, device=pipeline.device)])
+
+        self._make_ready(pipeline, "mel_to_wave", prepare)
+
+    def _lengths(self, shortest: int, longest: int) -> list[int]:
+        """Speech tokens, most first, that fill each bucket up behind the shortest prompt, as far as any voice gets."""
+        bucket = self.config.flow_bucket // FRAMES_PER_TOKEN
+        last = -(-(longest + self.config.tokens) // bucket) * bucket
+        return [total - shortest for total in range(last, shortest, -bucket)]
+
+    def _make_ready(self, pipeline: Pipeline, name: str, prepare: Callable[[Stage], None]) -> None:
+        """Have the warm-up call `prepare` with the stage as it is now."""
+
+        def wrapped(stage: Stage) -> Prepared:
+            def ready() -> None:
+                with torch.inference_mode(), self.graphs.preparing():
+                    prepare(stage)
+
+            return Prepared(stage, ready)
+
+        pipeline.wrap_stage(name, wrapped)
+
+    def evidence(self, pipeline: Pipeline) -> Evidence:
+        graphs = self.graphs
+        facts: dict[str, Any] = {
+            "graphs_captured_count": dict(graphs.captured),
+            "replays_count": dict(graphs.replays),
+            "captures_inside_utterances_count": dict(+graphs.unprepared),
+            "pool_bytes": self._capturer.n_bytes,
+            "guarded_loop_ungraphed": self._decoder.guarded,
+        }
+        if idle := [stage for stage in self._stages if not graphs.replays[stage]]:
+            return Evidence(False, facts, f"nothing was replayed in {' and '.join(idle)}")
+        with self._decoder.unrecorded():
+            facts["launches_per_token"] = launches_per_token(pipeline, self._decoder)
+        return Evidence(True, facts)
+
+
+def _prompt_tokens(voice: Conditionals) -> int:
+    return voice.gen["prompt_token"].shape[1]
+
+
+class Prepared:
+    """A stage that can get ready before anybody waits for it."""
+
+    def __init__(self, stage: Stage, prepare: Callable[[], None]) -> None:
+        self._stage = stage
+        self.prepare = prepare
+
+    def __call__(self, *args: Any) -> list[Tensor]:
+        return self._stage(*args)
+
+
+def launches_per_token(pipeline: Pipeline, decoder: Decoder) -> float:
+    """Launches by the host, of kernels or of graphs, that one more token takes."""
+    voice = next(iter(pipeline.voices))
+    counts = []
+    for n_tokens in PROBE_TOKENS:
+        segment = Segment("Yes, it does.", pipeline.stages["condition"](voice), 0, n_tokens)
+        decoder([segment])
+        _, seen = profile(decoder, [segment])
+        counts.append(sum(n for name, n in seen.ops.items() if "Launch" in name))
+    return (counts[1] - counts[0]) / (PROBE_TOKENS[1] - PROBE_TOKENS[0])

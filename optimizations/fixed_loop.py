@@ -1,0 +1,171 @@
+"""The decode loop with everything that changes from token to token on the device.
+
+The decoder's own loop hands numbers to the device for each token (the position, the temperature) and asks for one back
+(is it over?). Here the step is a function of buffers that stay where they are, so it can be captured: it embeds the
+newest token, runs the transformer, samples, and writes the token, the ids seen and the position down for the next
+step. The host only says how far attention has to read, in whole buckets, and looks every few tokens whether all rows
+are finished. What runs beyond the end is cut off, so the tokens are those of the decoder's own loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
+from torch import Tensor
+
+from harness.pipeline import HELD_BACK
+from optimizations.engines import StaticEngine
+from optimizations.graphs import Draws, Graphs, Signal
+from optimizations.sampling import Dials, guide, sample_by
+
+if TYPE_CHECKING:
+    from optimizations.decoder import Decoder
+
+STAGE = "generate_tokens"
+
+
+@dataclass
+class Tape:
+    """What a step reads and leaves for the next one, for `n` rows, at most `limit` tokens and V ids."""
+
+    token: Tensor  # [n, 1]: the newest
+    tokens: Tensor  # [n, limit]: all of them
+    written: Tensor  # [1]: how many
+    seen: Tensor  # [n, V]: ids that a row has produced
+    held: Tensor  # [V]: ids that must not win, which are those beyond speech where the length is pinned
+    finished: Tensor  # [n, 1]
+    over: Tensor  # [1]: whether all rows are finished
+
+    @classmethod
+    def blank(cls, n: int, limit: int, n_ids: int, device: torch.device) -> Tape:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        return cls(
+            token=zeros(n, 1, dtype=torch.long),
+            tokens=zeros(n, limit, dtype=torch.long),
+            written=zeros(1, dtype=torch.long),
+            seen=zeros(n, n_ids, dtype=torch.bool),
+            held=zeros(n_ids, dtype=torch.bool),
+            finished=zeros(n, 1, dtype=torch.bool),
+            over=zeros(1, dtype=torch.bool),
+        )
+
+
+class FixedLoop:
+    """Decodes for a `Decoder` whose engine is static, in steps that `graphs` runs.
+
+    Batches are filled up to a power of two with rows that nobody wants, so that few numbers of rows occur; a step's
+    time hardly depends on it. `poll` is the number of tokens between two looks at whether all is said.
+    """
+
+    def __init__(self, decoder: Decoder, graphs: Graphs, poll: int) -> None:
+        self.decoder, self.graphs, self.poll = decoder, graphs, poll
+        self.device = decoder.pipeline.device
+        self._dials = Dials(self.device)
+        self._signal = Signal(self.device)
+        self._tapes: dict[int, Tape] = {}
+        self._moves = -1
+
+    @property
+    def engine(self) -> StaticEngine:
+        engine = self.decoder.engine
+        assert isinstance(engine, StaticEngine)
+        return engine
+
+    @staticmethod
+    def n_rows(n: int) -> int:
+        """Rows to decode with for `n` that are wanted."""
+        return 1 << (n - 1).bit_length()
+
+    @torch.inference_mode()
+    def decode(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Tensor:
+        """Tokens [n, limit] from the prompts' last hidden states [2 rows, C]; behind a row's end they mean nothing."""
+        tape = self._begin(hidden.shape[0] // 2, n, limit, pinned)
+        draws, filled, made = Draws(self.device), self.engine.length, 1
+        self._choose(tape, hidden)
+        while made < limit:
+            if not pinned and made % self.poll == 0 and self._signal.look(tape.over):
+                break
+            self._advance(tape, filled + made - 1)
+            made += 1
+        tokens = tape.tokens[:n, :made]
+        if not pinned:
+            draws.keep(self._length(tokens), made)
+        return tokens
+
+    @torch.inference_mode()
+    def prepare(self, batches: Iterable[int], positions: int) -> None:
+        """Capture the steps of batches of these sizes, for every bucket up to `positions`."""
+        rows = sorted({self.n_rows(n) for n in batches}, reverse=True)
+        self.engine.reserve(2 * rows[0], positions)
+        with self.graphs.preparing():
+            for n in rows:
+                self.engine.reserve(2 * n, positions)
+                tape = self._begin(n, n, limit=1, pinned=True)
+                # The largest first: what the others need then fits into its memory.
+                for last in range(self.engine.capacity - 1, 0, -self.engine.bucket):
+                    tape.written.zero_()
+                    self.engine.position.fill_(last)
+                    self._advance(tape, last)
+
+    def _begin(self, rows: int, n: int, limit: int, pinned: bool) -> Tape:
+        """A tape for `rows` rows, of which the first `n` are wanted, as it is before the first token."""
+        decoder, hp = self.decoder, self.decoder.t3.hp
+        tape = self._tapes.get(rows)
+        if tape is None or tape.tokens.shape[1] < limit:
+            longest = max(limit, decoder.pipeline.sampling.max_new_tokens)
+            tape = self._tapes[rows] = Tape.blank(rows, longest, decoder.t3.speech_head.out_features, self.device)
+            self.graphs.forget(STAGE)
+        self._dials.turn(decoder.pipeline.sampling)
+        self._signal.reset()
+        tape.tokens.fill_(hp.stop_speech_token)
+        tape.written.zero_()
+        tape.seen.zero_()
+        tape.seen[:, hp.start_speech_token] = True
+        tape.held[SPEECH_VOCAB_SIZE:] = pinned
+        tape.finished.zero_()
+        tape.finished[n:] = True
+        return tape
+
+    def _advance(self, tape: Tape, position: int) -> None:
+        """One more token for every row; `position` is the slot that the newest one takes."""
+        engine = self.engine
+        if position >= engine.capacity:
+            engine.extend(position, position + 1)
+        if engine.moves != self._moves:
+            self.graphs.forget(STAGE)
+            self._moves = engine.moves
+        extent = min((position // engine.bucket + 1) * engine.bucket, engine.capacity)
+        nucleus = self.decoder.pipeline.sampling.top_p < 1
+        shape = (len(tape.token), extent, nucleus)
+        self.graphs.run(STAGE, shape, lambda: self._choose(tape, self._step(tape, extent)))
+
+    def _step(self, tape: Tape, extent: int) -> Tensor:
+        """The newest tokens through the transformer -> hidden [2 rows, C]."""
+        t3 = self.decoder.t3
+        embedding = t3.speech_emb(tape.token) + t3.speech_pos_emb.emb.weight.index_select(0, tape.written)
+        hidden = self.engine.fixed_step(torch.cat((embedding, embedding)), extent)
+        self.engine.position += 1
+        return hidden
+
+    def _choose(self, tape: Tape, hidden: Tensor) -> None:
+        """Sample a token for every row and write it down."""
+        logits = guide(self.decoder.logits(hidden), self._dials.cfg_weight).masked_fill(tape.held, HELD_BACK)
+        nucleus = self.decoder.pipeline.sampling.top_p < 1
+        tape.token.copy_(sample_by(self._dials, logits, tape.seen, nucleus))
+        tape.tokens.index_copy_(1, tape.written, tape.token)
+        tape.seen.scatter_(1, tape.token, True)
+        tape.finished |= tape.token == self.decoder.t3.hp.stop_speech_token
+        tape.over.copy_(tape.finished.all())
+        tape.written += 1
+
+    def _length(self, tokens: Tensor) -> int:
+        """Steps until the last row of `tokens` [n, made] stopped, the stop itself included."""
+        stopped = (tokens == self.decoder.t3.hp.stop_speech_token).long()
+        first = torch.where(stopped.any(dim=1), stopped.argmax(dim=1) + 1, tokens.shape[1])
+        return int(first.max())

@@ -1,0 +1,149 @@
+"""HiFT in shapes that stay: a mel padded to whole buckets gives, up to its end, the wave that it gives alone.
+
+HiFT's convolutions look ahead as well as back, and at a mel's end they see zeros. Behind a padded mel's end they would
+see what the layer before made of the padding, a bias at least. So each layer's result is zeroed behind the end, at the
+rate that it has there. The two ends of the way are not convolutions: the source's spectrogram mirrors the signal at
+its end, and the inverse transform divides by the windows that overlap there; both are done with the end as a number on
+the device. (PyTorch's own `istft` asks the device whether that sum of windows vanishes anywhere, so it cannot be
+captured.)
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from optimizations.fixed_flow import padded_length, within
+from optimizations.fused_vocoder import harmonic_source
+from optimizations.graphs import Graphs
+
+STAGE = "mel_to_wave"
+
+
+class FixedVocoder:
+    """`HiFTGenerator.inference` and `.decode`, with mels padded to multiples of `bucket` frames."""
+
+    def __init__(self, hift: Any, graphs: Graphs, bucket: int) -> None:
+        self.hift, self.graphs, self.bucket = hift, graphs, bucket
+        self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+
+    @torch.inference_mode()
+    def inference(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mel [B, 80, n] -> wave [B, 480 n] and the source [B, 1, 480 n] that it was made from, as upstream's."""
+        mel, _, frames = self._padded(speech_feat)
+        excitation = self.graphs.run(STAGE, ("source", *mel.shape), lambda: source(self.hift, mel, frames))
+        excitation = excitation[..., : self._samples * speech_feat.shape[2]].clone()
+        if cache_source is not None and cache_source.shape[2]:
+            excitation[..., : cache_source.shape[2]] = cache_source
+        return self.decode(speech_feat, excitation), excitation
+
+    @torch.inference_mode()
+    def decode(self, x: Tensor, s: Tensor) -> Tensor:
+        """Mel [B, 80, n] and source [B, 1, 480 n] -> wave [B, 480 n], as upstream's."""
+        mel, excitation, frames = self._padded(x)
+        excitation.copy_(F.pad(s, (0, excitation.shape[2] - s.shape[2])))
+        shape = ("decode", *mel.shape)
+        wave = self.graphs.run(STAGE, shape, lambda: decode(self.hift, mel, excitation, frames))
+        return wave[:, : s.shape[2]].clone()
+
+    @property
+    def _samples(self) -> int:
+        """Samples a mel frame."""
+        return int(self.hift.f0_upsamp.scale_factor)
+
+    def _padded(self, mel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The buffers for a mel of that length: mel, filled in, source [B, 1, samples], and length [1] in frames."""
+        rows, n_mels, length = mel.shape
+        frames = padded_length(length, self.bucket)
+        if (rows, frames) not in self._inputs:
+            self._inputs[rows, frames] = (
+                mel.new_zeros(rows, n_mels, frames),
+                mel.new_zeros(rows, 1, self._samples * frames),
+                torch.zeros(1, dtype=torch.long, device=mel.device),
+            )
+        buffers = self._inputs[rows, frames]
+        buffers[0].copy_(F.pad(mel, (0, frames - length)))
+        buffers[2].fill_(length)
+        return buffers
+
+
+def source(hift: Any, mel: Tensor, frames: Tensor) -> Tensor:
+    """HiFT's excitation [B, 1, samples] of mels [B, 80, F], zero behind `frames` [1]; noise behind the end is harmless.
+
+    The harmonics are drawn on the device, as `fused_vocoder` does it: a random number from the host cannot be captured.
+    """
+    valid = within(frames, mel.shape[2]).to(mel.dtype)
+    x = mel
+    for layer in hift.f0_predictor.condnet:
+        x = layer(x) * valid
+    pitch = hift.f0_predictor.classifier(x.transpose(1, 2)).squeeze(-1).abs() * valid
+    sines, _, _ = harmonic_source(hift.m_source.l_sin_gen, hift.f0_upsamp(pitch[:, None]))
+    return hift.m_source.l_tanh(hift.m_source.l_linear(sines.transpose(1, 2))).transpose(1, 2)
+
+
+def decode(hift: Any, mel: Tensor, excitation: Tensor, frames: Tensor) -> Tensor:
+    """Waves [B, samples] of mels [B, 80, F] and sources [B, 1, samples] that end after `frames` [1]."""
+    n_fft, hop = hift.istft_params["n_fft"], hift.istft_params["hop_len"]
+    window = hift.stft_window
+    per_frame = excitation.shape[2] // mel.shape[2]
+    steps = frames * (per_frame // hop)  # of the spectrogram, which has one more
+    valid = within(steps + 1, excitation.shape[2] // hop + 1).to(mel.dtype)
+    spectrum = spectrogram(excitation[:, 0], frames * per_frame, window, hop) * valid
+
+    x = hift.conv_pre(mel) * within(frames, mel.shape[2])
+    length = frames
+    for level, up in enumerate(hift.ups):
+        x = up(F.leaky_relu(x, hift.lrelu_slope))
+        length = length * up.stride[0]
+        if level == hift.num_upsamples - 1:
+            x, length = hift.reflection_pad(x), length + 1
+        here = within(length, x.shape[2]).to(x.dtype)
+        side = residual(hift.source_resblocks[level], hift.source_downs[level](spectrum) * here, here)
+        x = x * here + side
+        blocks = hift.resblocks[level * hift.num_kernels : (level + 1) * hift.num_kernels]
+        x = reduce(torch.add, (residual(block, x, here) for block in blocks)) / hift.num_kernels
+    x = hift.conv_post(F.leaky_relu(x))
+    n_bins = n_fft // 2 + 1
+    magnitude = torch.exp(x[:, :n_bins]).clip(max=1e2) * valid
+    phase = torch.sin(x[:, n_bins:])
+    wave = signal(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), valid, window, hop)
+    return wave.clamp(-hift.audio_limit, hift.audio_limit)
+
+
+def residual(block: Any, x: Tensor, valid: Tensor) -> Tensor:
+    """`ResBlock.forward`, with zeros where `valid` [1, T] is 0."""
+    pairs = zip(block.activations1, block.convs1, block.activations2, block.convs2, strict=True)
+    for first, widening, second, closing in pairs:
+        x = x + closing(second(widening(first(x)) * valid)) * valid
+    return x
+
+
+def spectrogram(signal: Tensor, samples: Tensor, window: Tensor, hop: int) -> Tensor:
+    """Real over imaginary parts [B, 2 bins, T / hop + 1] of signals [B, T] that end, and are mirrored, at `samples`."""
+    reach = len(window) // 2
+    where = torch.arange(-reach, signal.shape[1] + reach, device=signal.device).abs()
+    where = torch.where(where < samples, where, 2 * (samples - 1) - where).clamp(0, signal.shape[1] - 1)
+    pieces = signal[:, where].unfold(1, len(window), hop)
+    spectrum = torch.fft.rfft(pieces * window).transpose(1, 2)
+    return torch.cat((spectrum.real, spectrum.imag), dim=1)
+
+
+def signal(spectrum: Tensor, valid: Tensor, window: Tensor, hop: int) -> Tensor:
+    """Waves [B, T] of spectra [B, bins, T / hop + 1], of which those with `valid` [1, T / hop + 1] count."""
+    pieces = torch.fft.irfft(spectrum.transpose(1, 2), n=len(window)) * window
+    weights = valid[..., None] * window**2
+    reach = len(window) // 2
+    wave = overlapped(pieces, hop) / overlapped(weights, hop).clamp_min(1e-11)
+    return wave[:, reach:-reach]
+
+
+def overlapped(pieces: Tensor, hop: int) -> Tensor:
+    """Pieces [B, n, size] added up at `hop` samples' distance: [B, (n - 1) hop + size]."""
+    parts = pieces.unflatten(2, (-1, hop))
+    last = parts.shape[2] - 1
+    shifted = [F.pad(parts[:, :, i], (0, 0, i, last - i)) for i in range(last + 1)]
+    return torch.stack(shifted).sum(dim=0).flatten(1)
