@@ -10,7 +10,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
+import optimizations
+from harness import checkpoints
+from harness.pipeline import Sampling, Segment
 from optimizations.engines import StaticEngine
+from optimizations.modules import cast_parameters
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a child, whose Triton interprets")
@@ -51,11 +55,11 @@ def tiny(dtype=torch.float32):
     return model
 
 
-def fused(model, bucket=64):
+def fused(model):
     """The engine with tiles as large as the tiny model allows: the interpreter takes its time for every program."""
     engine = import_module("optimizations.kernels.engine")
     tiles = {name: engine.Tile(16, 1) for name in engine.TILES} | {"split_attention": engine.Tile(64, 1)}
-    return engine.FusedEngine(model, bucket, tiles)
+    return engine.FusedEngine(model, 64, tiles)
 
 
 def relative_error(a, b):
@@ -142,3 +146,196 @@ def test_what_the_kernels_cannot_run_is_named(change, says):
     assert unsupported(model) is None
     change(model)
     assert says in unsupported(model)
+
+
+# -- on a GPU ------------------------------------------------------------------------------------------------------
+
+N_FORCED = 200
+TEXT = "Good morning, how are you today?"
+
+
+@pytest.fixture(scope="module")
+def large():
+    return checkpoints.load("random", "cuda")
+
+
+@pytest.fixture(autouse=True)
+def _large_back_to_baseline(request):
+    yield
+    if "large" in request.fixturenames:
+        request.getfixturevalue("large").reset()
+
+
+def apply(pipeline, name, **params):
+    plugin = optimizations.create(name, params)
+    assert plugin.unavailable(pipeline) is None
+    plugin.apply(pipeline)
+    return plugin
+
+
+def spoken(pipeline, n_tokens):
+    """Speech tokens of one text, as the pipeline's own stage decodes them."""
+    voice = next(iter(pipeline.voices))
+    torch.manual_seed(0)
+    segment = Segment(TEXT, pipeline.stages["condition"](voice), 0, n_tokens)
+    return pipeline.stages["generate_tokens"]([segment])[0].tolist()
+
+
+def forced_logits(t3, engine, tokens, prompt=60):
+    """Logits [tokens - prompt + 1, 2, V] while the engine is fed with given tokens, whatever it would have said."""
+    with torch.inference_mode():
+        embeds = t3.speech_emb(tokens).expand(2, -1, -1) * torch.tensor([1.0, 0.5], device="cuda")[:, None, None]
+        hidden = [engine.prefill(embeds[:, :prompt], None, None)]
+        hidden += [engine.step(embeds[:, i : i + 1]) for i in range(prompt, len(tokens))]
+        return t3.speech_head(torch.stack(hidden).to(t3.speech_head.weight.dtype)).float()
+
+
+def random_tokens():
+    return torch.randint(0, 6561, (60 + N_FORCED,), generator=torch.Generator().manual_seed(3)).cuda()
+
+
+def engine_of(tfmr):
+    return import_module("optimizations.kernels.engine").FusedEngine(tfmr)
+
+
+def recorded_walk(engine, embeds, prompt):
+    """Hidden states of fixed steps behind a prompt, the steps replayed from one CUDA graph."""
+    with torch.inference_mode():
+        engine.reserve(embeds.shape[0], embeds.shape[1])
+        hidden = [engine.prefill(embeds[:, :prompt], None, None)]
+        newest, capacity = embeds[:, prompt : prompt + 1].clone(), engine.capacity
+        engine.fixed_step(newest, capacity)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = engine.fixed_step(newest, capacity)
+            engine.position += 1
+        for i in range(prompt, embeds.shape[1]):
+            newest.copy_(embeds[:, i : i + 1])
+            graph.replay()
+            hidden.append(output.clone())
+        return torch.stack(hidden)
+
+
+def gpu_embeds(rows, length):
+    return torch.randn(rows, length, 1024, generator=torch.Generator().manual_seed(5)).cuda()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [2, 4, 8, 16])
+def test_gpu_recorded_steps_are_the_layers_in_float32(large, rows):
+    tfmr, embeds = large.model.t3.tfmr, gpu_embeds(rows, 90)
+    kernels = engine_of(tfmr)
+    hidden = recorded_walk(kernels, embeds, prompt=50)
+    assert relative_error(hidden, recorded_walk(StaticEngine(tfmr), embeds, prompt=50)) < 1e-4
+
+
+@pytest.mark.gpu
+def test_gpu_padded_rows_are_the_layers(large):
+    tfmr, pad = large.model.t3.tfmr, torch.tensor([0, 7, 0, 7], device="cuda")
+    walks = []
+    with torch.inference_mode():
+        prefix = StaticEngine(tfmr).prefix(gpu_embeds(1, 34))
+        for engine in (StaticEngine(tfmr), engine_of(tfmr)):
+            hidden = [engine.prefill(gpu_embeds(4, 30), pad, prefix)]
+            hidden += [engine.step(embeds[:, None]) for embeds in gpu_embeds(4, 20).unbind(1)]
+            walks.append(torch.stack(hidden))
+    assert relative_error(walks[1], walks[0]) < 1e-4
+
+
+@pytest.mark.gpu
+def test_gpu_kernels_that_start_early_compute_the_same_bits(large):
+    """Were anything read before it is written, steps in close succession would show it."""
+    tfmr = large.model.t3.tfmr
+    cast_parameters(large, tfmr, torch.bfloat16)
+    engine = import_module("optimizations.kernels.engine")
+    embeds = gpu_embeds(2, 700)
+    early, late = (recorded_walk(engine.FusedEngine(tfmr, overlap=o), embeds, prompt=50) for o in (True, False))
+    assert engine.can_overlap(embeds.device)
+    assert torch.equal(early, late)
+    assert early.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_gpu_greedy_float32_tokens_are_those_of_the_layers(large):
+    large.sampling, sampling = Sampling(temperature=0), large.sampling
+    try:
+        apply(large, "kv_cache")
+        expected = spoken(large, 500)
+        apply(large, "compile", estimator=False)
+        tokens = spoken(large, 500)
+    finally:
+        large.sampling = sampling
+    assert len(tokens) == 500
+    assert tokens == expected
+
+
+@pytest.mark.gpu
+def test_gpu_bfloat16_diverges_little_from_float32(large, capsys):
+    t3, tokens = large.model.t3, random_tokens()
+    exact = forced_logits(t3, StaticEngine(t3.tfmr), tokens).log_softmax(-1)
+    cast_parameters(large, t3.tfmr, torch.bfloat16)
+    engines = {"layers": StaticEngine(t3.tfmr), "kernels": engine_of(t3.tfmr)}
+    logits = {name: forced_logits(t3, engine, tokens).log_softmax(-1) for name, engine in engines.items()}
+    # The kernels decode; the prompt's own position is left out.
+    divergence = {name: (exact.exp() * (exact - p)).sum(-1)[1:].mean().item() for name, p in logits.items()}
+    with capsys.disabled():
+        print(f"\nKL from float32, mean of {N_FORCED} steps: {divergence}")
+    assert divergence["kernels"] < 0.01
+    assert divergence["kernels"] < 2 * divergence["layers"]
+
+
+@pytest.mark.gpu
+def test_gpu_head_takes_both_precisions(large):
+    head = large.model.t3.speech_head
+    hidden = torch.randn(2, head.in_features, device="cuda")
+    kernels = import_module("optimizations.kernels.engine")
+    with torch.inference_mode():
+        exact = head(hidden)
+        assert relative_error(kernels.head_logits(head, hidden), exact) < 1e-5
+        cast_parameters(large, head, torch.bfloat16)
+        assert relative_error(kernels.head_logits(head, hidden.bfloat16()), exact) < 1e-2
+
+
+@pytest.mark.gpu
+def test_gpu_compile_shows_its_kernels_and_comes_back(large):
+    before = spoken(large, 8)
+    apply(large, "mixed_precision", tf32=False)
+    apply(large, "flash_attention", backend="sdpa")
+    apply(large, "kv_cache")
+    voice = next(iter(large.voices))
+    plain = large.synthesize(TEXT, voice, 1, n_tokens=40)
+    plugin = apply(large, "compile")
+    for n_tokens in (40, 60, 81):
+        fast = large.synthesize(TEXT, voice, 1, n_tokens=n_tokens)
+        assert fast.n_tokens == n_tokens
+    evidence = plugin.evidence(large)
+    assert evidence.active, evidence
+    assert evidence.facts["triton_kernels_count"]["split_attention"] >= 30 * 7  # eight tokens, one of them the prompt's
+    assert evidence.facts["graph_breaks_count"] == 0
+    assert set(evidence.facts["graphs_compiled_in_utterance"]) == {"1"}
+    assert plain.n_tokens == 40
+    large.reset()
+    assert spoken(large, 8) == before
+
+
+@pytest.mark.gpu
+def test_gpu_compiled_estimator_gives_the_same_mel(large):
+    apply(large, "flash_attention", backend="sdpa")
+    voice = next(iter(large.voices.values()))
+    tokens = voice.gen["prompt_token"][0, :50].long()
+
+    def mel():
+        torch.manual_seed(0)
+        with torch.inference_mode():
+            return large.stages["tokens_to_mel"]([tokens], [voice])[0]
+
+    expected = mel()
+    apply(large, "compile", decode="none")
+    assert relative_error(mel(), expected) < 1e-3
+
+
+@pytest.mark.gpu
+def test_gpu_quantized_weights_are_refused(large):
+    apply(large, "kv_cache")
+    apply(large, "quantization", strategy="aggressive")
+    assert "quantized" in optimizations.create("compile", {"estimator": False}).unavailable(large)

@@ -1,0 +1,161 @@
+"""Times the decode step's kernels on a full-size transformer with random weights, next to what memory allows.
+
+    python -m optimizations.kernels
+
+Every figure is a CUDA graph's: 30 layers one after the other, so that no weight is still in the cache when its turn
+comes again. Prints tables in Markdown: tiles, kernels, steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+
+from optimizations.kernels.engine import TILES, Buffers, FusedEngine, Tile, can_overlap, head_logits
+
+BANDWIDTH = 4.3e12
+"""Bytes per second that an H200's memory gives in practice; its data sheet says 4.8e12."""
+VOCABULARY = 8194
+ROWS, FILLED, CAPACITY = 2, 300, 1280
+"""Rows of guided decoding at batch 1, and filled slots: the middle of ten seconds of speech."""
+CANDIDATES = {
+    "rmsnorm_qkv_rope": [Tile(2, 2), Tile(2, 4), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
+    "split_attention": [Tile(32, 2), Tile(64, 4), Tile(128, 4), Tile(128, 8)],
+    "combine_o_residual": [Tile(4, 2), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
+    "rmsnorm_gate_up_silu": [Tile(2, 2), Tile(2, 4), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
+    "down_residual": [Tile(1, 4), Tile(2, 4), Tile(2, 8), Tile(4, 8), Tile(8, 8)],
+    "speech_head": [Tile(4, 4), Tile(8, 4), Tile(8, 8), Tile(16, 8)],
+}
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        raise SystemExit("these kernels are timed on a CUDA device, and there is none here")
+    torch.manual_seed(0)
+    with torch.device("cuda"), torch.inference_mode():
+        tfmr = LlamaModel(LlamaConfig(**LLAMA_CONFIGS["Llama_520M"])).eval()
+        for parameter in tfmr.parameters():
+            parameter.data = parameter.data.bfloat16()
+        head = nn.Linear(tfmr.config.hidden_size, VOCABULARY, bias=False, dtype=torch.bfloat16)
+        print(f"{torch.cuda.get_device_name()}, bfloat16, {ROWS} rows, {FILLED} filled slots\n")
+        tiles = best_tiles(tfmr, head)
+        print_kernels(tfmr, head, tiles)
+        print_steps(tfmr, head, tiles)
+
+
+def engine_at(tfmr: LlamaModel, rows: int, filled: int, tiles: Mapping[str, Tile], overlap: bool) -> FusedEngine:
+    """An engine with room for CAPACITY slots that writes the slot `filled` next."""
+    engine = FusedEngine(tfmr, tiles=tiles, overlap=overlap)
+    engine.reserve(rows, CAPACITY - 1)
+    engine.position.fill_(filled)
+    return engine
+
+
+def step_of(engine: FusedEngine, head: nn.Linear, rows: int) -> Callable[[], object]:
+    """One step with the head, without sampling."""
+    embeds = torch.randn(rows, 1, head.in_features)
+    return lambda: head_logits(head, engine.fixed_step(embeds, CAPACITY), engine.tiles["speech_head"])
+
+
+def microseconds(work: Callable[[], object], replays: int = 30) -> float:
+    """Time of `work` in a CUDA graph; the median of three measurements."""
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    for _ in range(10):
+        graph.replay()
+    times = []
+    for _ in range(3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1000 / replays)
+    return sorted(times)[1]
+
+
+def best_tiles(tfmr: LlamaModel, head: nn.Linear) -> dict[str, Tile]:
+    """Of each kernel in turn the tile with which the whole step is fastest."""
+    overlap = can_overlap(tfmr.norm.weight.device)
+    chosen = dict(TILES)
+    print("| kernel | outputs x warps: step, us |\n|---|---|")
+    for kernel, candidates in CANDIDATES.items():
+        times = {}
+        for tile in candidates:
+            engine = engine_at(tfmr, ROWS, FILLED, chosen | {kernel: tile}, overlap)
+            times[tile] = microseconds(step_of(engine, head, ROWS))
+        chosen[kernel] = min(times, key=lambda tile: times[tile])
+        print(f"| {kernel} | {', '.join(f'{t.outputs}x{t.warps}: {time:.1f}' for t, time in times.items())} |")
+    print(f"\nFastest: {', '.join(f'{name} {t.outputs}x{t.warps}' for name, t in chosen.items())}\n")
+    return chosen
+
+
+def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) -> None:
+    """Each kernel by itself, overlapping with the next of its kind."""
+    engine = engine_at(tfmr, ROWS, FILLED, tiles, can_overlap(tfmr.norm.weight.device))
+    buffers = engine.buffers(torch.randn(ROWS, head.in_features))
+    for left_by_another in (buffers.parts, buffers.masses, buffers.activated, buffers.hidden):
+        left_by_another.zero_()
+    n_layers = len(tfmr.layers)
+
+    def chain(launch: Callable[[int, Buffers], None]) -> Callable[[], None]:
+        def run() -> None:
+            for index in range(n_layers):
+                launch(index, buffers)
+
+        return run
+
+    chains: dict[str, Callable[[], object]] = {
+        "rmsnorm_qkv_rope": chain(engine.qkv),
+        "split_attention": chain(engine.attend),
+        "combine_o_residual": chain(engine.output),
+        "rmsnorm_gate_up_silu": chain(engine.gate_up),
+        "down_residual": chain(engine.down),
+        "speech_head": lambda: [head_logits(head, buffers.hidden, tiles["speech_head"]) for _ in range(n_layers)],
+    }
+    print("| kernel | MB a launch | us | GB/s | share of 4.3 TB/s |\n|---|---|---|---|---|")
+    for name, size in bytes_moved(tfmr, head, ROWS, FILLED).items():
+        time = microseconds(chains[name]) / n_layers
+        rate = size / time * 1e6
+        print(f"| {name} | {size / 1e6:.2f} | {time:.2f} | {rate / 1e9:,.0f} | {rate / BANDWIDTH:.0%} |")
+    print("\n`speech_head` is one matrix over and over, which stays in the cache.\n")
+
+
+def print_steps(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) -> None:
+    """Whole steps with the head, without sampling, over rows, filled slots and overlap."""
+    print("| rows | filled | kernels overlap | us a step | tokens/s | share of 4.3 TB/s |\n|---|---|---|---|---|---|")
+    device = tfmr.norm.weight.device
+    cases = [(2, 100), (2, 300), (2, 600), (2, 1200), (4, 300), (8, 300), (16, 300)]
+    for rows, filled, overlap in [(ROWS, FILLED, False)] + [(*case, True) for case in cases if can_overlap(device)]:
+        time = microseconds(step_of(engine_at(tfmr, rows, filled, tiles, overlap), head, rows))
+        sizes = bytes_moved(tfmr, head, rows, filled)
+        total = len(tfmr.layers) * sum(sizes.values()) - (len(tfmr.layers) - 1) * sizes["speech_head"]
+        tokens = rows // 2 / time * 1e6
+        share = total / time * 1e6 / BANDWIDTH
+        print(f"| {rows} | {filled} | {'yes' if overlap else 'no'} | {time:.1f} | {tokens:,.0f} | {share:.0%} |")
+
+
+def bytes_moved(tfmr: LlamaModel, head: nn.Linear, rows: int, filled: int) -> dict[str, int]:
+    """Bytes that each kernel has to read from memory: weights, and what is filled of the cache."""
+    config: Any = tfmr.config
+    width, inner, each = config.hidden_size, config.intermediate_size, tfmr.norm.weight.element_size()
+    return {
+        "rmsnorm_qkv_rope": 3 * width * width * each,
+        "split_attention": 2 * rows * (filled + 1) * width * each,
+        "combine_o_residual": width * width * each,
+        "rmsnorm_gate_up_silu": 2 * width * inner * each,
+        "down_residual": width * inner * each,
+        "speech_head": head.out_features * width * head.weight.element_size(),
+    }
+
+
+if __name__ == "__main__":
+    main()
