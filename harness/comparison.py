@@ -9,6 +9,8 @@ from harness.results import BASELINE, Comparison, Measurement, Score, Variant
 
 DURATION_TOLERANCE = 0.01  # relative; the same speech tokens must give the same length of audio ...
 TOKEN_S = 0.04  # ... up to one speech token, which is what joining segments may cost a short clip
+Pair = tuple[Measurement, Measurement]
+"""What the two variants made of the same work, the baseline's first."""
 SINGLE = ("first_call_s", "model_memory_mb")
 """Figures that each process has once: their ratio has no interval, and therefore no verdict."""
 
@@ -40,17 +42,25 @@ def not_measured(name: str) -> Comparison:
     return Comparison(kind=kind, value=None, low=None, high=None, verdict=stats.NOT_MEASURED, n=0)
 
 
-def pairs(rows: Iterable[Measurement], candidate: str) -> list[tuple[Measurement, Measurement]]:
+def pairs(rows: Iterable[Measurement], candidate: str) -> list[Pair]:
     """Rows of the speed pass that both variants have, the baseline's first."""
     speed = timed(rows)
     baseline = {row.pair: row for row in speed if row.variant == BASELINE}
     return [(baseline[row.pair], row) for row in speed if row.variant == candidate and row.pair in baseline]
 
 
+def _calls(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Pairs by the calls that spoke them: what shares a measurement is one pair of figures, not many."""
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for base, row in pairs:
+        found.setdefault((base.call, row.call), []).append((base, row))
+    return list(found.values())
+
+
 def duration_problem(rows: Iterable[Measurement], candidate: str) -> str | None:
     """How the candidate's audio differs in length although both spoke the same number of speech tokens."""
 
-    def off(pair: tuple[Measurement, Measurement]) -> float:
+    def off(pair: Pair) -> float:
         base, row = pair
         return abs((row.audio_s or 0.0) - (base.audio_s or 0.0))
 
@@ -70,21 +80,23 @@ def duration_problem(rows: Iterable[Measurement], candidate: str) -> str | None:
     )
 
 
-def _compare_speed(
-    pairs: Sequence[tuple[Measurement, Measurement]], same_memory: bool, thresholds: dict[str, float]
-) -> dict[str, Comparison]:
+def _compare_speed(pairs: Sequence[Pair], same_memory: bool, thresholds: dict[str, float]) -> dict[str, Comparison]:
     if not pairs:
         return {}
-    texts = [row.text_id for row, _ in pairs]
+    spoken = _calls(pairs)
+    texts = [call[0][0].text_id for call in spoken]
     (base_s, base_audio), (time_s, audio) = (
-        ([row.generation_time_s or 0.0 for row in side], [row.audio_s or 0.0 for row in side])
-        for side in _columns(pairs)
+        (
+            [sum(pair[side].generation_time_s or 0.0 for pair in call) for call in spoken],
+            [sum(pair[side].audio_s or 0.0 for pair in call) for call in spoken],
+        )
+        for side in (0, 1)
     )
     found = {
         "rtf": stats.ratio_of_sums(base_s, time_s, texts, base_audio, audio),
         "generation_time_s": stats.ratio_of_sums(base_s, time_s, texts),
     }
-    peaks = [(base.peak_memory_mb, row.peak_memory_mb, row.text_id) for base, row in pairs]
+    peaks = [(base.peak_memory_mb, row.peak_memory_mb, row.text_id) for (base, row), *_ in spoken]
     known = [peak for peak in peaks if peak[0] and peak[1]]
     if known and same_memory:
         found["peak_memory_mb"] = stats.ratio_of_peaks(*_columns(known))

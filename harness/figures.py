@@ -18,7 +18,7 @@ def figures(rows: Sequence[Measurement], scores: Sequence[Score], child: dict[st
     """
     speed = timed(rows)
     status, error = child.get("status", "ok"), child.get("error")
-    if not speed and status == "ok":
+    if status == "ok" and not speed and any(row.pass_name == "speed" for row in rows):
         status, error = "failed", "no utterance of the speed pass succeeded"
     variant = Variant(
         status=status,
@@ -47,6 +47,14 @@ def timed(rows: Iterable[Measurement]) -> list[Measurement]:
     """Rows of the speed pass that have something to say about time."""
     speed = [row for row in rows if row.pass_name == "speed" and row.ok]
     return [row for row in speed if row.generation_time_s and row.audio_s]
+
+
+def calls(rows: Sequence[Measurement]) -> list[list[Measurement]]:
+    """Rows by the call that spoke them: one each, but for batches, whose rows share one measurement."""
+    found: dict[tuple[Any, ...], list[Measurement]] = {}
+    for row in rows:
+        found.setdefault(row.call, []).append(row)
+    return list(found.values())
 
 
 def judged(rows: Iterable[Measurement], scores: Iterable[Score]) -> dict[tuple[str, str, int], Score]:
@@ -80,10 +88,12 @@ def _mean_time(rows: Iterable[Measurement], step: str) -> float | None:
 
 
 def _add_speed(variant: Variant, rows: Sequence[Measurement]) -> None:
-    times = np.array([row.generation_time_s for row in rows], dtype=np.float64)
-    audio = np.array([row.audio_s for row in rows], dtype=np.float64)
-    texts = [row.text_id for row in rows]
-    rtf, time = stats.per_unit(times, audio, texts), stats.mean(times, texts)
+    spoken = calls(rows)
+    times = np.array([sum(row.generation_time_s or 0.0 for row in call) for call in spoken])
+    audio = np.array([sum(row.audio_s or 0.0 for row in call) for call in spoken])
+    texts = [call[0].text_id for call in spoken]
+    rtf = stats.per_unit(times, audio, texts)
+    time = stats.per_unit(times, [float(len(call)) for call in spoken], texts)
     variant.rtf, variant.intervals["rtf"] = rtf.estimate, rtf.bounds
     variant.generation_time_s, variant.intervals["generation_time_s"] = time.estimate, time.bounds
     variant.rtf_p50, variant.rtf_p90 = (float(quantile) for quantile in np.quantile(times / audio, [0.5, 0.9]))

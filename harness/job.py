@@ -10,13 +10,17 @@
 
 Whatever happens to a child becomes rows and records of the run's folder. What was measured before, and what
 the other child measures after, is kept.
+
+A call speaks one utterance or, in the scenario `offline`, all of the workload at once. The unmodified pipeline takes
+them one after the other anyway, so that it would only take longer: it speaks a few of them, and figures are compared
+per second of audio.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
@@ -25,7 +29,7 @@ from typing import Any, Protocol
 
 import torch
 
-from harness import environment, measure
+from harness import environment, measure, stats
 from harness.config import JobSpec, Toggles
 from harness.errors import UserError
 from harness.plugins import import_catalogue
@@ -33,7 +37,7 @@ from harness.quality.scoring import score_run
 from harness.results import BASELINE, PASSES, Measurement, RunFolder, Summary
 from harness.summarize import build_summary
 from harness.worker import ChildError, Order, Setup, Worker
-from harness.workload import Item, Workload, load_workload
+from harness.workload import OFFLINE, Item, Workload, load_workload
 
 UNTRAINED = "the checkpoint's weights come from a seed, so it cannot speak"
 
@@ -143,13 +147,14 @@ class Experiment:
         self.folder, self.ledger, self.progress = folder, ledger, progress
         self.settings = spec.config["measure"]
         self.items, self.seeds = list(workload.items), list(workload.seeds)
+        self.offline = workload.scenario == OFFLINE
         self.toggles: dict[str, Toggles] = {BASELINE: {}, spec.combo: spec.toggles}
         self.workers: dict[str, Worker] = {}
         self.children: dict[str, dict[str, Any]] = {name: {"status": "ok"} for name in self.toggles}
         self.statuses: dict[str, dict[str, Any]] = {}
         self.pinned: dict[Item, int] = {}
         self.warnings: list[str] = []
-        self.plan = dict.fromkeys(PASSES, 0)
+        self.plan = {name: dict.fromkeys(PASSES, 0) for name in self.toggles}
         self.spoken = 0
 
     # -- the phases ---------------------------------------------------------------------------------------------------
@@ -177,7 +182,7 @@ class Experiment:
 
     def score(self) -> None:
         """WER and similarity of what the quality pass left; nothing is timed any more, so on all cores."""
-        if self.plan["quality"]:
+        if self.plan[BASELINE]["quality"]:
             self._report("scoring")
             with self.ledger.book("scoring_s"):
                 score_run(self.folder, self.spec.config["quality"])
@@ -244,15 +249,15 @@ class Experiment:
 
     def _make_plan(self) -> None:
         """Rows expected per variant and pass, and the token counts that are known before anything has spoken."""
-        n = len(self.items)
-        self.plan |= {
-            "first": 1,
-            "warmup": self.settings["warmup_calls"],
-            "speed": n * self.settings["min_rounds"],
-        }
-        if self._speaks():
-            self.plan["quality"] = n * len(self.seeds)
-        else:
+        for name, plan in self.plan.items():
+            n, spoken = len(self._own_items(name)), self._speaks()
+            plan["first"] = 1
+            plan["warmup"] = self.settings["warmup_calls"] * (n if self.offline else 1)
+            plan["speed"] = n * self._least_rounds()
+            plan["quality"] = n * len(self.seeds) if spoken else 0
+        if self.offline:
+            self.warnings.append(self._about_the_batch())
+        if not self._speaks():
             per_character = self.settings["tokens_per_character"]
             self.pinned = {item: max(1, round(per_character * len(item.text))) for item in self.items}
             for child in self.children.values():
@@ -261,94 +266,127 @@ class Experiment:
             self.pinned = dict.fromkeys(self.items, tokens)
         self.folder.write_json("plan.json", self.plan)
 
+    def _own_items(self, name: str) -> list[Item]:
+        """What a variant speaks: everything, but in an offline batch only a part of it without optimizations."""
+        few = self.offline and not self.toggles[name]
+        return self.items[: self.settings["offline_baseline_items"]] if few else self.items
+
+    def _turns(self) -> list[dict[str, list[Item]]]:
+        """The calls of one round: what each variant speaks at once, one variant right after the other."""
+        if self.offline:
+            return [{name: self._own_items(name) for name in self.toggles}]
+        return [{name: [item] for name in self.toggles} for item in self.items]
+
+    def _least_rounds(self) -> int:
+        """A batch is one measurement, however many utterances it has, and an interval takes several."""
+        least = self.settings["min_rounds"]
+        return max(least, stats.MIN_PAIRS) if self.offline else least
+
+    def _about_the_batch(self) -> str:
+        sizes = [f"{name} speaks {len(self._own_items(name))}" for name in self.toggles]
+        return (
+            f"offline: in one call {' and '.join(sizes)} utterances (measure.offline_baseline_items), the baseline one "
+            "after the other. RTF is per second of audio, and each call's time is counted once."
+        )
+
     # -- the passes ---------------------------------------------------------------------------------------------------
 
     def _first_calls(self) -> None:
-        """The first call and the warm-up calls: one text, the combo held to what the baseline said."""
-        item = self.items[0]
-        tokens = self.pinned.get(item)
+        """The first call, which is one utterance, and the warm-up; the combo is held to what the baseline said."""
+        first, pins = self.items[0], dict(self.pinned)
         for number in range(1 + self.settings["warmup_calls"]):
-            step = "warmup" if number else "first"
             for position, name in enumerate(self.toggles):
-                row = self._speak(name, step, item, n_tokens=tokens, round=number, position=position)
-                tokens = tokens or (row.n_tokens if row else None)
-                if row and row.ok and not number:
-                    self.children[name]["process_to_first_utterance_s"] += row.generation_time_s
+                items = self._own_items(name) if self.offline and number else [first]
+                step = "warmup" if number else "first"
+                for item, row in self._speak(name, step, items, pins=pins, round=number, position=position):
+                    if row.n_tokens and not number:
+                        pins.setdefault(item, row.n_tokens)
+                        self.children[name]["process_to_first_utterance_s"] += row.generation_time_s
 
     def _quality_pass(self) -> None:
         """Every text with every seed, each variant stopping by itself. The first seed's count will be pinned."""
-        for seed, item in product(self.seeds, self.items):
-            for position, name in enumerate(self.toggles):
-                row = self._speak(name, "quality", item, seed=seed, position=position, keep=True)
-                if name == BASELINE and row and row.n_tokens:
-                    self.pinned.setdefault(item, row.n_tokens)
+        for seed, turn in product(self.seeds, self._turns()):
+            for position, (name, items) in enumerate(turn.items()):
+                for item, row in self._speak(name, "quality", items, seed=seed, position=position, keep=True):
+                    if row.n_tokens and (name == BASELINE or item not in turn[BASELINE]):
+                        self.pinned.setdefault(item, row.n_tokens)
 
     def _speed_rounds(self) -> Iterator[int]:
         """Every text in every round, equal work for both, neighbours in time, the order flipping.
 
         Rounds are added while the budget lasts; the minimum is kept whatever it takes.
         """
-        start, least = time.monotonic(), self.settings["min_rounds"]
-        for number in range(self.settings["max_rounds"]):
+        start, least = time.monotonic(), self._least_rounds()
+        for number in range(max(least, self.settings["max_rounds"])):
             spent = time.monotonic() - start
             if number >= least and spent * (number + 1) / number > self.settings["budget_s"]:
                 break
-            self.plan["speed"] = len(self.items) * max(number + 1, least)
+            for name, plan in self.plan.items():
+                plan["speed"] = len(self._own_items(name)) * max(number + 1, least)
             self.folder.write_json("plan.json", self.plan)
-            for index, item in enumerate(self.items):
-                names = list(self.toggles) if (number + index) % 2 == 0 else list(self.toggles)[::-1]
+            for index, turn in enumerate(self._turns()):
+                names = list(turn) if (number + index) % 2 == 0 else list(turn)[::-1]
                 for position, name in enumerate(names):
-                    if item in self.pinned:
-                        n_tokens = self.pinned[item]
-                        self._speak(name, "speed", item, n_tokens=n_tokens, round=number, position=position)
+                    if items := [item for item in turn[name] if item in self.pinned]:
+                        self._speak(name, "speed", items, pins=self.pinned, round=number, position=position)
             yield number
 
     def _speak(
         self,
         name: str,
         step: str,
-        item: Item,
+        items: Sequence[Item],
         *,
         seed: int | None = None,
-        n_tokens: int | None = None,
+        pins: Mapping[Item, int] | None = None,
         round: int = 0,
         position: int = 0,
         keep: bool = False,
-    ) -> Measurement | None:
-        """One utterance and its row; None once the variant's process has ended."""
+    ) -> list[tuple[Item, Measurement]]:
+        """The items in one call, held to the numbers of tokens in `pins` if all are there, and their rows.
+
+        Nothing once the variant's process has ended.
+        """
         if not self.workers[name].alive:
-            return None
+            return []
         self._report(f"{step} pass, {name}" if step in ("speed", "quality") else f"{step} call, {name}")
         seed = self.seeds[0] if seed is None else seed
-        audio = str(self.folder.clip(name, item.text_id, item.voice, seed)) if keep else None
+        tokens = [pins.get(item) if pins else None for item in items]
+        if None in tokens:
+            tokens = [None] * len(items)
+        clips = [self.folder.clip(name, item.text_id, item.voice, seed) for item in items]
+        orders = [
+            Order(item.text, item.voice, seed, n_tokens, str(clip) if keep else None)
+            for item, n_tokens, clip in zip(items, tokens, clips, strict=True)
+        ]
         started_s = self.ledger.elapsed_s
-        answer = self._ask(
-            name,
-            "speak",
-            Order(item.text, item.voice, seed, n_tokens, audio),
-            limit_s=self.settings["call_limit_s"],
-        )
-        if answer is None:
-            answer = {"status": "failed", "error": self.children[name]["error"]}
-        self.ledger.measured_s += answer.pop("wall_s", self.ledger.elapsed_s - started_s)
-        row = Measurement(
-            variant=name,
-            pass_name=step,
-            text_id=item.text_id,
-            text=item.text,
-            voice=item.voice,
-            seed=seed,
-            round=round,
-            position=position,
-            repeat=round,
-            pinned_tokens=n_tokens,
-            started_s=started_s,
-            text_sha=item.text_sha,
-            **answer,
-        )
-        self.folder.add_measurement(row)
-        self.spoken += 1
-        return row
+        answers = self._ask(name, "speak", orders, limit_s=self.settings["call_limit_s"] * len(items))
+        if answers is None:
+            lost = {"status": "failed", "error": self.children[name]["error"], "batch_size": len(items)}
+            wall_s = (self.ledger.elapsed_s - started_s) / len(items)
+            answers = [lost | {"wall_s": wall_s} for _ in items]
+        rows = []
+        for item, order, answer in zip(items, orders, answers, strict=True):
+            self.ledger.measured_s += answer.pop("wall_s")
+            row = Measurement(
+                variant=name,
+                pass_name=step,
+                text_id=item.text_id,
+                text=item.text,
+                voice=item.voice,
+                seed=seed,
+                round=round,
+                position=position,
+                repeat=round,
+                pinned_tokens=order.n_tokens,
+                started_s=started_s,
+                text_sha=item.text_sha,
+                **answer,
+            )
+            self.folder.add_measurement(row)
+            self.spoken += 1
+            rows.append((item, row))
+        return rows
 
     # -- talking to the children --------------------------------------------------------------------------------------
 
@@ -384,7 +422,7 @@ class Experiment:
         return {name: self.statuses.get(name, lost if name in self.spec.toggles else off) for name in names}
 
     def _report(self, phase: str) -> None:
-        self.progress(phase, self.spoken, 2 * sum(self.plan.values()))
+        self.progress(phase, self.spoken, sum(sum(plan.values()) for plan in self.plan.values()))
 
 
 def fit_voices(items: list[Item], known: list[str]) -> tuple[list[Item], list[str]]:

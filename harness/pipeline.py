@@ -35,6 +35,7 @@ from chatterbox.tts import ChatterboxTTS, Conditionals, punc_norm
 from torch import Tensor
 
 from harness.errors import UserError
+from harness.measure import synchronize
 
 STAGES = ("split_text", "condition", "generate_tokens", "tokens_to_mel", "mel_to_wave", "join", "watermark")
 HELD_BACK = -1e4
@@ -348,12 +349,6 @@ def stop_held_back(t3: torch.nn.Module) -> Iterator[None]:
     finally:
         AlignmentStreamAnalyzer.step = analyze
         handle.remove()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished, so that a host clock tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class _StageClock:

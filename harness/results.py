@@ -4,7 +4,7 @@ A run is a folder, `results/<date>-<time>-<combo>-<pipeline>/`:
 
     job.yaml            the resolved configuration
     environment.json    what ran where
-    plan.json           rows expected of each variant: {"first": 1, "warmup": 2, "speed": 12, "quality": 9}
+    plan.json           rows expected: {"baseline": {"first": 1, "warmup": 2, "speed": 12, "quality": 9}, ...}
     utterances.jsonl    one `Measurement` per variant, text, voice, seed, repeat and pass
     audio/<variant>/    the quality pass's clips, 16-bit PCM
     scores.jsonl        one `Score` per clip of the quality pass
@@ -52,6 +52,9 @@ class Measurement:
     `pass_name` is one of PASSES (the column is called "pass", a Python keyword). `pinned_tokens` is the
     number of speech tokens the run was held to, None when it ran free. `position` tells whether the
     variant ran first (0) or second (1) in its round. A failed row keeps its error; its figures are None.
+
+    A call may speak several utterances at once: `batch_size` of them. Each has its own row, whose times are its
+    share of the call's, in proportion to its audio; so a call's time is counted once, however its rows are summed.
     """
 
     variant: str
@@ -71,6 +74,7 @@ class Measurement:
     pinned_tokens: int | None = None
     n_segments: int | None = None
     stages_s: dict[str, float] = field(default_factory=dict)
+    batch_size: int = 1
     hit_token_cap: bool = False
     eos: bool | None = None
     peak_memory_mb: float | None = None
@@ -96,6 +100,11 @@ class Measurement:
     def pair(self) -> tuple[str, str, int, int, int]:
         """What the other variant's row of the same round shares with this one."""
         return *self.work, self.round, self.repeat
+
+    @property
+    def call(self) -> tuple[Any, ...]:
+        """Equal for the rows of one variant and pass that one call spoke."""
+        return (self.seed, self.round, self.repeat) if self.batch_size > 1 else self.pair
 
     def to_row(self) -> dict[str, Any]:
         row = asdict(self)
@@ -263,6 +272,7 @@ class Summary:
     thresholds: dict[str, float]
     timing: dict[str, float | None]
     warnings: list[str] = field(default_factory=list)
+    scenario: str = "single_stream"
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -11,8 +11,9 @@ from typing import Any
 
 from harness import stats
 from harness.comparison import SINGLE, compare, duration_problem
-from harness.figures import figures, similarities, timed
+from harness.figures import calls, figures, similarities, timed
 from harness.results import BASELINE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
+from harness.workload import SINGLE_STREAM
 
 TIMING = ("job_s", "loading_s", "measured_s", "evidence_s", "scoring_s", "orchestration_s", "orchestration_share")
 
@@ -26,7 +27,7 @@ def build_summary(folder: RunFolder) -> Summary:
     scores, score_warnings = folder.scores()
     children, timing = folder.read_json("children.json"), folder.read_json("timing.json")
     job, environment = folder.job(), folder.read_json("environment.json")
-    plan = folder.read_json("plan.json") or _counts(rows)
+    plans = folder.read_json("plan.json")
     warnings = [*row_warnings, *score_warnings, *timing.get("warnings", [])]
 
     names = list(dict.fromkeys([BASELINE, *children, *(row.variant for row in rows)]))
@@ -35,7 +36,7 @@ def build_summary(folder: RunFolder) -> Summary:
     gaps: list[str] = [] if candidate else ["only the baseline left rows: there is nothing to compare."]
     for name in names:
         own = [row for row in rows if row.variant == name]
-        child = children.get(name, {})
+        child, plan = children.get(name, {}), plans.get(name) or _counts(rows)
         variant = figures(own, [s for s in scores if s.variant == name], child, plan.get("quality", 0))
         if name == candidate and (problem := duration_problem(rows, name)):
             variant.status, variant.error = "failed", problem
@@ -58,6 +59,7 @@ def build_summary(folder: RunFolder) -> Summary:
         pipeline=_name(job.get("pipeline")),
         device=_name(environment.get("device")),
         workload=_name(job.get("workload")),
+        scenario=(job.get("workload") or {}).get("scenario") or SINGLE_STREAM,
         created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         git=_git(environment.get("git")),
         config_hash=str(environment.get("config_hash") or ""),
@@ -149,8 +151,9 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
     warnings = []
     if variant.status == "failed":
         warnings.append(f"{name} failed: {last_line(variant.error)}")
-    times = [(row.generation_time_s or 0.0, row.work) for row in timed(rows)]
-    warnings += stats.noise_warnings(name, stats.noise([time for time, _ in times], [work for _, work in times]))
+    spoken = calls(timed(rows))
+    times = [sum(row.generation_time_s or 0.0 for row in call) for call in spoken]
+    warnings += stats.noise_warnings(name, stats.noise(times, [call[0].work for call in spoken]))
     quality = [row for row in rows if row.pass_name == "quality"]
     if capped := sum(row.hit_token_cap for row in quality):
         warnings.append(

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -283,44 +284,61 @@ class Variant:
         self.plugins[plugin.name] = plugin
         return _status("inactive", "no evidence was taken yet")
 
-    def speak(self, order: Order) -> dict[str, Any]:
-        """Speak one utterance: the figures of a row of utterances.jsonl, and how long the call took."""
+    def speak(self, orders: Sequence[Order]) -> list[dict[str, Any]]:
+        """Speak in one call: for each utterance the figures of a row of utterances.jsonl, and its share of the call.
+
+        An utterance's share is that of its audio, so that shares add up to the call, in every figure of time.
+        """
         from harness import measure
 
         measure.reset_peak(self.device)
         start = time.perf_counter()
         try:
-            utterance, seconds = measure.timed(
-                self.device,
-                lambda: self.pipeline.synthesize(order.text, order.voice, order.seed, n_tokens=order.n_tokens),
-            )
+            utterances, seconds = measure.timed(self.device, lambda: self._synthesize(orders))
         except UserError:
             raise
         except Exception:
-            return {
-                "status": "failed",
-                "error": traceback.format_exc(),
-                "wall_s": time.perf_counter() - start,
-            }
+            failed = {"status": "failed", "error": traceback.format_exc(), "batch_size": len(orders)}
+            return [failed | {"wall_s": (time.perf_counter() - start) / len(orders)} for _ in orders]
         memory = measure.peak(self.device)
-        sound = _sound(utterance.wave)
+        audio_s = sum(utterance.audio_s for utterance in utterances)
+        shares = [utterance.audio_s / audio_s if audio_s else 1 / len(orders) for utterance in utterances]
+        return [
+            {
+                **self._row(order, utterance),
+                "generation_time_s": seconds * share,
+                "stages_s": {stage: spent * share for stage, spent in utterance.stages_s.items()},
+                "batch_size": len(orders),
+                "peak_memory_mb": memory.peak_mb,
+                "memory_kind": memory.kind,
+                "memory": memory.detail,
+                "wall_s": seconds * share,
+            }
+            for order, utterance, share in zip(orders, utterances, shares, strict=True)
+        ]
+
+    def _synthesize(self, orders: Sequence[Order]) -> list[Any]:
+        if len(orders) == 1:
+            (order,) = orders
+            return [self.pipeline.synthesize(order.text, order.voice, order.seed, n_tokens=order.n_tokens)]
+        from harness.pipeline import Request
+
+        requests = [Request(order.text, order.voice, order.seed, order.n_tokens) for order in orders]
+        return self.pipeline.synthesize_batch(requests)
+
+    def _row(self, order: Order, utterance: Any) -> dict[str, Any]:
+        """What is an utterance's own; its clip is written where the order says."""
         if order.audio:
             _write_wave(self.setup.folder / order.audio, utterance.wave, utterance.sample_rate)
         return {
             "status": "ok",
-            "generation_time_s": seconds,
             "audio_s": utterance.audio_s,
             "n_tokens": utterance.n_tokens,
             "n_segments": len(utterance.segments),
-            "stages_s": dict(utterance.stages_s),
             "hit_token_cap": utterance.hit_token_cap,
             "eos": None if order.n_tokens else not utterance.hit_token_cap,
-            "peak_memory_mb": memory.peak_mb,
-            "memory_kind": memory.kind,
-            "memory": memory.detail,
             "audio": order.audio,
-            "wall_s": seconds,
-            **sound,
+            **_sound(utterance.wave),
         }
 
     def state(self) -> dict[str, Any]:

@@ -5,6 +5,13 @@ sentence a line, or YAML with a list of texts. Texts meet voices in one of two w
 
     round_robin   the voices take turns: text i is spoken by voice i modulo the number of voices
     full          every text is spoken by every voice
+
+and are handed to the pipeline in one of two ways, as MLPerf names them:
+
+    single_stream one utterance after the other: how long does somebody wait?
+    offline       all of them at once: how much can be spoken in a day?
+
+Long texts can be composed of the listed ones: `passages: {count: 64, sentences: 3}`.
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ MAX_CHARACTERS = 2000
 """Upstream's table of text positions has 2050 rows, and a character is at most one token."""
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".m4a"})
 CROSSINGS = ("round_robin", "full")
+SINGLE_STREAM, OFFLINE = SCENARIOS = ("single_stream", "offline")
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Workload:
     name: str
     items: tuple[Item, ...]
     seeds: tuple[int, ...]
+    scenario: str = SINGLE_STREAM
 
 
 def load_workload(config: Mapping[str, Any]) -> Workload:
@@ -62,11 +71,14 @@ def load_workload(config: Mapping[str, Any]) -> Workload:
     texts = _read(_find(file)) if file else _listed(config.get("texts"), "workload.texts")
     voices = _strings(config.get("voices"), "workload.voices")
     _check_ids(texts, file or "workload.texts")
+    if passages := config.get("passages"):
+        texts = _passages(texts, passages)
     _check_clips(voices)
     return Workload(
         name=str(config.get("name") or file),
         items=tuple(_cross(texts, voices, config.get("cross"))),
         seeds=_seeds(config.get("seeds")),
+        scenario=_scenario(config.get("scenario")),
     )
 
 
@@ -74,6 +86,23 @@ def load_workload(config: Mapping[str, Any]) -> Workload:
 class _Text:
     text_id: str
     text: str
+
+
+def _passages(texts: Sequence[_Text], settings: Any) -> list[_Text]:
+    """Passages of several texts each, called passage1, passage2 ..., of which no two are alike.
+
+    The first ones are neighbours, beginning with each text in turn; then every second text, every third, and so on.
+    """
+    known = isinstance(settings, Mapping) and set(settings) == {"count", "sentences"}
+    if not known or not all(isinstance(number, int) and number > 0 for number in settings.values()):
+        raise UserError(f"workload.passages={settings}: expected two numbers, as in {{count: 64, sentences: 3}}")
+    count, length = settings["count"], settings["sentences"]
+    passages = []
+    for i in range(count):
+        stride = 1 + i // len(texts)
+        chosen = [texts[(i + stride * j) % len(texts)].text for j in range(length)]
+        passages.append(_checked(f"passage{i + 1}", " ".join(chosen), f"workload.passages, passage {i + 1}"))
+    return passages
 
 
 def _cross(texts: Sequence[_Text], voices: Sequence[str], how: Any) -> list[Item]:
@@ -180,6 +209,12 @@ def _strings(values: Any, where: str) -> list[str]:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise UserError(f"{where}: expected a list with at least one entry, as in [rms, my_clip.wav]")
     return [str(value) for value in dict.fromkeys(values)]
+
+
+def _scenario(value: Any) -> str:
+    if (value or SINGLE_STREAM) not in SCENARIOS:
+        raise UserError(f"workload.scenario={value}: there is {' and '.join(SCENARIOS)}")
+    return value or SINGLE_STREAM
 
 
 def _seeds(values: Any) -> tuple[int, ...]:

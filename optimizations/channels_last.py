@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from harness.errors import UserError
-from harness.pipeline import Pipeline, synchronize
+from harness.measure import synchronize
+from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
 from optimizations.modules import parts
 

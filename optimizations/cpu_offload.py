@@ -12,7 +12,8 @@ import torch
 from chatterbox.models.t3 import T3
 from torch import Tensor, nn
 
-from harness.pipeline import Pipeline, synchronize
+from harness.measure import synchronize
+from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
 from optimizations.choices import one_of
 from optimizations.modules import CONDITIONING, parts

@@ -100,7 +100,10 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
     )
     folder.write_json(
         "plan.json",
-        {"first": 1, "warmup": 2, "speed": case.texts * case.rounds, "quality": case.texts * case.seeds},
+        dict.fromkeys(
+            (BASELINE, variant_name(case)),
+            {"first": 1, "warmup": 2, "speed": case.texts * case.rounds, "quality": case.texts * case.seeds},
+        ),
     )
     rng = np.random.default_rng(case.seed)
     variants = {BASELINE: Effect(), variant_name(case): case.effect}

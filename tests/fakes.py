@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.errors import UserError
+from harness.pipeline import Request
 from optimizations import Evidence, Optimization, register
 
 SAMPLE_RATE = 24_000
@@ -23,6 +24,7 @@ TOKEN_S = 0.002
 class FakeUtterance:
     wave: np.ndarray
     n_tokens: int
+    spent_s: float
     sample_rate: int = SAMPLE_RATE
     segments: tuple[str, ...] = ("all of it",)
     hit_token_cap: bool = False
@@ -33,20 +35,37 @@ class FakeUtterance:
 
     @property
     def stages_s(self) -> dict[str, float]:
-        return {"generate_tokens": self.n_tokens * TOKEN_S}
+        return {"generate_tokens": self.spent_s}
 
 
 @dataclass
 class FakePipeline:
-    """Speaks 25 tokens when it runs free; a token takes 2 ms, divided by `speed`."""
+    """Speaks 25 tokens when it runs free; a token takes 2 ms, divided by `speed`.
+
+    Several texts take as long as all their tokens, or, `together`, as long as the longest's.
+    """
 
     trained: bool = True
     voices: dict[str, None] = field(default_factory=lambda: {"rms": None, "kal16": None})
     speed: float = 1.0
+    together: bool = False
     calls: int = 0
 
     def synthesize(self, text: str, voice: str, seed: int, n_tokens: int | None = None) -> FakeUtterance:
         self.calls += 1
+        self._obey(text)
+        tokens = n_tokens or TOKENS
+        return self._speak(tokens, self._spend(tokens))
+
+    def synthesize_batch(self, requests: list[Request]) -> list[FakeUtterance]:
+        self.calls += 1
+        for request in requests:
+            self._obey(request.text)
+        tokens = [request.n_tokens or TOKENS for request in requests]
+        spent_s = self._spend(max(tokens) if self.together else sum(tokens))
+        return [self._speak(n, spent_s) for n in tokens]
+
+    def _obey(self, text: str) -> None:
         match text.split()[0]:
             case "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -58,10 +77,15 @@ class FakePipeline:
                 raise MemoryError
             case "missing":
                 raise UserError("something is missing")
-        tokens = n_tokens or TOKENS
-        time.sleep(tokens * TOKEN_S / self.speed)
+
+    def _spend(self, tokens: int) -> float:
+        seconds = tokens * TOKEN_S / self.speed
+        time.sleep(seconds)
+        return seconds
+
+    def _speak(self, tokens: int, spent_s: float) -> FakeUtterance:
         samples = int(tokens * 0.04 * SAMPLE_RATE)
-        return FakeUtterance(0.1 * np.sin(np.arange(samples, dtype=np.float32) / 20), tokens)
+        return FakeUtterance(0.1 * np.sin(np.arange(samples, dtype=np.float32) / 20), tokens, spent_s)
 
 
 def load(name: str, device: str, checkpoint_dir: str | None = None, seed: int = 0) -> FakePipeline:
@@ -97,6 +121,17 @@ class FakeFast(FakeOptimization):
 
     def evidence(self, pipeline: FakePipeline) -> Evidence:
         return Evidence(True, {"calls": pipeline.calls, "variable": os.environ.get("FAKE_VARIABLE")})
+
+
+@register
+class FakeTogether(FakeOptimization):
+    name = "fake_together"
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        pipeline.together = True
+
+    def evidence(self, pipeline: FakePipeline) -> Evidence:
+        return Evidence(pipeline.together)
 
 
 @register

@@ -23,6 +23,7 @@ from harness.worker import ChildError, Setup, Worker, _context, start_server
 TEXTS = ("one day", "two cats and a dog", "three of us")
 SEEDS = [1, 2]
 MEASURE = {
+    "offline_baseline_items": 2,
     "min_rounds": 2,
     "max_rounds": 2,
     "budget_s": 60,
@@ -42,7 +43,13 @@ def server(tmp_path_factory):
         yield
 
 
-def spec(toggles: dict | None = None, texts: tuple[str, ...] = TEXTS, name: str = "untrained", **measure) -> JobSpec:
+def spec(
+    toggles: dict | None = None,
+    texts: tuple[str, ...] = TEXTS,
+    name: str = "untrained",
+    scenario: str = "single_stream",
+    **measure,
+) -> JobSpec:
     """A job on the fake pipeline; it is untrained unless said otherwise, so that nothing needs scoring."""
     config = {
         "combo": "combo",
@@ -58,6 +65,7 @@ def spec(toggles: dict | None = None, texts: tuple[str, ...] = TEXTS, name: str 
             "voices": ["rms"],
             "seeds": SEEDS,
             "cross": "round_robin",
+            "scenario": scenario,
         },
     }
     return JobSpec("combo", toggles or {}, config)
@@ -199,6 +207,81 @@ def test_rounds_are_added_while_the_budget_lasts(tmp_path):
 def test_a_number_pins_every_text(tmp_path):
     _, folder = run(tmp_path, pinned_tokens=7)
     assert {row.n_tokens for row in rows(folder, "speed")} == {7}
+
+
+# -- all texts at once -------------------------------------------------------------------------------------------
+
+SEVERAL = tuple(f"text {'very ' * i}long" for i in range(5))
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory) -> tuple[Summary, RunFolder]:
+    return run(tmp_path_factory.mktemp("offline"), {"fake_together": {}}, texts=SEVERAL, scenario="offline")
+
+
+def test_a_batch_is_one_call_and_the_baseline_speaks_a_part_of_it(offline):
+    summary, folder = offline
+    assert (summary.scenario, summary.status) == ("offline", "ok")
+    speed = rows(folder, "speed")
+    for name, size in (("baseline", 2), ("combo", 5)):
+        own = [row for row in speed if row.variant == name]
+        assert {row.batch_size for row in own} == {size}
+        assert len(own) == size * 6, "as many rounds as an interval takes"
+        assert all(row.n_tokens == row.pinned_tokens for row in own)
+    assert any("combo speaks 5" in warning and "baseline speaks 2" in warning for warning in summary.warnings)
+
+
+def test_the_time_of_a_batch_is_counted_once(offline):
+    summary, folder = offline
+    longest = max(round(1.7 * len(text)) for text in SEVERAL) * 0.002
+    batch = [row for row in rows(folder, "speed") if row.variant == "combo" and row.round == 0]
+    assert sum(row.generation_time_s for row in batch) == pytest.approx(longest, abs=0.02)
+    assert sum(row.stages_s["generate_tokens"] for row in batch) == pytest.approx(longest)
+    audio_s = sum(row.audio_s for row in batch)
+    assert {round(row.generation_time_s / row.audio_s, 9) for row in batch} == {
+        round(sum(row.generation_time_s for row in batch) / audio_s, 9)
+    }
+    combo = summary.variants["combo"]
+    assert combo.rtf == pytest.approx(longest / audio_s, rel=0.2)
+    assert combo.tokens_per_s == pytest.approx(sum(row.n_tokens for row in batch) / longest, rel=0.01)
+    assert combo.generation_time_s == pytest.approx(longest / 5, rel=0.2)
+
+
+def test_batches_are_compared_per_second_of_audio_call_by_call(offline):
+    found = offline[0].comparison["rtf"]
+    assert (found.verdict, found.n) == ("faster", 6)
+    tokens = [round(1.7 * len(text)) for text in SEVERAL]
+    assert found.value == pytest.approx(max(tokens) / sum(tokens), rel=0.2)
+
+
+def test_the_first_call_is_one_utterance_also_offline(offline):
+    assert [row.batch_size for row in rows(offline[1], "first")] == [1, 1]
+    assert len(rows(offline[1], "warmup")) == 2 + 5
+
+
+def test_identical_code_offline_speaks_equal_parts(tmp_path):
+    summary, folder = run(tmp_path, texts=SEVERAL, scenario="offline")
+    assert {row.batch_size for row in rows(folder, "speed")} == {2}
+    assert summary.comparison["rtf"].verdict == "no detectable change"
+
+
+def test_offline_clips_are_judged_where_both_spoke(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "score_run", lambda folder, quality: None)
+    _, folder = run(tmp_path, {"fake_together": {}}, texts=SEVERAL, scenario="offline", name="trained")
+    quality = rows(folder, "quality")
+    assert len([row for row in quality if row.variant == "baseline"]) == 2 * len(SEEDS)
+    assert len([row for row in quality if row.variant == "combo"]) == 5 * len(SEEDS)
+    assert len({row.audio for row in quality}) == 7 * len(SEEDS)
+    assert {row.pinned_tokens for row in rows(folder, "speed")} == {25}
+
+
+def test_a_batch_that_raises_fails_as_a_whole(tmp_path):
+    texts = ("one day", "two cats", "raise it")
+    summary, folder = run(tmp_path, {"fake_together": {}}, texts=texts, scenario="offline")
+    failed = [row for row in rows(folder, "speed") if not row.ok]
+    assert {(row.variant, row.batch_size) for row in failed} == {("combo", 3)}
+    assert len(failed) == 3 * 6
+    assert summary.variants["combo"].status == "failed"
 
 
 # -- a job that goes wrong -------------------------------------------------------------------------------------

@@ -63,6 +63,28 @@ def test_quick_has_texts_of_several_sentences_for_what_splits_texts():
     assert sum(item.text.count(". ") > 0 for item in shipped("quick").items) >= 2
 
 
+def test_offline_hands_over_64_passages_of_about_ten_seconds():
+    workload = shipped("offline")
+    assert workload.scenario == "offline"
+    assert len({item.text for item in workload.items}) == len(workload.items) == 64
+    seconds = [len(item.text) / 15 for item in workload.items]
+    assert 8 < min(seconds) < max(seconds) < 15
+    assert sum(seconds) / 64 == pytest.approx(10, abs=2)
+    assert shipped("quick").scenario == "single_stream"
+    assert shipped("quick", scenario="offline").scenario == "offline"
+
+
+def test_passages_are_neighbours_then_every_second_text():
+    texts = ["One.", "Two.", "Three."]
+    workload = load_workload(settings(texts=texts, passages={"count": 4, "sentences": 2}))
+    assert said(workload) == [
+        ("passage1", "One. Two.", "rms"),
+        ("passage2", "Two. Three.", "rms"),
+        ("passage3", "Three. One.", "rms"),
+        ("passage4", "One. Three.", "rms"),
+    ]
+
+
 # -- crossing and identity
 
 
@@ -120,6 +142,9 @@ MISTAKES = {
     "no voice": ({"voices": []}, "workload.voices"),
     "no seed": ({"seeds": []}, "workload.seeds"),
     "odd seed": ({"seeds": ["first"]}, "workload.seeds"),
+    "odd scenario": ({"scenario": "online"}, "workload.scenario=online"),
+    "odd passages": ({"passages": {"count": 3}}, "workload.passages"),
+    "no passage": ({"passages": {"count": 0, "sentences": 2}}, "workload.passages"),
     "odd crossing": ({"cross": "zigzag"}, "workload.cross=zigzag"),
 }
 
