@@ -199,9 +199,10 @@ class FixedSolver:
         attentions = [module for module in self.cfm.estimator.modules() if isinstance(module, Attention)]
         processors = [attention.processor for attention in attentions]
         helpers = estimator_module.add_optional_chunk_mask, estimator_module.mask_to_bias
+        bounds, visible = state.bounds, state.visible
 
         def bounds_or_mask(_mask: Tensor, dtype: torch.dtype) -> Tensor:
-            return state.bounds if state.x.is_cuda and dtype in HALF else state.visible
+            return bounds if bounds.is_cuda and dtype in HALF else visible
 
         estimator_module.add_optional_chunk_mask = lambda _x, mask, *_: mask
         estimator_module.mask_to_bias = bounds_or_mask

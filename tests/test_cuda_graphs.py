@@ -214,7 +214,7 @@ def test_a_guarded_model_keeps_its_loop() -> None:
     pipeline = checkpoints.load("mini_multilingual", "cpu")
     pipeline.sampling = replace(pipeline.sampling, temperature=0.0, max_new_tokens=30)
     alone = ungraphed(pipeline, TEXTS[:1])
-    graphs = fixed(pipeline)
+    graphs = fixed(pipeline, tokens=1)
     prepare(pipeline)
     assert tokens(pipeline, TEXTS[:1]) == alone
     assert not graphs.captured["generate_tokens"]
