@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from harness import checkpoints, distill_vocos
 from harness.errors import UserError
 from harness.mini import flow, hift, models, vocoder, vocos
+from harness.mini.inverse_stft import inverse_stft
 from harness.mini.losses import Critics, SpectralLoss, critic_loss, deception_loss, feature_loss
 from harness.mini.run import Run
 from harness.mini.speech import Corpus
@@ -399,3 +400,21 @@ def test_command_explains_a_missing_text_file(tmp_path: Path, capsys: pytest.Cap
     status = distill_vocos.main(["--texts", str(tmp_path / "no.txt"), "--out", str(tmp_path / "v.safetensors")])
     assert status == 2
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n", "hop"), [(16, 4), (1920, 480)])
+def test_the_inverse_transform_is_pytorchs(n, hop):
+    window = torch.hann_window(n)
+    wave = torch.randn(2, 8 * n, generator=torch.Generator().manual_seed(0))
+    spectrum = torch.stft(wave, n, hop, window=window, return_complex=True)
+    ours = inverse_stft(spectrum, window, hop, n // 2)
+    assert torch.allclose(ours, torch.istft(spectrum, n, hop, window=window), atol=1e-5)
+    assert inverse_stft(spectrum, window, hop, (n - hop) // 2).shape[1] == spectrum.shape[2] * hop
+
+
+def test_hift_speaks_in_training_as_it_does_in_upstreams_own_pass():
+    model = models.build_s3gen().mel2wav
+    model.m_source.l_sin_gen.noise_std = model.m_source.l_sin_gen.sine_amp = 0.0  # no random numbers
+    mel = torch.randn(1, 80, 20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(hift.speak(model, mel), model.inference(mel)[0], atol=1e-5)

@@ -7,6 +7,7 @@ against an estimate from the wave, and then held fixed.
 
 from __future__ import annotations
 
+from functools import partial
 from unittest import mock
 
 import torch
@@ -17,6 +18,7 @@ from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from torch import Tensor
 
 from . import models
+from .inverse_stft import inverse_stft
 from .run import Run, learning_rate
 from .speech import Corpus
 from .vocoder import (
@@ -127,12 +129,21 @@ def speak(hift: HiFTGenerator, mel: Tensor) -> Tensor:
     """Upstream's forward pass with gradients: mel [B, 80, T] -> wave [B, T * 480].
 
     Upstream makes the source's sines and phases on the CPU and copies them over in every call; here they are made
-    where they are needed, so that nothing waits and the step can be recorded.
+    where they are needed, and the inverse transform asks the device nothing, so that nothing waits and the step can be
+    recorded.
     """
     pitch = hift.f0_upsamp(hift.f0_predictor(mel)[:, None]).mT
     with mel.device, mock.patch.object(hifigan, "Uniform", Uniform):
         source, _, _ = hift.m_source(pitch)
-    return hift.decode(x=mel, s=source.mT)
+    with mock.patch.object(hift, "_istft", partial(inverse_transform, hift)):
+        return hift.decode(x=mel, s=source.mT)
+
+
+def inverse_transform(hift: HiFTGenerator, magnitude: Tensor, phase: Tensor) -> Tensor:
+    """`HiFTGenerator._istft`: magnitudes and phases [B, bins, T] -> wave [B, (T - 1) * hop]."""
+    n_fft, hop = hift.istft_params["n_fft"], hift.istft_params["hop_len"]
+    spectrum = torch.polar(magnitude.clip(max=1e2), phase)
+    return inverse_stft(spectrum, hift.stft_window.to(magnitude.device), hop, n_fft // 2)
 
 
 def train(corpus: Corpus, run: Run) -> dict[str, float]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from vocos.spectral_ops import ISTFT
 
 from harness.errors import UserError
 
+from .inverse_stft import inverse_stft
 from .run import Run
 from .vocoder import HELD_OUT, HOP, Recipe, SpeechCrops, distance, fit
 
@@ -53,16 +53,7 @@ class OverlapAdd(ISTFT):
 
     def forward(self, spec: Tensor) -> Tensor:
         """Spectrogram [B, n_fft / 2 + 1, T] -> wave [B, T * hop]."""
-        frames = torch.fft.irfft(spec, self.n_fft, dim=1) * self.window[:, None]
-        weights = self.window.square()[None, :, None].expand(1, -1, spec.shape[2])
-        return self._added(frames) / self._added(weights)
-
-    def _added(self, frames: Tensor) -> Tensor:
-        """Frames [B, n_fft, T], each a hop later than the one before, added up [B, T * hop]."""
-        length = (frames.shape[2] - 1) * self.hop_length + self.win_length
-        border = (self.win_length - self.hop_length) // 2
-        wave = F.fold(frames, (1, length), (1, self.win_length), stride=(1, self.hop_length))
-        return wave[:, 0, 0, border : length - border]
+        return inverse_stft(spec, self.window, self.hop_length, (self.win_length - self.hop_length) // 2)
 
 
 class MelVocos(nn.Module):
