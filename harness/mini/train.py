@@ -3,7 +3,7 @@
 Stages form a small graph; each is a module with `train(corpus, run) -> validation figures`:
 
     sounds (3 h of speech) ──> tokenizer, speakers, hift, vocos
-    words (22 h)           ──> tokens (needs tokenizer) ──> flow, t3 (need speakers) ──> align ──> export
+    words (48 h)           ──> tokens (needs tokenizer) ──> flow, t3 (need speakers) ──> align ──> export
 
 Sounds are learned from a few hours while the many hours that spelling needs are still being spoken. A finished
 stage is skipped and an interrupted one resumes, so the command can be given again; naming stages runs only those.
@@ -26,7 +26,7 @@ from harness.errors import UserError
 from harness.mini.run import Run
 from harness.mini.speech import Corpus, make_corpus
 
-HOURS = {"sounds": 3.0, "words": 22.0}
+HOURS = {"sounds": 3.0, "words": 48.0}
 
 
 @dataclass(frozen=True)
