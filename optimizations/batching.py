@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.pipeline import Pipeline, Stage
 from optimizations.base import Evidence, Optimization, register
 from optimizations.decoder import decoder_of
+from optimizations.fixed_flow import encode, within
 from optimizations.flow_steps import euler_steps
 
 SAMPLES_PER_FRAME = 480
@@ -42,7 +43,7 @@ class Batching(Optimization):
     - vocoder: the source is made row by row, with the row's own random phases, and decoded together. Where lengths
       differ, a row's last frames are decoded once more among other rows' last frames, so that they meet the edge
       that they would meet alone; HiFT's convolutions do not reach further than 16 frames.
-    The watermark is batched by `gpu_watermark`.
+    The watermark is batched by `gpu_watermark`; what is called here in shapes that come back, `cuda_graphs` captures.
 
     Where it cannot help: one segment at a time, which takes the way it would take without this. Padding is work for
     nothing, and memory grows with `size`. T3's sampling draws for the batch: other tokens than alone, of the same
@@ -75,7 +76,8 @@ class Batching(Optimization):
         self._flow = BatchedFlow(pipeline, pipeline.stages["tokens_to_mel"], size)
         pipeline.wrap_stage("tokens_to_mel", lambda _alone: self._flow)
         self._vocoder = BatchedHiFT(pipeline, pipeline.stages["mel_to_wave"], size)
-        if pipeline.replaced_by.get("mel_to_wave") != "vocos":  # which has its own way with several mels
+        self._other_vocoder = pipeline.replaced_by.get("mel_to_wave")  # vocos has its own way with several mels
+        if not self._other_vocoder:
             pipeline.wrap_stage("mel_to_wave", lambda _alone: self._vocoder)
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
@@ -97,16 +99,23 @@ class Batching(Optimization):
         return Evidence(True, facts)
 
     def _compare(self, pipeline: Pipeline) -> dict[str, float]:
-        """Two rows of different length together, against each alone, with the same random numbers."""
+        """Two rows of different length together, against each alone, from the same noise and the same sources."""
         voice = next(iter(pipeline.voices.values()))
         prompt = voice.gen["prompt_token"][0].long().to(pipeline.device)
-        tokens = [prompt.repeat(n)[:n] for n in PROBE_TOKENS]
-        voices = [voice] * len(tokens)
-        mels, mels_alone = (_drawn(pipeline, flow, tokens, voices) for flow in (self._flow.together, self._flow.alone))
-        waves, waves_alone = (
-            _drawn(pipeline, vocode, mels_alone) for vocode in (self._vocoder.together, self._vocoder.alone)
-        )
-        return {"mel": _relative_error(mels, mels_alone), "wave": _relative_error(waves, waves_alone)}
+        tokens, voices = [prompt.repeat(n)[:n] for n in PROBE_TOKENS], [voice] * len(PROBE_TOKENS)
+        flow = BatchedFlow(pipeline, self._flow.alone, size=len(tokens))
+        devices = [pipeline.device] if pipeline.device.type == "cuda" else []
+        with torch.inference_mode(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            mels = flow.alone(tokens, voices)
+            torch.manual_seed(0)
+            errors = {"mel": _relative_error(flow.together(tokens, voices), mels)}
+            if not self._other_vocoder:
+                hift = pipeline.model.s3gen.mel2wav
+                sources = [source(hift, mel) for mel in mels]
+                waves = [hift.decode(x=mel, s=excitation)[0] for mel, excitation in zip(mels, sources, strict=True)]
+                errors["wave"] = _relative_error(decode(hift.decode, mels, sources), waves)
+        return errors
 
 
 # -- batches -------------------------------------------------------------------------------------------------------
@@ -162,11 +171,6 @@ class BatchedStage:
 
     def together(self, rows: list[Tensor], *others: Any) -> list[Tensor]:
         raise NotImplementedError
-
-    def prepare(self) -> None:
-        """What the warm-up asks of stages, passed on."""
-        if hasattr(self.alone, "prepare"):
-            self.alone.prepare()
 
 
 # -- flow ----------------------------------------------------------------------------------------------------------
@@ -227,10 +231,10 @@ def solve(flow: Any, ids: list[Tensor], prompts: list[Prompt], noises: list[Tens
     """
     lengths = torch.tensor([len(row) for row in ids], device=ids[0].device)
     padded = pad_sequence(ids, batch_first=True)
-    valid = _valid(lengths, padded.shape[1])
+    valid = within(lengths, padded.shape[1])
     embedded = flow.input_embedding(padded) * valid[..., None]
     mu = flow.encoder_proj(encode(flow.encoder, embedded, lengths)).transpose(1, 2).contiguous()
-    mask = _valid(flow.token_mel_ratio * lengths, mu.shape[2])[:, None].to(mu.dtype)
+    mask = within(flow.token_mel_ratio * lengths, mu.shape[2])[:, None].to(mu.dtype)
     known = torch.zeros_like(mu)
     noise = torch.zeros_like(mu)
     for row, (prompt, start) in enumerate(zip(prompts, noises, strict=True)):
@@ -246,28 +250,6 @@ def solve(flow: Any, ids: list[Tensor], prompts: list[Prompt], noises: list[Tens
         noised_mels=noise,  # as long as `mu`, so that nothing is left of the decoder's own draw
     )
     return mel
-
-
-def encode(encoder: Any, embedded: Tensor, lengths: Tensor) -> Tensor:
-    """`UpsampleConformerEncoder.forward` for padded rows: [B, n, C] -> [B, 2 n, C].
-
-    Upstream's own forward is nearly there: it masks attention. But behind a row's end its first linear layer leaves
-    a bias, and the three tokens that the next layer looks ahead would see it.
-    """
-    mask = _valid(lengths, embedded.shape[1])[:, None]
-    x, positions, _ = encoder.embed(embedded, mask)
-    x = encoder.pre_lookahead_layer(x * mask.transpose(1, 2))
-    x = encoder.forward_layers(x, mask, positions, mask)
-    x, doubled = encoder.up_layer(x.transpose(1, 2).contiguous(), lengths)
-    x = x.transpose(1, 2).contiguous()
-    mask = _valid(doubled, x.shape[1])[:, None]
-    x, positions, _ = encoder.up_embed(x, mask)
-    return encoder.after_norm(encoder.forward_up_layers(x, mask, positions, mask))
-
-
-def _valid(lengths: Tensor, longest: int) -> Tensor:
-    """[B, longest], true within each row."""
-    return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
 # -- vocoder -------------------------------------------------------------------------------------------------------
@@ -326,17 +308,6 @@ def _padded(rows: list[Tensor]) -> Tensor:
     """Rows [1, C, n] -> [B, C, longest], zeros behind their ends."""
     longest = max(row.shape[2] for row in rows)
     return torch.cat([F.pad(row, (0, longest - row.shape[2])) for row in rows])
-
-
-# -- evidence ------------------------------------------------------------------------------------------------------
-
-
-def _drawn(pipeline: Pipeline, stage: Stage, *args: Any) -> list[Tensor]:
-    """What a stage makes of `args` from a fixed seed; random numbers outside are left as they were found."""
-    devices = [pipeline.device] if pipeline.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode():
-        torch.manual_seed(0)
-        return stage(*args)
 
 
 def _relative_error(rows: list[Tensor], expected: list[Tensor]) -> float:

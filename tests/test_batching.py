@@ -16,6 +16,7 @@ from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Request
 from optimizations.batching import HIFT_REACH, batches, decode
+from optimizations.graphs import Again
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = (20, 37, 29)
@@ -142,7 +143,7 @@ def test_a_batch_of_texts_is_spoken_together_and_each_at_its_length(mini: Pipeli
     assert max(evidence.facts["row_against_alone_relative_error"].values()) < 1e-4
 
 
-def test_greedy_tokens_and_waves_of_a_batch_are_those_of_single_calls(mini: Pipeline) -> None:
+def test_greedy_tokens_of_a_batch_are_those_of_single_calls(mini: Pipeline) -> None:
     mini.swap(mini, "sampling", replace(mini.sampling, temperature=0.0))
     optimizations.create("kv_cache").apply(mini)
     requests = [Request(text, "rms", 1, n) for text, n in zip(TEXTS, LENGTHS, strict=True)]
@@ -173,6 +174,18 @@ def test_beside_token_sequence_its_size_counts_and_vocos_keeps_its_own_way(mini:
     assert evidence.active
     assert set(evidence.facts["batches_by_size"]["tokens_to_mel"]) <= {"1", "2"}
     assert evidence.facts["batches_by_size"]["mel_to_wave"] == {}
+
+
+def test_shapes_that_stay_take_batches_too(mini: Pipeline) -> None:
+    tokens, voices = rows(mini)
+    alone = run(mini, "tokens_to_mel", tokens, voices)
+    plugin = applied(mini, size=3)
+    graphs = optimizations.create("cuda_graphs", {"tokens": 30})
+    graphs.apply_with(mini, Again)
+    assert_close(run(mini, "tokens_to_mel", tokens, voices), alone, 1e-5)
+    run(mini, "mel_to_wave", alone)
+    assert graphs.graphs.captured["tokens_to_mel"] == graphs.graphs.captured["mel_to_wave"] - 1 == 1
+    assert max(plugin.evidence(mini).facts["row_against_alone_relative_error"].values()) < 1e-4
 
 
 def test_neighbours_in_length_go_together() -> None:
@@ -208,13 +221,15 @@ def test_gpu_rows_are_what_they_are_alone_in_float32(large: Pipeline) -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_the_throughput_combo_speaks_64_passages(large: Pipeline) -> None:
+@pytest.mark.parametrize("more", [{}, {"compile": {"decode": "inductor"}}], ids=["as it is", "compiled"])
+def test_gpu_the_throughput_combo_speaks_64_passages(large: Pipeline, more: dict) -> None:
     """What `+combo=throughput workload=offline` does in one measured call; its figures are printed."""
     combo = yaml.safe_load((ROOT / "configs/combo/throughput.yaml").read_text())["optimizations"]
     plugins = {}
     for name in optimizations.names():
-        if combo.get(name, {}).get("enabled"):
-            params = {key: value for key, value in combo[name].items() if key != "enabled"}
+        if combo.get(name, {}).get("enabled") or name in more:
+            params = {key: value for key, value in combo.get(name, {}).items() if key != "enabled"}
+            params |= more.get(name, {})
             plugins[name] = optimizations.create(name, params)
             reason = plugins[name].unavailable(large)
             assert reason is None, f"{name}: {reason}"
