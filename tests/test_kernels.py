@@ -3,21 +3,28 @@
 import os
 import subprocess
 import sys
+from collections import Counter
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
 import optimizations
 from harness import checkpoints
+from harness.errors import UserError
 from harness.pipeline import Sampling, Segment
+from optimizations.compile import OURS, Compilations
 from optimizations.engines import StaticEngine
 from optimizations.modules import cast_parameters
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+not_interpreted = pytest.mark.skipif(INTERPRETED, reason="Triton has no part in it")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a child, whose Triton interprets")
+TEXT = "Good morning, how are you today?"
 TINY = {
     "vocab_size": 8,
     "hidden_size": 64,
@@ -29,7 +36,7 @@ TINY = {
 }
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the child")
+@not_interpreted
 def test_kernels_in_the_interpreter():
     """Triton decides on import whether it compiles or interprets, and other tests have imported it by now."""
     command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "not gpu and not slow", __file__]
@@ -78,6 +85,21 @@ def walk(engine, rows, length, pad=None, prefix=None, steps=2):
     return torch.stack(hidden)
 
 
+def apply(pipeline, name, **params):
+    plugin = optimizations.create(name, params)
+    assert plugin.unavailable(pipeline) is None
+    plugin.apply(pipeline)
+    return plugin
+
+
+def spoken(pipeline, n_tokens):
+    """Speech tokens of one text, as the pipeline's own stage decodes them."""
+    voice = next(iter(pipeline.voices))
+    torch.manual_seed(0)
+    segment = Segment(TEXT, pipeline.stages["condition"](voice), 0, n_tokens)
+    return pipeline.stages["generate_tokens"]([segment])[0].tolist()
+
+
 @interpreted
 @pytest.mark.parametrize("length", [5, 600])  # fewer slots than one split takes at once; more than all of them do
 def test_steps_are_the_static_engines(length):
@@ -88,12 +110,12 @@ def test_steps_are_the_static_engines(length):
 
 @interpreted
 def test_rows_padded_behind_a_prefix():
-    model, pad = tiny(), torch.tensor([0, 4, 0, 4])
+    model, pad = tiny(), torch.tensor([0, 4])
     with torch.inference_mode():
         prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
-    expected = walk(StaticEngine(model, 64), 4, 12, pad, prefix)
-    torch.testing.assert_close(walk(fused(model), 4, 12, pad, prefix), expected, atol=1e-5, rtol=1e-5)
-    unpadded = walk(fused(model), 4, 12, None, prefix)
+    expected = walk(StaticEngine(model, 64), 2, 12, pad, prefix)
+    torch.testing.assert_close(walk(fused(model), 2, 12, pad, prefix), expected, atol=1e-5, rtol=1e-5)
+    unpadded = walk(StaticEngine(model, 64), 2, 12, None, prefix)
     assert relative_error(unpadded, expected) > 1e-2, "padding must matter for this test to say anything"
 
 
@@ -112,7 +134,7 @@ def test_watched_heads_give_their_rows():
     engines = [StaticEngine(model, 64), fused(model)]
     for engine in engines:
         engine.heads = ((0, 1), (1, 0))
-        walk(engine, 4, 9, torch.tensor([0, 3, 0, 3]))
+        walk(engine, 4, 9, torch.tensor([0, 3, 0, 3]), steps=1)
     for row, expected in zip(engines[1].rows, engines[0].rows, strict=True):
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
 
@@ -148,10 +170,105 @@ def test_what_the_kernels_cannot_run_is_named(change, says):
     assert says in unsupported(model)
 
 
+@interpreted
+def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
+    engine = import_module("optimizations.kernels.engine")
+    for name in engine.TILES:  # few large programs, of which the interpreter needs less time
+        monkeypatch.setitem(engine.TILES, name, engine.Tile(32 if name == "rmsnorm_qkv_rope" else 256, 1))
+    monkeypatch.setattr(engine, "ATTENTION_PROGRAMS", 8)
+    launched = Counter()
+    launch = engine.launch
+
+    def counted(kernel, *args):
+        launched[kernel.fn.__name__] += 1
+        launch(kernel, *args)
+
+    monkeypatch.setattr(engine, "launch", counted)
+    mini = checkpoints.load("mini", "cpu")
+    expected = spoken(mini, 2)
+    apply(mini, "kv_cache")
+    apply(mini, "compile", decode="triton", estimator=False)
+    assert spoken(mini, 2) == expected
+    assert set(launched) == set(OURS)
+    mini.reset()
+    assert spoken(mini, 2) == expected
+
+
+# -- what PyTorch compiles -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mini():
+    pipeline = checkpoints.load("mini", "cpu")
+    yield pipeline
+    pipeline.reset()
+
+
+@pytest.fixture
+def captured_only(monkeypatch):
+    """torch.compile without its code generator, which takes half a minute: what it captures runs as it is."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+
+
+def synthesized(pipeline, n_tokens):
+    return pipeline.synthesize(TEXT, next(iter(pipeline.voices)), 3, n_tokens=n_tokens)
+
+
+@not_interpreted
+def test_compiled_parts_compile_once_for_all_lengths(mini, captured_only):
+    lengths = (10, 24, 17)
+    expected = [synthesized(mini, n) for n in lengths]
+    apply(mini, "flash_attention", backend="sdpa")
+    apply(mini, "kv_cache")
+    plugin = apply(mini, "compile", decode="inductor")
+    for n_tokens, utterance in zip(lengths, expected, strict=True):
+        same = synthesized(mini, n_tokens)
+        assert torch.equal(same.tokens[0], utterance.tokens[0])
+        np.testing.assert_allclose(same.wave, utterance.wave, atol=1e-4)
+    evidence = plugin.evidence(mini)
+    assert evidence.active, evidence
+    assert evidence.facts["graphs_compiled_in_utterance"] == {"1": 2}
+    assert evidence.facts["graph_breaks_count"] == 0
+    assert evidence.facts["inductor_calls_count"]["tokens_to_mel"] == 10
+    mini.reset()
+    np.testing.assert_array_equal(synthesized(mini, 10).wave, expected[0].wave)
+
+
+@not_interpreted
+def test_graph_breaks_and_recompilations_are_counted_by_utterance():
+    torch._dynamo.reset()
+    compilations = Compilations()
+    double = torch.compile(lambda x: x * 2 if x.sum().item() > 0 else x, backend="eager", dynamic=False)
+    for length in (3, 3, 4):
+        with compilations.of_an_utterance():
+            double(torch.ones(length))
+    facts = compilations.facts()
+    assert facts["graph_breaks_count"] > 0
+    assert list(facts["graphs_compiled_in_utterance"]) == ["1", "3"]
+    assert facts["utterances_count"] == 3
+
+
+@not_interpreted
+def test_compile_says_what_it_lacks(mini, monkeypatch):
+    def reason(**params):
+        return optimizations.create("compile", params).unavailable(mini)
+
+    assert "kv_cache" in reason(decode="inductor", estimator=False)
+    assert "nothing is left" in reason(decode="none", estimator=False)
+    assert "nothing is left" in reason(estimator=False)  # auto leaves the decode step alone on a CPU
+    apply(mini, "kv_cache")
+    assert "CUDA" in reason(decode="triton", estimator=False)
+    mini.reset()
+    monkeypatch.setenv("PATH", "")
+    assert "C++ compiler" in reason(decode="none")
+    with pytest.raises(UserError, match="choose one of"):
+        optimizations.create("compile", {"decode": "cuda"})
+
+
 # -- on a GPU ------------------------------------------------------------------------------------------------------
 
 N_FORCED = 200
-TEXT = "Good morning, how are you today?"
 
 
 @pytest.fixture(scope="module")
@@ -164,21 +281,6 @@ def _large_back_to_baseline(request):
     yield
     if "large" in request.fixturenames:
         request.getfixturevalue("large").reset()
-
-
-def apply(pipeline, name, **params):
-    plugin = optimizations.create(name, params)
-    assert plugin.unavailable(pipeline) is None
-    plugin.apply(pipeline)
-    return plugin
-
-
-def spoken(pipeline, n_tokens):
-    """Speech tokens of one text, as the pipeline's own stage decodes them."""
-    voice = next(iter(pipeline.voices))
-    torch.manual_seed(0)
-    segment = Segment(TEXT, pipeline.stages["condition"](voice), 0, n_tokens)
-    return pipeline.stages["generate_tokens"]([segment])[0].tolist()
 
 
 def forced_logits(t3, engine, tokens, prompt=60):
