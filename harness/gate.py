@@ -90,7 +90,7 @@ def exit_code(summaries: Sequence[Summary], findings: Iterable[Finding]) -> int:
 
 
 def _require_same_experiment(summary: Summary, reference: Summary) -> None:
-    for what in ("combo", "pipeline", "workload"):
+    for what in ("combo", "pipeline", "workload", "scenario"):
         ours, theirs = getattr(summary, what), getattr(reference, what)
         if ours != theirs:
             raise UserError(

@@ -7,6 +7,7 @@ tokens has failed, however fast it was.
 
 import datetime
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness import stats
@@ -36,7 +37,7 @@ def build_summary(folder: RunFolder) -> Summary:
     gaps: list[str] = [] if candidate else ["only the baseline left rows: there is nothing to compare."]
     for name in names:
         own = [row for row in rows if row.variant == name]
-        child, plan = children.get(name, {}), plans.get(name) or _counts(rows)
+        child, plan = children.get(name, {}), plans.get(name) or _least_plan(rows)
         variant = figures(own, [s for s in scores if s.variant == name], child, plan.get("quality", 0))
         if name == candidate and (problem := duration_problem(rows, name)):
             variant.status, variant.error = "failed", problem
@@ -50,7 +51,11 @@ def build_summary(folder: RunFolder) -> Summary:
     thresholds = _thresholds(job, similarities(scores))
     comparison = compare(rows, scores, variants, candidate, thresholds)
     optimizations = folder.read_json("optimizations.json").get(candidate or "", {})
-    warnings = [*gaps, *warnings, *_unmeasured(comparison, variants, candidate), *_uncredited(optimizations)]
+    idle = _is_idle(optimizations)
+    if idle:
+        comparison = {name: _withheld(record) for name, record in comparison.items()}
+    unmeasured = _unmeasured(comparison, variants, candidate, idle)
+    warnings = [*gaps, *warnings, *unmeasured, *_uncredited(optimizations)]
     failed = any(variant.status == "failed" for variant in variants.values())
     return Summary(
         run_id=folder.run_id,
@@ -99,6 +104,12 @@ def _counts(rows: Sequence[Measurement]) -> dict[str, int]:
     }
 
 
+def _least_plan(rows: Sequence[Measurement]) -> dict[str, int]:
+    """What a variant owes where no plan was kept: as much as the others have, and something of the speed pass."""
+    found = _counts(rows)
+    return found | {"speed": max(found["speed"], 1)}
+
+
 def _gaps(name: str, rows: Sequence[Measurement], expected: dict[str, int]) -> list[str]:
     """What one variant lacks of the planned rows, and what failed."""
     warnings = []
@@ -130,6 +141,17 @@ def _unscored(name: str, variant: Variant, folder: RunFolder) -> list[str]:
         f"{name}: {missing} of {variant.n_expected} clips of the quality pass have no score; "
         f"`python -m harness score {folder.path}` scores what is there."
     ]
+
+
+def _is_idle(optimizations: dict[str, dict[str, Any]]) -> bool:
+    """Whether optimizations were switched on and none of them was active."""
+    enabled = [record for record in optimizations.values() if record["enabled"]]
+    return bool(enabled) and all(record["status"] != "active" for record in enabled)
+
+
+def _withheld(record: Comparison) -> Comparison:
+    """A change in time or memory that nobody made: shown, but not judged."""
+    return replace(record, verdict=stats.NOT_MEASURED) if record.kind == "ratio" else record
 
 
 def _uncredited(optimizations: dict[str, dict[str, Any]]) -> list[str]:
@@ -187,14 +209,18 @@ def _thresholds(job: dict[str, Any], similarity_names: Iterable[str]) -> dict[st
     }
 
 
-def _unmeasured(comparison: dict[str, Comparison], variants: dict[str, Variant], candidate: str | None) -> list[str]:
+def _unmeasured(
+    comparison: dict[str, Comparison], variants: dict[str, Variant], candidate: str | None, idle: bool
+) -> list[str]:
     """Which figures have no verdict, and why; one warning for each reason. A quality note is a warning already."""
     reasons: dict[str, list[str]] = {}
     for name, record in comparison.items():
         noted = stats.metric(name).kind == "delta" and any(variant.quality_note for variant in variants.values())
         if record.verdict != stats.NOT_MEASURED or noted or (name in SINGLE and record.value is not None):
             continue
-        if record.value is not None:
+        if record.value is not None and idle:
+            reason = "no optimization was active, so what differs is not their doing"
+        elif record.value is not None:
             reason = f"{record.n} pairs are too few for an interval ({stats.MIN_PAIRS} are needed)"
         elif candidate is None or variants[candidate].status == "failed":
             reason = "the combo failed"

@@ -17,6 +17,7 @@ from harness.callback import note_failure
 from harness.config import JobSpec, expand
 from harness.console import OUT, say, say_error
 from harness.errors import UserError
+from harness.report import words
 from harness.results import Summary
 from harness.worker import take_server_start
 
@@ -65,6 +66,7 @@ def run_job(spec: JobSpec, results: Path) -> Summary:
 
         summary = job.run(spec, results, progress, started=take_server_start())
     say(time_line(summary.timing))
+    say(start_line(summary))
     return summary
 
 
@@ -76,6 +78,13 @@ def announcement(spec: JobSpec) -> str:
         f"pipeline {settings['pipeline']['name']}, workload {settings['workload']['name']}, "
         f"device {settings['device']}. About {minutes} minutes where speech is made in real time."
     )
+
+
+def start_line(summary: Summary) -> str:
+    """How long each variant's process took to speak for the first time, whatever it prepared, captured or compiled."""
+    times = {name: variant.process_to_first_utterance_s for name, variant in summary.variants.items()}
+    shown = [f"{name} {words.seconds(time)}" for name, time in times.items()]
+    return f"From process start to the first utterance, packages already imported: {', '.join(shown)}."
 
 
 def time_line(timing: dict[str, float | None]) -> str:

@@ -49,6 +49,7 @@ def test_one_combo_ends_with_its_verdict_and_its_report(command, tmp_path):
     lines = out.splitlines()
     assert lines[0].startswith("Measuring custom (fake_fast) against the baseline: ")
     assert "orchestration" in lines[1]
+    assert re.search(r"to the first utterance.*: baseline .* s, custom .* s\.$", lines[2])
     assert "faster" in lines[-2]
     report = Path(lines[-1].removeprefix("Report: "))
     assert report.is_file()

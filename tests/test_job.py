@@ -370,6 +370,17 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_the_children(tmp_path):
     assert no_children()
 
 
+def test_an_interruption_before_the_speed_pass_is_no_failure(tmp_path):
+    def interrupt(phase: str, done: int, total: int) -> None:
+        if phase.startswith("warmup"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job.run(spec(), tmp_path, interrupt)
+    (folder,) = tmp_path.iterdir()
+    assert RunFolder.open(folder).summary().status == "incomplete"
+
+
 def test_a_child_does_not_outlive_its_parent(tmp_path):
     context = _context()
     ours, theirs = context.Pipe()

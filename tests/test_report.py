@@ -133,6 +133,11 @@ def test_inactive_and_unavailable_optimizations_get_no_credit(tmp_path):
     assert "| Could not be judged here | `channels_last` | inactive: none pays |" in text
 
 
+def test_both_variants_say_how_long_their_first_words_took(tmp_path):
+    text = report_of(tmp_path, Case())
+    assert "| process start to first utterance (packages already imported) | 6.00 s | 6.00 s |" in text
+
+
 def test_evidence_is_shown(tmp_path):
     facts = {"cat_calls": 0, "bytes": {"before": 83_000_000, "after": 14_000_000}}
     text = report_of(tmp_path, alone("kv_cache", evidence={"kv_cache": facts}))

@@ -262,6 +262,47 @@ def test_an_enabled_optimization_that_was_not_active_is_named(tmp_path):
     assert any("kv_cache is enabled but inactive" in warning for warning in summary.warnings)
 
 
+def test_a_combo_with_nothing_active_gets_no_verdict_on_time_or_memory(tmp_path):
+    idle = ("inactive", "none pays")
+    summary = make_summary(tmp_path, Case(statuses={"kv_cache": idle, "inference_mode": idle}))
+    rtf = summary.comparison["rtf"]
+    assert rtf.value == pytest.approx(0.6, rel=0.05)
+    assert rtf.verdict == summary.comparison["peak_memory_mb"].verdict == "not measured"
+    assert summary.comparison["wer"].verdict == "no detectable change"
+    assert any("no optimization was active" in warning for warning in summary.warnings)
+
+
+def test_a_batchs_rows_are_one_measurement(tmp_path):
+    """Eight texts in each of two calls are two pairs, not sixteen, and their time is counted once."""
+    folder = write_rows(tmp_path, Case())
+    rows = folder.measurements()[0]
+    folder.utterances_file.unlink()
+    for row in rows:
+        folder.add_measurement(replace(row, batch_size=8) if row.pass_name == "speed" else row)
+    summary = build_summary(folder)
+    assert summary.comparison["rtf"].n == 2
+    assert summary.comparison["rtf"].value == pytest.approx(0.6, rel=0.05)
+    assert summary.comparison["rtf"].verdict == "not measured"
+    assert summary.variants["baseline"].rtf == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_run_that_ended_before_its_speed_pass_is_incomplete(tmp_path, planned):
+    folder = write_rows(tmp_path, Case())
+    rows = [row for row in folder.measurements()[0] if row.pass_name in ("first", "quality")]
+    folder.utterances_file.unlink()
+    for row in rows:
+        folder.add_measurement(row)
+    if not planned:
+        (folder.path / "plan.json").unlink()
+    summary = build_summary(folder)
+    assert summary.status == "incomplete"
+    assert summary.variants["baseline"].status == "ok"
+    assert summary.comparison["rtf"].verdict == "not measured"
+    assert any("rows of the speed pass are there" in warning for warning in summary.warnings)
+    folder.write_summary(summary)
+
+
 def test_too_few_pairs_give_a_ratio_and_no_verdict(tmp_path):
     summary = make_summary(tmp_path, Case(texts=2, rounds=1, seeds=1))
     assert summary.comparison["rtf"].value == pytest.approx(0.6, rel=0.05)

@@ -9,6 +9,7 @@ from harness.report import words
 from harness.report.data import Run, by_place
 from harness.report.document import Block, Bullets, Code, Heading, Paragraph, Table
 from harness.report.outcome import verdict_sentence
+from harness.workload import OFFLINE
 
 
 def conditions(runs: Sequence[Run]) -> list[Block]:
@@ -46,6 +47,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
         "variables": ", ".join(f"{name}={value}" for name, value in variables.items()),
         "workload": words.listing(sorted({run.summary.workload for run in runs})),
+        "scenario": words.listing(sorted({run.summary.scenario for run in runs})),
         "seeds": ", ".join(map(str, workload.get("seeds") or [])),
         "voices": ", ".join(map(str, workload.get("voices") or [])),
         "judges": _record({key: quality[key] for key in ("asr", "speaker") if quality.get(key)}),
@@ -124,6 +126,8 @@ def command(run: Run) -> str:
     else:
         parts.append(f"+combo={run.name}")
     parts += [f"pipeline={run.summary.pipeline}", f"workload={run.summary.workload}"]
+    if run.summary.scenario == OFFLINE and run.summary.workload != OFFLINE:
+        parts.append(f"workload.scenario={OFFLINE}")
     for group in ("measure", "quality"):
         name = (run.job.get(group) or {}).get("name", "default")
         parts += [f"{group}={name}"] if name != "default" else []
