@@ -1,17 +1,18 @@
 """The decode loop with everything that changes from token to token on the device.
 
 The decoder's own loop hands numbers to the device for each token (the position, the temperature) and asks for one back
-(is it over?). Here the step is a function of buffers that stay where they are, so it can be captured: it embeds the
-newest token, runs the transformer, samples, and writes the token, the ids seen and the position down for the next
-step. The host only says how far attention has to read, in whole buckets, and looks every few tokens whether all rows
-are finished. What runs beyond the end is cut off, so the tokens are those of the decoder's own loop.
+(is it over?). Here the step is a function of buffers that stay where they are, so it can be captured: it runs the
+newest token through the transformer, samples, and writes the token, its embedding, the ids seen and the position down
+for the next step. The host only says how far attention has to read, in whole buckets, and looks every few tokens
+whether all rows are finished. What runs beyond the end is cut off, so the tokens are those of the decoder's own loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
@@ -21,6 +22,7 @@ from harness.pipeline import HELD_BACK
 from optimizations.engines import StaticEngine
 from optimizations.graphs import Draws, Graphs, Signal
 from optimizations.sampling import Dials, guide, sample_by
+from optimizations.tape import Tape
 
 if TYPE_CHECKING:
     from optimizations.decoder import Decoder
@@ -28,36 +30,10 @@ if TYPE_CHECKING:
 STAGE = "generate_tokens"
 
 
-@dataclass
-class Tape:
-    """What a step reads and leaves for the next one, for `n` rows, at most `limit` tokens and V ids."""
-
-    token: Tensor  # [n, 1]: the newest
-    tokens: Tensor  # [n, limit]: all of them
-    written: Tensor  # [1]: how many
-    seen: Tensor  # [n, V]: ids that a row has produced
-    held: Tensor  # [V]: ids that must not win, which are those beyond speech where the length is pinned
-    finished: Tensor  # [n, 1]
-    over: Tensor  # [1]: whether all rows are finished
-
-    @classmethod
-    def blank(cls, n: int, limit: int, n_ids: int, device: torch.device) -> Tape:
-        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        return cls(
-            token=zeros(n, 1, dtype=torch.long),
-            tokens=zeros(n, limit, dtype=torch.long),
-            written=zeros(1, dtype=torch.long),
-            seen=zeros(n, n_ids, dtype=torch.bool),
-            held=zeros(n_ids, dtype=torch.bool),
-            finished=zeros(n, 1, dtype=torch.bool),
-            over=zeros(1, dtype=torch.bool),
-        )
-
-
 class FixedLoop:
     """Decodes for a `Decoder` whose engine is static, in steps that `graphs` runs.
+
+    On a GPU what follows the logits is one Triton kernel, unless there is a nucleus to sort for.
 
     Batches are filled up to a power of two with rows that nobody wants, so that few numbers of rows occur; a step's
     time hardly depends on it. `poll` is the number of tokens between two looks at whether all is said.
@@ -70,6 +46,8 @@ class FixedLoop:
         self._signal = Signal(self.device)
         self._tapes: dict[int, Tape] = {}
         self._moves = -1
+        on_gpu = self.device.type == "cuda" and find_spec("triton")
+        self._kernels: Any = import_module("optimizations.kernels.choose") if on_gpu else None
 
     @property
     def engine(self) -> StaticEngine:
@@ -89,12 +67,14 @@ class FixedLoop:
         draws, filled, made = Draws(self.device), self.engine.length, 1
         self._choose(tape, hidden)
         while made < limit:
-            if not pinned and made % self.poll == 0 and self._signal.look(tape.over):
+            if not pinned and made % self.poll == 0 and self._signal.look(tape.finished.all()):
                 break
             self._advance(tape, filled + made - 1)
             made += 1
         tokens = tape.tokens[:n, :made]
-        if not pinned:
+        if self.decoder.pipeline.sampling.temperature == 0:
+            draws.keep(0, made)
+        elif not pinned:
             draws.keep(self._length(tokens), made)
         return tokens
 
@@ -119,7 +99,8 @@ class FixedLoop:
         tape = self._tapes.get(rows)
         if tape is None or tape.tokens.shape[1] < limit:
             longest = max(limit, decoder.pipeline.sampling.max_new_tokens)
-            tape = self._tapes[rows] = Tape.blank(rows, longest, decoder.t3.speech_head.out_features, self.device)
+            n_ids = decoder.t3.speech_head.out_features
+            tape = self._tapes[rows] = Tape.blank(rows, longest, decoder.t3.speech_emb.weight, n_ids)
             self.graphs.forget(STAGE)
         self._dials.turn(decoder.pipeline.sampling)
         self._signal.reset()
@@ -141,28 +122,34 @@ class FixedLoop:
             self.graphs.forget(STAGE)
             self._moves = engine.moves
         extent = min((position // engine.bucket + 1) * engine.bucket, engine.capacity)
-        nucleus = self.decoder.pipeline.sampling.top_p < 1
-        shape = (len(tape.token), extent, nucleus)
-        self.graphs.run(STAGE, shape, lambda: self._choose(tape, self._step(tape, extent)))
+        shape = (len(tape.token), extent, self._nucleus)
+        self.graphs.run(STAGE, shape, lambda: self._step(tape, extent))
 
-    def _step(self, tape: Tape, extent: int) -> Tensor:
-        """The newest tokens through the transformer -> hidden [2 rows, C]."""
-        t3 = self.decoder.t3
-        embedding = t3.speech_emb(tape.token) + t3.speech_pos_emb.emb.weight.index_select(0, tape.written)
-        hidden = self.engine.fixed_step(torch.cat((embedding, embedding)), extent)
+    def _step(self, tape: Tape, extent: int) -> None:
+        """The newest tokens through the transformer, and the next ones."""
+        hidden = self.engine.fixed_step(tape.embeds, extent)
         self.engine.position += 1
-        return hidden
+        self._choose(tape, hidden)
+
+    @property
+    def _nucleus(self) -> bool:
+        return self.decoder.pipeline.sampling.top_p < 1
 
     def _choose(self, tape: Tape, hidden: Tensor) -> None:
-        """Sample a token for every row and write it down."""
-        logits = guide(self.decoder.logits(hidden), self._dials.cfg_weight).masked_fill(tape.held, HELD_BACK)
-        nucleus = self.decoder.pipeline.sampling.top_p < 1
-        tape.token.copy_(sample_by(self._dials, logits, tape.seen, nucleus))
+        """Sample a token for every row and write it down, with its embedding."""
+        t3, logits = self.decoder.t3, self.decoder.logits(hidden)
+        table, positions, stop = t3.speech_emb.weight, t3.speech_pos_emb.emb.weight, t3.hp.stop_speech_token
+        if self._kernels and not self._nucleus:
+            self._kernels.choose_tokens(logits, self._dials, tape, table, positions, stop)
+            return
+        logits = guide(logits, self._dials.cfg_weight).masked_fill(tape.held, HELD_BACK)
+        tape.token.copy_(sample_by(self._dials, logits, tape.seen, self._nucleus))
         tape.tokens.index_copy_(1, tape.written, tape.token)
         tape.seen.scatter_(1, tape.token, True)
-        tape.finished |= tape.token == self.decoder.t3.hp.stop_speech_token
-        tape.over.copy_(tape.finished.all())
+        tape.finished |= tape.token == stop
         tape.written += 1
+        embedding = t3.speech_emb(tape.token) + positions.index_select(0, tape.written)
+        tape.embeds.copy_(torch.cat((embedding, embedding)))
 
     def _length(self, tokens: Tensor) -> int:
         """Steps until the last row of `tokens` [n, made] stopped, the stop itself included."""
