@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from transformers import LlamaModel
 
 from harness.pipeline import Pipeline
+from optimizations import fixed_loop
 from optimizations.base import Evidence, Optimization, register
 from optimizations.choices import one_of
 from optimizations.decoder import Decoder, decoder_of
@@ -32,7 +33,7 @@ OURS = (
     "final_rmsnorm",
     "speech_head",
 )
-"""The decode step's own kernels, as the profiler names them."""
+"""The decode step's own kernels, as the profiler names them; `sample_token` comes to them where steps are captured."""
 INDUCTOR = ("triton_", "Torch-Compiled Region")
 """How the names of inductor's kernels on a GPU begin, and of its calls from Python, which a replayed graph has not."""
 
@@ -132,8 +133,9 @@ class Compile(Optimization):
 
 
 def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
-    """The Triton engine in the place of the static one, and its product for the head."""
+    """The Triton engine in the place of the static one, and its product for the head; in fixed steps, its sampling."""
     kernels: Any = import_module("optimizations.kernels.engine")
+    pipeline.swap(fixed_loop, "sample_by", import_module("optimizations.kernels.sample").sample_by)
     engine, head = decoder.engine, pipeline.model.t3.speech_head
     assert isinstance(engine, StaticEngine)
     layers = head.forward

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from functools import partial
 from importlib import import_module
@@ -17,9 +18,11 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Sampling, Segment
+from optimizations import sampling
 from optimizations.compile import OURS, Compilations
 from optimizations.engines import StaticEngine
 from optimizations.modules import cast_parameters
+from optimizations.sampling import Dials
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="Triton has no part in it")
@@ -150,6 +153,31 @@ def test_head_takes_a_vocabulary_of_any_size():
     engine = import_module("optimizations.kernels.engine")
     head, hidden = torch.nn.Linear(64, 37, bias=False), torch.randn(2, 64)
     torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
+
+
+def assert_samples_as_pytorch(device):
+    """Same logits, same random numbers, same ids; on and off the fences of each setting."""
+    dials, size = Dials(torch.device(device)), 1000
+    noise = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(6, size, generator=noise)).to(device)
+    seen = (torch.rand(6, size, generator=noise) < 0.2).to(device)
+    ours = import_module("optimizations.kernels.sample").sample_by
+    chosen = set()
+    for temperature, min_p, penalty in ((0.0, 0.05, 1.2), (0.8, 0.05, 1.2), (1.5, 0.0, 2.0), (0.8, 0.5, 1.0)):
+        dials.turn(Sampling(temperature=temperature, min_p=min_p, repetition_penalty=penalty))
+        for seed in range(3):
+            torch.manual_seed(seed)
+            expected = sampling.sample_by(dials, logits, seen, nucleus=False)
+            torch.manual_seed(seed)
+            actual = ours(dials, logits, seen, nucleus=False)
+            assert torch.equal(actual, expected)
+            chosen.add(tuple(actual[:, 0].tolist()))
+    assert len(chosen) > 6
+
+
+@interpreted
+def test_sampling_draws_the_ids_that_pytorch_draws():
+    assert_samples_as_pytorch("cpu")
 
 
 @interpreted
@@ -359,14 +387,14 @@ def test_gpu_kernels_that_start_early_compute_the_same_bits(large):
 
 @pytest.mark.gpu
 def test_gpu_greedy_float32_tokens_are_those_of_the_layers(large):
-    large.sampling, sampling = Sampling(temperature=0), large.sampling
+    large.sampling, usual = Sampling(temperature=0), large.sampling
     try:
         apply(large, "kv_cache")
         expected = spoken(large, 500)
         apply(large, "compile", estimator=False)
         tokens = spoken(large, 500)
     finally:
-        large.sampling = sampling
+        large.sampling = usual
     assert len(tokens) == 500
     assert tokens == expected
 
@@ -396,6 +424,32 @@ def test_gpu_head_takes_both_precisions(large):
         assert relative_error(kernels.head_logits(head, hidden), exact) < 1e-5
         cast_parameters(large, head, torch.bfloat16)
         assert relative_error(kernels.head_logits(head, hidden.bfloat16()), exact) < 1e-2
+
+
+@pytest.mark.gpu
+def test_gpu_sampling_draws_the_ids_that_pytorch_draws():
+    assert_samples_as_pytorch("cuda")
+
+
+@pytest.mark.gpu
+def test_gpu_captured_decode_says_what_the_loop_says(large, capsys):
+    large.sampling, usual = Sampling(temperature=0), large.sampling
+    try:
+        apply(large, "mixed_precision", tf32=False, parts=["t3"])
+        apply(large, "kv_cache")
+        apply(large, "compile", estimator=False)
+        expected = spoken(large, 250)
+        apply(large, "cuda_graphs", tokens=250)
+        large.stages["generate_tokens"].prepare()
+        assert spoken(large, 250) == expected
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        spoken(large, 250)
+        torch.cuda.synchronize()
+        with capsys.disabled():
+            print(f"\n{250 / (time.perf_counter() - start):,.0f} tokens/s, prompt included")
+    finally:
+        large.sampling = usual
 
 
 @pytest.mark.gpu
