@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,8 @@ class CudaGraphs(Optimization):
 
         def prepare() -> None:
             if not decoder.guarded:
-                loop.prepare({1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS)
+                with self._preparing(pipeline):
+                    loop.prepare({1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS)
 
         pipeline.swap_item(vars(decoder), "prepare", prepare)
 
@@ -154,12 +156,22 @@ class CudaGraphs(Optimization):
 
         def wrapped(stage: Stage) -> Prepared:
             def ready() -> None:
-                with torch.inference_mode(), self.graphs.preparing():
+                with self._preparing(pipeline):
                     prepare(stage)
 
             return Prepared(stage, ready)
 
         pipeline.wrap_stage(name, wrapped)
+
+    @contextmanager
+    def _preparing(self, pipeline: Pipeline) -> Iterator[None]:
+        """Everything as it is during a synthesis, since what is captured stays as it was."""
+        with ExitStack() as contexts:
+            for context in pipeline.around:
+                contexts.enter_context(context())
+            contexts.enter_context(torch.inference_mode())
+            contexts.enter_context(self.graphs.preparing())
+            yield
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         graphs = self.graphs

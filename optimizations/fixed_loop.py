@@ -18,6 +18,7 @@ import torch
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
 from torch import Tensor
 
+from harness.measure import synchronize
 from harness.pipeline import HELD_BACK
 from optimizations.engines import StaticEngine
 from optimizations.graphs import Draws, Graphs, Signal
@@ -78,20 +79,17 @@ class FixedLoop:
             draws.keep(self._length(tokens), made)
         return tokens
 
-    @torch.inference_mode()
     def prepare(self, batches: Iterable[int], positions: int) -> None:
         """Capture the steps of batches of these sizes, for every bucket up to `positions`."""
         rows = sorted({self.n_rows(n) for n in batches}, reverse=True)
-        self.engine.reserve(2 * rows[0], positions)
-        with self.graphs.preparing():
-            for n in rows:
-                self.engine.reserve(2 * n, positions)
-                tape = self._begin(n, n, limit=1, pinned=True)
-                # The largest first: what the others need then fits into its memory.
-                for last in range(self.engine.capacity - 1, 0, -self.engine.bucket):
-                    tape.written.zero_()
-                    self.engine.position.fill_(last)
-                    self._advance(tape, last)
+        for n in rows:
+            self.engine.reserve(2 * n, positions)
+            tape = self._begin(n, n, limit=1, pinned=True)
+            # The largest first: what the others need then fits into its memory.
+            for last in range(self.engine.capacity - 1, 0, -self.engine.bucket):
+                tape.written.zero_()
+                self.engine.position.fill_(last)
+                self._advance(tape, last)
 
     def _begin(self, rows: int, n: int, limit: int, pinned: bool) -> Tape:
         """A tape for `rows` rows, of which the first `n` are wanted, as it is before the first token."""
@@ -101,7 +99,7 @@ class FixedLoop:
             longest = max(limit, decoder.pipeline.sampling.max_new_tokens)
             n_ids = decoder.t3.speech_head.out_features
             tape = self._tapes[rows] = Tape.blank(rows, longest, decoder.t3.speech_emb.weight, n_ids)
-            self.graphs.forget(STAGE)
+            self._start_again()
         self._dials.turn(decoder.pipeline.sampling)
         self._signal.reset()
         tape.tokens.fill_(hp.stop_speech_token)
@@ -119,11 +117,16 @@ class FixedLoop:
         if position >= engine.capacity:
             engine.extend(position, position + 1)
         if engine.moves != self._moves:
-            self.graphs.forget(STAGE)
+            self._start_again()
             self._moves = engine.moves
         extent = min((position // engine.bucket + 1) * engine.bucket, engine.capacity)
         shape = (len(tape.token), extent, self._nucleus)
         self.graphs.run(STAGE, shape, lambda: self._step(tape, extent))
+
+    def _start_again(self) -> None:
+        """Drop the graphs, whose buffers have moved, when the last of them has run."""
+        synchronize(self.device)
+        self.graphs.forget(STAGE)
 
     def _step(self, tape: Tape, extent: int) -> None:
         """The newest tokens through the transformer, and the next ones."""

@@ -143,7 +143,7 @@ class Signal:
         self._looked = False
 
     def look(self, value: Tensor) -> bool:
-        """`value` [1] as it was at the look before this one; False at the first."""
+        """`value`, of one element, as it was at the look before this one; False at the first."""
         if self._looked and self._copied is not None:
             self._copied.synchronize()
         seen = self._looked and bool(self._copy)
