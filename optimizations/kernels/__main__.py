@@ -24,12 +24,12 @@ VOCABULARY = 8194
 ROWS, FILLED, CAPACITY = 2, 300, 1280
 """Rows of guided decoding at batch 1, and filled slots: the middle of ten seconds of speech."""
 CANDIDATES = {
-    "rmsnorm_qkv_rope": [Tile(2, 2), Tile(2, 4), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
-    "split_attention": [Tile(32, 2), Tile(64, 4), Tile(128, 4), Tile(128, 8)],
-    "combine_o_residual": [Tile(4, 2), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
-    "rmsnorm_gate_up_silu": [Tile(2, 2), Tile(2, 4), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
-    "down_residual": [Tile(1, 4), Tile(2, 4), Tile(2, 8), Tile(4, 8), Tile(8, 8)],
-    "speech_head": [Tile(4, 4), Tile(8, 4), Tile(8, 8), Tile(16, 8)],
+    "rmsnorm_qkv_rope": [Tile(2, 2), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
+    "split_attention": [Tile(64, 4), Tile(128, 4), Tile(128, 8)],
+    "combine_o_residual": [Tile(2, 2), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
+    "rmsnorm_gate_up_silu": [Tile(2, 2), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
+    "down_residual": [Tile(1, 4), Tile(2, 4), Tile(4, 8), Tile(8, 8)],
+    "speech_head": [Tile(4, 4), Tile(8, 4), Tile(8, 8)],
 }
 
 
