@@ -47,8 +47,9 @@ class Compile(Optimization):
     Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
     result back: some 25 a layer of T3, a thousand in an estimator step.
     Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a layer,
-    for batches up to 8; larger ones go through the layers. Where `cuda_graphs` captures the step, sampling is one more. `decode=inductor` has PyTorch's compiler fuse the same step;
-    `auto` is triton on CUDA and none on a CPU. `estimator` has the compiler fuse the estimator.
+    for batches up to 8; larger ones go through the layers. Where `cuda_graphs` captures the step, sampling is one more.
+    `decode=inductor` has PyTorch's compiler fuse the same step; `auto` is triton on CUDA and none on a CPU. `estimator`
+    has the compiler fuse the flow's estimator.
     Why: a decode step is bound by reading T3's weights once; whatever is launched, waited for or written between two
     reads is lost. The estimator is bound by arithmetic, and its norms, activations and transposes are not.
     Where not: launching from Python still costs more than the kernels, so it needs `cuda_graphs` to tell. Compilation
