@@ -16,6 +16,7 @@ from harness.measure import synchronize
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
 from optimizations.choices import one_of
+from optimizations.decoder import Decoder
 from optimizations.modules import CONDITIONING, parts
 
 PROFILES = ("conditioning", "sequential")
@@ -29,14 +30,14 @@ class CpuOffload(Optimization):
     encoder (530 MB at full size) only turn a reference clip into conditionals, and built-in voices bring theirs along.
 
     This: `conditioning` keeps those three on the CPU and fetches them only while a reference clip is prepared.
-    `sequential` also keeps T3 (2.1 GB) and S3Gen's flow and vocoder apart: whichever is called first comes in, and the
-    other leaves. Weights never change, so leaving is free after the first time: the copy on the CPU is still good.
-    From pinned memory the copy in runs at the bus's speed.
+    `sequential` also has T3 (2.1 GB), the flow (450 MB) and the vocoder (83 MB) take turns: whichever is called comes
+    in, and the others leave. Weights never change, so leaving is free after the first time: the copy on the CPU is
+    still good. From pinned memory the copy in runs at the bus's speed.
 
-    Where it cannot help: `conditioning` saves memory, never time. `sequential` pays two transfers per utterance, some
-    50 ms each over PCIe; batches share them. It moves addresses, so it excludes captured CUDA graphs of the moved
-    parts, and bitsandbytes' INT8 layers, which keep references of their own to the weights. Its 4-bit layers move,
-    except for their scales, which are small.
+    Where it cannot help: `conditioning` saves memory, never time. `sequential` copies all weights in once per
+    utterance, some 100 ms over PCIe; batches share that. It moves addresses, so it excludes captured CUDA graphs, and
+    bitsandbytes' INT8 layers, which keep references of their own to the weights. Its 4-bit layers move, except for
+    their scales, which are small.
 
     Campaign: "0.2 % VRAM reduction": it moved the 5.7 MB of the voice encoder and left the other 525.
 
@@ -56,7 +57,14 @@ class CpuOffload(Optimization):
     def unavailable(self, pipeline: Pipeline) -> str | None:
         if pipeline.device.type == "cpu":
             return "this pipeline is on the CPU already: use device=cuda"
-        if self.config.profile == "sequential" and (parts := _int8(pipeline)):
+        if self.config.profile != "sequential":
+            return None
+        if isinstance(decoder := pipeline.stages["generate_tokens"], Decoder) and decoder.fixed_loop:
+            return (
+                "cuda_graphs has captured work on weights that would move: switch it off, or use "
+                "optimizations.cpu_offload.profile=conditioning"
+            )
+        if parts := _int8(pipeline):
             return (
                 f"{' and '.join(parts)} hold bitsandbytes' INT8 layers, which keep references of their own to their "
                 "weights: use optimizations.quantization.strategy=aggressive, whose 4-bit layers do not, or "
@@ -74,14 +82,12 @@ class CpuOffload(Optimization):
         pipeline.swap_item(model.__dict__, "prepare_conditionals", self._fetching(model.prepare_conditionals))
         if self.config.profile == "sequential":
             _pin_device(pipeline, t3)
-            self._groups["t3"] = self._group(pipeline, t3)
-            self._groups["s3gen"] = self._group(pipeline, s3gen.flow, s3gen.mel2wav)
-            self._fetch_on_call(pipeline, "t3", away="s3gen", entries=[*t3.children()])
-            self._fetch_on_call(
-                pipeline, "s3gen", away="t3", entries=[*s3gen.flow.children(), *s3gen.mel2wav.children()]
-            )
-            self._groups["t3"].send()
-        self._groups["conditioning"].send()
+            for name, module in (("t3", t3), ("flow", s3gen.flow), ("vocoder", s3gen.mel2wav)):
+                if next(module.parameters()).device.type == pipeline.device.type:  # or another plugin sent it away
+                    self._groups[name] = self._group(pipeline, module)
+                    self._fetch_on_call(pipeline, name, module)
+        for group in self._groups.values():
+            group.send()
         pipeline.call_between(self._note_places)
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
@@ -118,16 +124,17 @@ class CpuOffload(Optimization):
 
         return prepare_conditionals
 
-    def _fetch_on_call(self, pipeline: Pipeline, name: str, away: str, entries: list[nn.Module]) -> None:
-        """Have the group come in, and the other leave, when any of the modules is called, by whichever loop."""
+    def _fetch_on_call(self, pipeline: Pipeline, name: str, module: nn.Module) -> None:
+        """Have the group come in, and all others leave, when any part of its module is called, by whichever loop."""
 
         def fetch(*_: object) -> None:
             if self._groups[name].is_away:
-                self._groups[away].send()
+                for other in self._groups.values():
+                    other.send()
                 self._groups[name].bring()
 
-        for module in entries:
-            pipeline.on_undo(module.register_forward_pre_hook(fetch).remove)
+        for part in module.children():
+            pipeline.on_undo(part.register_forward_pre_hook(fetch).remove)
 
     def _note_places(self, stage: str) -> None:
         """At a stage's end, where its weights are."""

@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment
 from optimizations import cuda_cache
 from optimizations.cpu_offload import Group, Meter
+from optimizations.graphs import Again
 
 TEXT = "Good morning, how are you today?"
 N_TOKENS = 5
@@ -173,17 +174,17 @@ def test_conditioning_comes_back_for_a_reference_clip(mini, tmp_path):
     assert "prepare_conditionals" not in vars(mini.model)
 
 
-def test_sequential_has_t3_and_s3gen_take_turns(mini, baseline):
+def test_sequential_has_t3_flow_and_vocoder_take_turns(mini, baseline):
     plugin = applied(mini, "cpu_offload", profile="sequential", pinned=False)
     groups, seen = plugin._groups, {}
     mini.call_between(lambda stage: seen.update({stage: {name: group.is_away for name, group in groups.items()}}))
     for _ in range(2):
         assert_same(speak(mini), baseline)
-        assert seen["generate_tokens"] == {"conditioning": True, "t3": False, "s3gen": True}
-        assert seen["mel_to_wave"] == {"conditioning": True, "t3": True, "s3gen": False}
+        for stage, here in (("generate_tokens", "t3"), ("tokens_to_mel", "flow"), ("mel_to_wave", "vocoder")):
+            assert [name for name, away in seen[stage].items() if not away] == [here]
     facts = plugin.evidence(mini).facts
     sizes = facts["group_bytes"]
-    assert facts["bytes_to_device"] == 2 * (sizes["t3"] + sizes["s3gen"])
+    assert facts["bytes_to_device"] == 2 * (sizes["t3"] + sizes["flow"] + sizes["vocoder"])
     assert facts["bytes_to_host"] == sum(sizes.values())  # once: weights do not change
     mini.reset()
     assert not any(group.is_away for group in groups.values())
@@ -254,6 +255,13 @@ def test_sequential_refuses_int8_layers(mini, monkeypatch):
     assert optimizations.create("cpu_offload").unavailable(mini) is None
 
 
+def test_sequential_refuses_captured_weights(mini, monkeypatch):
+    optimizations.create("cuda_graphs", {"tokens": 8}).apply_with(mini, Again)
+    monkeypatch.setattr(mini, "device", torch.device("cuda"))
+    assert "cuda_graphs" in optimizations.create("cpu_offload", {"profile": "sequential"}).unavailable(mini)
+    assert optimizations.create("cpu_offload").unavailable(mini) is None
+
+
 def test_sequential_moves_4_bit_layers(mini, monkeypatch):
     quantize(mini, "aggressive")
     applied(mini, "kv_cache")
@@ -294,7 +302,7 @@ def test_cpu_offload_on_the_gpu_at_full_size(profile, decoder, tmp_path):
     assert places["tokens_to_mel"]["conditioning"] == "cpu"
     assert places["condition_with_reference_clip"]["conditioning"].startswith("cuda")
     if profile == "sequential":
-        assert places["generate_tokens"]["s3gen"] == places["mel_to_wave"]["t3"] == "cpu"
+        assert places["generate_tokens"]["flow"] == places["mel_to_wave"]["t3"] == "cpu"
     assert evidence.facts["host_copies_pinned"]
     pipeline.reset()
     assert_close(speak(pipeline), before[0])
