@@ -10,9 +10,7 @@ whether all rows are finished. What runs beyond the end is cut off, so the token
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from harness.measure import synchronize
 from harness.pipeline import HELD_BACK
+from optimizations import kernels
 from optimizations.engines import StaticEngine
 from optimizations.graphs import Draws, Graphs, Signal
 from optimizations.sampling import Dials, guide, sample_by
@@ -47,8 +46,7 @@ class FixedLoop:
         self._signal = Signal(self.device)
         self._tapes: dict[int, Tape] = {}
         self._moves = -1
-        on_gpu = self.device.type == "cuda" and find_spec("triton")
-        self._kernels: Any = import_module("optimizations.kernels.choose") if on_gpu else None
+        self._kernels = kernels.for_device("choose", self.device)
 
     @property
     def engine(self) -> StaticEngine:

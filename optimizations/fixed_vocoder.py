@@ -1,22 +1,24 @@
 """HiFT in shapes that stay: a mel padded to whole buckets gives, up to its end, the wave that it gives alone.
 
 HiFT's convolutions look ahead as well as back, and at a mel's end they see zeros. Behind a padded mel's end they would
-see what the layer before made of the padding, a bias at least. So each layer's result is zeroed behind the end, at the
-rate that it has there. The two ends of the way are not convolutions: the source's spectrogram mirrors the signal at
-its end, and the inverse transform divides by the windows that overlap there; both are done with the end as a number on
-the device. (PyTorch's own `istft` asks the device whether that sum of windows vanishes anywhere, so it cannot be
-captured.)
+see what the layer before made of the padding, a bias at least. So what enters a convolution is zeroed behind the end,
+at the rate that it has there; on a GPU in the same Triton kernel as the activation. The two ends of the way are not
+convolutions: the source's spectrogram mirrors the signal at its end, and the inverse transform divides by the windows
+that overlap there; both are done with the end as a number on the device. (PyTorch's own `istft` asks the device whether
+that sum of windows vanishes anywhere, so it cannot be captured.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from optimizations import kernels
 from optimizations.fixed_flow import padded_length, within
 from optimizations.fused_vocoder import harmonic_source
 from optimizations.graphs import Graphs
@@ -30,6 +32,8 @@ class FixedVocoder:
     def __init__(self, hift: Any, graphs: Graphs, bucket: int) -> None:
         self.hift, self.graphs, self.bucket = hift, graphs, bucket
         self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        module = kernels.for_device("snake", hift.conv_pre.bias.device)
+        self._activate: Activate = module.masked_snake if module else masked
 
     @torch.inference_mode()
     def inference(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -47,7 +51,7 @@ class FixedVocoder:
         mel, excitation, frames = self._padded(x)
         excitation.copy_(F.pad(s, (0, excitation.shape[2] - s.shape[2])))
         shape = ("decode", *mel.shape)
-        wave = self.graphs.run(STAGE, shape, lambda: decode(self.hift, mel, excitation, frames))
+        wave = self.graphs.run(STAGE, shape, lambda: decode(self.hift, mel, excitation, frames, self._activate))
         return wave[:, : s.shape[2]].clone()
 
     @property
@@ -85,7 +89,16 @@ def source(hift: Any, mel: Tensor, frames: Tensor) -> Tensor:
     return hift.m_source.l_tanh(hift.m_source.l_linear(sines.transpose(1, 2))).transpose(1, 2)
 
 
-def decode(hift: Any, mel: Tensor, excitation: Tensor, frames: Tensor) -> Tensor:
+Activate = Callable[[Tensor, nn.Module, Tensor], Tensor]
+"""An activation with f(0) = 0 on a signal [B, C, T], with zeros from a length [1] on."""
+
+
+def masked(x: Tensor, activation: nn.Module, length: Tensor) -> Tensor:
+    """An `Activate` in PyTorch's operators."""
+    return activation(x) * within(length, x.shape[2])
+
+
+def decode(hift: Any, mel: Tensor, excitation: Tensor, frames: Tensor, activate: Activate) -> Tensor:
     """Waves [B, samples] of mels [B, 80, F] and sources [B, 1, samples] that end after `frames` [1]."""
     n_fft, hop = hift.istft_params["n_fft"], hift.istft_params["hop_len"]
     window = hift.stft_window
@@ -101,11 +114,10 @@ def decode(hift: Any, mel: Tensor, excitation: Tensor, frames: Tensor) -> Tensor
         length = length * up.stride[0]
         if level == hift.num_upsamples - 1:
             x, length = hift.reflection_pad(x), length + 1
-        here = within(length, x.shape[2]).to(x.dtype)
-        side = residual(hift.source_resblocks[level], hift.source_downs[level](spectrum) * here, here)
-        x = x * here + side
+        x = x + residual(hift.source_resblocks[level], hift.source_downs[level](spectrum), length, activate)
         blocks = hift.resblocks[level * hift.num_kernels : (level + 1) * hift.num_kernels]
-        x = reduce(torch.add, (residual(block, x, here) for block in blocks)) / hift.num_kernels
+        total = reduce(torch.add, (residual(block, x, length, activate) for block in blocks))
+        x = total * (within(length, x.shape[2]) / hift.num_kernels)
     x = hift.conv_post(F.leaky_relu(x))
     n_bins = n_fft // 2 + 1
     magnitude = torch.exp(x[:, :n_bins]).clip(max=1e2) * valid
@@ -114,11 +126,11 @@ def decode(hift: Any, mel: Tensor, excitation: Tensor, frames: Tensor) -> Tensor
     return wave.clamp(-hift.audio_limit, hift.audio_limit)
 
 
-def residual(block: Any, x: Tensor, valid: Tensor) -> Tensor:
-    """`ResBlock.forward`, with zeros where `valid` [1, T] is 0."""
+def residual(block: Any, x: Tensor, length: Tensor, activate: Activate) -> Tensor:
+    """`ResBlock.forward` on signals [B, C, T] that end after `length` [1]; what it leaves behind means nothing."""
     pairs = zip(block.activations1, block.convs1, block.activations2, block.convs2, strict=True)
     for first, widening, second, closing in pairs:
-        x = x + closing(second(widening(first(x)) * valid)) * valid
+        x = x + closing(activate(widening(activate(x, first, length)), second, length))
     return x
 
 

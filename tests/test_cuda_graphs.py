@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chatterbox.models.s3gen.hifigan import Snake
 from torch import Tensor
 
 import optimizations
@@ -229,9 +230,9 @@ def test_a_guarded_model_keeps_its_loop() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the child")
-def test_the_kernel_behind_the_logits_in_the_interpreter() -> None:
+def test_kernels_in_the_interpreter() -> None:
     """In a process of its own: Triton decides on import whether it compiles or interprets."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-k", "samples_and_writes_down", __file__]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-k", "in_the_child", __file__]
     environment, root = os.environ | {"TRITON_INTERPRET": "1"}, Path(__file__).parent.parent
     child = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert child.returncode == 0, child.stdout + child.stderr
@@ -243,8 +244,27 @@ def test_the_kernel_behind_the_logits_in_the_interpreter() -> None:
     [Sampling(), GREEDY, Sampling(temperature=1.3, min_p=0.3, cfg_weight=0.1, repetition_penalty=2.0)],
     ids=["default", "greedy", "others"],
 )
-def test_the_kernel_samples_and_writes_down(sampling: Sampling) -> None:
+def test_the_kernel_behind_the_logits_in_the_child(sampling: Sampling) -> None:
     assert_kernel_samples(sampling, torch.device("cpu"), n_ids=1003, width=48)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in a child, whose Triton interprets")
+def test_snake_in_the_child() -> None:
+    assert_kernel_activates(torch.device("cpu"), channels=3, longest=2050, length=1500)
+
+
+def assert_kernel_activates(device: torch.device, channels: int, longest: int, length: int) -> None:
+    """The kernel against upstream's module, on what is not contiguous either."""
+    with device:
+        torch.manual_seed(0)
+        x = 5 * torch.randn(2, longest, channels).transpose(1, 2)
+        activation = Snake(channels)
+        torch.nn.init.uniform_(activation.alpha, 0.1, 3)
+        expected = activation(x)
+        expected[:, :, length:] = 0
+        end = torch.tensor([length])
+        actual = import_module("optimizations.kernels.snake").masked_snake(x, activation, end)
+    torch.testing.assert_close(actual, expected)
 
 
 def assert_kernel_samples(sampling: Sampling, device: torch.device, n_ids: int, width: int) -> None:
@@ -397,6 +417,11 @@ def say(pipeline: Pipeline, n_tokens: int | None = None, seed: int = 0) -> Utter
 @pytest.mark.parametrize("sampling", [Sampling(), GREEDY], ids=["default", "greedy"])
 def test_the_kernel_behind_the_logits_on_a_gpu(sampling: Sampling) -> None:
     assert_kernel_samples(sampling, torch.device("cuda"), n_ids=8194, width=1024)
+
+
+@pytest.mark.gpu
+def test_snake_on_a_gpu() -> None:
+    assert_kernel_activates(torch.device("cuda"), channels=64, longest=60001, length=50000)
 
 
 @pytest.mark.gpu
