@@ -15,6 +15,7 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Request
+from harness.worker import Order, Setup, Variant
 from optimizations.batching import HIFT_REACH, batches, decode
 from optimizations.graphs import Again
 
@@ -191,6 +192,22 @@ def test_shapes_that_stay_take_batches_too(mini: Pipeline) -> None:
 def test_neighbours_in_length_go_together() -> None:
     assert batches([5, 50, 6, 49, 7], size=2) == [[1, 3], [4, 2], [0]]
     assert sorted(i for batch in batches([1] * 7, 3) for i in batch) == list(range(7))
+
+
+def test_a_worker_shares_the_time_of_a_batch_by_audio(tmp_path: Path) -> None:
+    arguments, plugins = {"name": "mini"}, {"kv_cache": {}, "batching": {"size": 2}}
+    variant = Variant(Setup("combo", tmp_path, "harness.checkpoints.load", arguments, "cpu", plugins))
+    variant.load()
+    short, long = variant.speak([Order("Yes.", "rms", 1, 8), Order("Yes.", "slt", 1, 24, audio="long.wav")])
+    assert long["generation_time_s"] == pytest.approx(3 * short["generation_time_s"])
+    assert long["stages_s"]["tokens_to_mel"] == pytest.approx(3 * short["stages_s"]["tokens_to_mel"])
+    for row in (short, long):
+        assert row["status"] == "ok"
+        assert row["batch_size"] == 2
+        assert row["audio_s"] == pytest.approx(row["n_tokens"] / 25)
+        assert 0 < sum(row["stages_s"].values()) <= row["generation_time_s"] == row["wall_s"]
+    assert (tmp_path / "long.wav").is_file()
+    assert variant.evidence()["batching"]["status"] == "active"
 
 
 def test_a_bad_size_is_named(mini: Pipeline) -> None:
