@@ -286,8 +286,8 @@ class Experiment:
         sizes = [f"{name} speaks {len(self._own_items(name))}" for name in self.toggles]
         return (
             f"offline: in one call {' and '.join(sizes)} utterances (measure.offline_baseline_items), the baseline one "
-            "after the other. RTF is per second of audio, and each call's time is counted once; quality is compared where "
-            "both spoke."
+            "after the other. RTF is per second of audio, and each call's time is counted once. Quality is compared on "
+            "what both spoke."
         )
 
     # -- the passes ---------------------------------------------------------------------------------------------------
