@@ -145,7 +145,7 @@ def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
     layers = head.forward
 
     def forward(hidden: Tensor) -> Tensor:
-        few = hidden.dim() == 2 and len(hidden) <= kernels.MAX_ROWS
+        few = hidden.dim() == 2 and kernels.few(len(hidden))
         return kernels.head_logits(head, hidden) if few else layers(hidden)
 
     pipeline.swap(decoder, "engine", kernels.FusedEngine(pipeline.model.t3.tfmr, engine.bucket))

@@ -2,8 +2,8 @@
 
 At 2 to 16 rows a product with a matrix is bound by reading the matrix: all else has to hide behind that stream. So
 
-- each program keeps one small tile of weights, all of its columns, in registers, and takes the rows one by one:
-  every weight is read once, however many rows there are, and summed up in float32;
+- each program keeps one small tile of weights, all of its columns, in registers, and takes the rows two by two (with
+  guidance there is an even number of them): every weight is read once, however many rows there are; sums are float32;
 - what surrounds a product (normalization, rotation, cache write, activation, residual) is computed by the programs of
   that product: the rows are a few kilobytes, and a launch of its own would cost more than computing them many times;
 - a kernel starts before the one in front of it has ended (programmatic dependent launch, Hopper and later): it loads
@@ -22,7 +22,7 @@ and two at the end: `final_rmsnorm` and, where the head is, `speech_head`.
 The order of summation does not depend on timing: a step repeats bit for bit.
 """
 
-# ruff: noqa: N803, N806 (a size in capitals is known when its kernel is compiled)
+# ruff: noqa: N803 (a size in capitals is known when its kernel is compiled)
 from __future__ import annotations
 
 import triton
@@ -40,9 +40,14 @@ def _weights(weight, rows, n_columns: tl.constexpr):
 
 
 @triton.jit
-def _dot(tile, row):
-    """Product of a tile [B, K] of weights with a row [K], in float32 -> [B]."""
-    return tl.sum(tile.to(tl.float32) * row[None, :], axis=1)
+def _dots(tile, row, other):
+    """Products of a tile [B, K] of weights with two rows [K], in float32 -> two [B].
+
+    One sum for both rows: what takes time here is not the arithmetic but the threads' waiting for one another.
+    """
+    weights = tile.to(tl.float32)
+    both = tl.join(weights * row[None, :], weights * other[None, :])
+    return tl.split(tl.sum(both, axis=1))
 
 
 @triton.jit
@@ -53,12 +58,37 @@ def _gain(norm, C: tl.constexpr):
 
 @triton.jit
 def _unscaled(x, gain, r, epsilon, C: tl.constexpr):
-    """RMSNorm of the residual stream's row `r` as (row [C], scale): row * scale is the norm.
+    """RMSNorm of the rows r and r + 1 of the residual stream: (row, row, scale, scale), row * scale being the norm.
 
     A product is linear, so the scale may come after it: then neither sum waits for the other.
     """
-    values = tl.load(x + r * C + tl.arange(0, C))
-    return values * gain, tl.rsqrt(tl.sum(values * values, axis=0) / C + epsilon)
+    k = tl.arange(0, C)
+    row = tl.load(x + r * C + k)
+    other = tl.load(x + (r + 1) * C + k)
+    squares, others = tl.split(tl.sum(tl.join(row * row, other * other), axis=0))
+    return row * gain, other * gain, tl.rsqrt(squares / C + epsilon), tl.rsqrt(others / C + epsilon)
+
+
+@triton.jit
+def _put(a, b, r, part, head, i, slot, cos, sin, q, keys, values, pad, capacity, C: tl.constexpr, D: tl.constexpr):
+    """Row r's pairs (a, b) to where they belong: q and k rotated, k and v into the cache."""
+    half = D // 2
+    cached = ((r * (C // D) + head) * capacity + slot) * D + i
+    if part == 2:
+        tl.store(values + cached, a.to(values.dtype.element_ty))
+        tl.store(values + cached + half, b.to(values.dtype.element_ty))
+    else:
+        angle = tl.maximum(slot - tl.load(pad + r), 0) * D + half + i
+        c = tl.load(cos + angle).to(tl.float32)
+        s = tl.load(sin + angle).to(tl.float32)
+        turned_a = a * c - b * s
+        turned_b = b * c + a * s
+        if part == 0:
+            tl.store(q + r * C + head * D + i, turned_a)
+            tl.store(q + r * C + head * D + half + i, turned_b)
+        else:
+            tl.store(keys + cached, turned_a.to(keys.dtype.element_ty))
+            tl.store(keys + cached + half, turned_b.to(keys.dtype.element_ty))
 
 
 @triton.jit
@@ -106,26 +136,15 @@ def rmsnorm_qkv_rope(
         # complete by the time it starts.
         gdc_launch_dependents()
     slot = tl.load(position)
-    for r in tl.static_range(R):
-        row, scale = _unscaled(x, gain, r, epsilon, C)
-        a = _dot(first, row) * scale
-        b = _dot(second, row) * scale
-        cached = ((r * (C // D) + head) * capacity + slot) * D + i
-        if part == 2:
-            tl.store(values + cached, a.to(values.dtype.element_ty))
-            tl.store(values + cached + half, b.to(values.dtype.element_ty))
-        else:
-            angle = tl.maximum(slot - tl.load(pad + r), 0) * D + half + i
-            c = tl.load(cos + angle).to(tl.float32)
-            s = tl.load(sin + angle).to(tl.float32)
-            turned = a * c - b * s
-            other = b * c + a * s
-            if part == 0:
-                tl.store(q + r * C + head * D + i, turned)
-                tl.store(q + r * C + head * D + half + i, other)
-            else:
-                tl.store(keys + cached, turned.to(keys.dtype.element_ty))
-                tl.store(keys + cached + half, other.to(keys.dtype.element_ty))
+    for r in tl.static_range(0, R, 2):
+        row, other, scale, other_scale = _unscaled(x, gain, r, epsilon, C)
+        a, other_a = _dots(first, row, other)
+        b, other_b = _dots(second, row, other)
+        _put(a * scale, b * scale, r, part, head, i, slot, cos, sin, q, keys, values, pad, capacity, C, D)
+        _put(
+            *(other_a * other_scale, other_b * other_scale, r + 1, part, head, i, slot),
+            *(cos, sin, q, keys, values, pad, capacity, C, D),
+        )
 
 
 @triton.jit
@@ -192,6 +211,30 @@ def split_attention(
 
 
 @triton.jit
+def _joined(parts, masses, r, R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr):
+    """Row r's attention [C] from its splits, each weighed by its mass."""
+    k = tl.arange(0, C)
+    peak = tl.load(masses + r * (C // D) + k // D)
+    sums = tl.load(parts + r * C + k)
+    total = tl.full([C], 1.0, tl.float32)
+    for s in tl.static_range(1, S):
+        mass = tl.load(masses + (s * R + r) * (C // D) + k // D)
+        part = tl.load(parts + (s * R + r) * C + k)
+        highest = tl.maximum(peak, mass)
+        fade = tl.exp(peak - highest)
+        share = tl.exp(mass - highest)
+        sums = sums * fade + part * share
+        total = total * fade + share
+        peak = highest
+    return sums / total
+
+
+@triton.jit
+def _add(pointers, values):
+    tl.store(pointers, tl.load(pointers) + values)
+
+
+@triton.jit
 def combine_o_residual(
     parts,  # [S, R, C] float32
     masses,  # [S, R, H] float32
@@ -210,15 +253,18 @@ def combine_o_residual(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    H: tl.constexpr = C // D
-    k = tl.arange(0, C)[None, :]
-    s = tl.arange(0, S)[:, None]
-    for r in tl.static_range(R):
-        mass = tl.load(masses + (s * R + r) * H + k // D)
-        share = tl.exp(mass - tl.max(mass, axis=0)[None, :])
-        attended = tl.sum(share * tl.load(parts + (s * R + r) * C + k), axis=0) / tl.sum(share, axis=0)
-        residual = x + r * C + outputs
-        tl.store(residual, tl.load(residual) + _dot(tile, attended))
+    for r in tl.static_range(0, R, 2):
+        row = _joined(parts, masses, r, R, C, D, S)
+        other = _joined(parts, masses, r + 1, R, C, D, S)
+        y, other_y = _dots(tile, row, other)
+        _add(x + r * C + outputs, y)
+        _add(x + (r + 1) * C + outputs, other_y)
+
+
+@triton.jit
+def _gated(g, u):
+    """silu(g) * u"""
+    return g / (1 + tl.exp(-g)) * u
 
 
 @triton.jit
@@ -243,11 +289,13 @@ def rmsnorm_gate_up_silu(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    for r in tl.static_range(R):
-        row, scale = _unscaled(x, gain, r, epsilon, C)
-        g = _dot(gate_tile, row) * scale
-        u = _dot(up_tile, row) * scale
-        tl.store(activated + r * M + outputs, (g / (1 + tl.exp(-g)) * u).to(activated.dtype.element_ty))
+    for r in tl.static_range(0, R, 2):
+        row, other, scale, other_scale = _unscaled(x, gain, r, epsilon, C)
+        g, other_g = _dots(gate_tile, row, other)
+        u, other_u = _dots(up_tile, row, other)
+        first = activated + r * M + outputs
+        tl.store(first, _gated(g * scale, u * scale).to(activated.dtype.element_ty))
+        tl.store(first + M, _gated(other_g * other_scale, other_u * other_scale).to(activated.dtype.element_ty))
 
 
 @triton.jit
@@ -267,10 +315,13 @@ def down_residual(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    for r in tl.static_range(R):
-        row = tl.load(activated + r * M + tl.arange(0, M)).to(tl.float32)
-        residual = x + r * C + outputs
-        tl.store(residual, tl.load(residual) + _dot(tile, row))
+    k = tl.arange(0, M)
+    for r in tl.static_range(0, R, 2):
+        row = tl.load(activated + r * M + k).to(tl.float32)
+        other = tl.load(activated + (r + 1) * M + k).to(tl.float32)
+        y, other_y = _dots(tile, row, other)
+        _add(x + r * C + outputs, y)
+        _add(x + (r + 1) * C + outputs, other_y)
 
 
 @triton.jit
@@ -287,9 +338,10 @@ def final_rmsnorm(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    r = tl.program_id(0)
-    row, scale = _unscaled(x, gain, r, epsilon, C)
-    tl.store(hidden + r * C + tl.arange(0, C), (row * scale).to(hidden.dtype.element_ty))
+    row = tl.program_id(0) * C + tl.arange(0, C)
+    values = tl.load(x + row)
+    scale = tl.rsqrt(tl.sum(values * values, axis=0) / C + epsilon)
+    tl.store(hidden + row, (values * scale * gain).to(hidden.dtype.element_ty))
 
 
 @triton.jit
@@ -311,6 +363,9 @@ def speech_head(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    for r in tl.static_range(R):
+    for r in tl.static_range(0, R, 2):
         row = tl.load(hidden + r * C + k).to(tl.float32)
-        tl.store(logits + r * V + outputs, _dot(tile, row), mask=inside)
+        other = tl.load(hidden + (r + 1) * C + k).to(tl.float32)
+        y, other_y = _dots(tile, row, other)
+        tl.store(logits + r * V + outputs, y, mask=inside)
+        tl.store(logits + (r + 1) * V + outputs, other_y, mask=inside)

@@ -69,6 +69,11 @@ def can_overlap(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+def few(rows: int) -> bool:
+    """Whether the kernels take that many rows: pairs, up to MAX_ROWS."""
+    return rows % 2 == 0 and rows <= MAX_ROWS
+
+
 def n_splits(row_heads: int) -> int:
     """Programs that share one row's head, a power of two."""
     wanted = max(1, min(MAX_SPLITS, ATTENTION_PROGRAMS // row_heads))
@@ -112,7 +117,7 @@ class FusedEngine(StaticEngine):
         return hidden
 
     def fixed_step(self, embeds: Tensor, extent: int) -> Tensor:
-        if len(embeds) > MAX_ROWS:
+        if not few(len(embeds)):
             return super().fixed_step(embeds, extent)
         buffers = self.buffers(embeds[:, 0])
         self.rows = [torch.empty(0)] * len(self.heads)
