@@ -113,7 +113,7 @@ class CudaGraphs(Optimization):
         def prepare() -> None:
             if not decoder.guarded:
                 with self._preparing(pipeline):
-                    loop.prepare({1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS)
+                    loop.prepare({1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS, PROMPT_POSITIONS)
 
         pipeline.swap_item(vars(decoder), "prepare", prepare)
 

@@ -115,7 +115,7 @@ class Decoder:
         # The alignment guard judges each token on the host: that takes the loop that stops for it.
         fixed = None if self.guarded else self.fixed_loop
         spare = [segments[-1]] * (fixed.n_rows(n) - n if fixed else 0)
-        hidden, guards, lengths = self._prefill(segments + spare)
+        hidden, guards, lengths = self._prefill(segments + spare, fixed.prefill if fixed else self.engine.prefill)
         tokens = fixed.decode(hidden, n, limit, pinned) if fixed else self._loop(hidden, guards, limit, pinned)
         return [self._trim(row, pin) for row, pin in zip(tokens, pins, strict=True)], lengths[:n]
 
@@ -163,8 +163,10 @@ class Decoder:
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 
-    def _prefill(self, segments: list[Segment]) -> tuple[Tensor, list[tuple[Guard, slice]], list[int]]:
-        """Run the prompts.
+    def _prefill(
+        self, segments: list[Segment], read: Callable[..., Tensor]
+    ) -> tuple[Tensor, list[tuple[Guard, slice]], list[int]]:
+        """Run the prompts, with the engine's own `prefill` or another one like it.
 
         Returns the last hidden state [2n, C], each row's guard with its text's slots, and the prompts' lengths.
         """
@@ -172,7 +174,7 @@ class Decoder:
         n_texts = [text.shape[1] - N_STARTS for text in texts]
         prefix = None
         if self.reuse_prefix and isinstance(self.engine, StaticEngine):
-            prefix = self._stacked_prefixes(segments)
+            prefix = self.stacked_prefixes([segment.conditionals.t3 for segment in segments])
             starts, prompts = prefix[0][0].shape[2], texts
         else:
             voices = [self.t3.prepare_conditioning(segment.conditionals.t3) for segment in segments]
@@ -193,7 +195,7 @@ class Decoder:
                 (Guard(length, stop), slice(starts + offset, starts + offset + length))
                 for length, offset in zip(n_texts, pads, strict=True)
             ]
-        return self.engine.prefill(embeds, pad, prefix), guards, [starts + n + N_STARTS for n in n_texts]
+        return read(embeds, pad, prefix), guards, [starts + n + N_STARTS for n in n_texts]
 
     def _text_embeddings(self, text: str) -> Tensor:
         """[2, n + 2, C]: the text, blank on the unconditional side, and upstream's two start tokens."""
@@ -204,9 +206,9 @@ class Decoder:
         begin = t3.speech_emb(start) + t3.speech_pos_emb.get_fixed_embedding(0)
         return torch.cat((embedding + t3.text_pos_emb(tokens), begin, begin), dim=1)
 
-    def _stacked_prefixes(self, segments: list[Segment]) -> Prefix:
-        """Keys and values of the segments' voices, [1, ...] where they share one, else a row each, twice."""
-        prefixes = [self._prefix(segment.conditionals.t3) for segment in segments]
+    def stacked_prefixes(self, voices: Sequence[T3Cond]) -> Prefix:
+        """Keys and values that the voices open with, [1, ...] where it is the same one, else a row each, twice."""
+        prefixes = [self._prefix(voice) for voice in voices]
         if all(prefix is prefixes[0] for prefix in prefixes):
             return prefixes[0]
         layers = zip(*prefixes, strict=True)

@@ -172,6 +172,11 @@ class StaticEngine:
 
     def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """See Engine. `prefix` holds keys and values [1 or R, heads, p, head_dim] per layer that open the rows."""
+        self.begin(embeds, pad, prefix)
+        return self.read(embeds, self.length)
+
+    def begin(self, embeds: Tensor, pad: Tensor | None, prefix: list[tuple[Tensor, Tensor]] | None) -> None:
+        """All of `prefill` but the prompts themselves: room, padding, and what the rows open with."""
         self.length = 0
         self._n_prefix = 0 if prefix is None else prefix[0][0].shape[2]
         self._reserve(embeds.shape[0], self._n_prefix + embeds.shape[1], embeds)
@@ -180,6 +185,10 @@ class StaticEngine:
             self.keys[index][:, :, : self._n_prefix] = k
             self.values[index][:, :, : self._n_prefix] = v
         self.length = self._n_prefix
+
+    def read(self, embeds: Tensor, start: int) -> Tensor:
+        """Prompts [R, n, C], from the slot `start` on -> hidden [R, C]. With padding set, it can be captured."""
+        self.length = start
         hidden = self._run(embeds, newest=2)
         self.position.fill_(self.length)
         return hidden
@@ -320,7 +329,7 @@ class StaticEngine:
     def _rotation(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         if self._pad is None:
             return self._cos[start:end], self._sin[start:end]
-        positions = (torch.arange(start, end, device=self._pad.device) - self._pad[:, None]).clamp_min_(0)
+        positions = (torch.arange(start, end, device=self.pads.device) - self.pads[:, None]).clamp_min_(0)
         return self._cos[positions][:, None], self._sin[positions][:, None]
 
     def _mask(self, start: int, end: int) -> tuple[Tensor | None, bool]:

@@ -25,9 +25,11 @@ from optimizations.sampling import Dials, guide, sample_by
 from optimizations.tape import Tape
 
 if TYPE_CHECKING:
-    from optimizations.decoder import Decoder
+    from optimizations.decoder import Decoder, Prefix
 
 STAGE = "generate_tokens"
+PROMPT_BUCKET = 32
+"""Positions to which prompts are padded; at full size reading 32 more takes no longer."""
 
 
 class FixedLoop:
@@ -45,6 +47,7 @@ class FixedLoop:
         self._dials = Dials(self.device)
         self._signal = Signal(self.device)
         self._tapes: dict[int, Tape] = {}
+        self._prompts: dict[tuple[int, int], Tensor] = {}
         self._moves = -1
         self._kernels = kernels.for_device("choose", self.device)
 
@@ -58,6 +61,25 @@ class FixedLoop:
     def n_rows(n: int) -> int:
         """Rows to decode with for `n` that are wanted."""
         return 1 << (n - 1).bit_length()
+
+    @torch.inference_mode()
+    def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: Prefix | None) -> Tensor:
+        """`Engine.prefill` on prompts [R, n, C] that are padded on the left to whole buckets."""
+        rows, n, width = embeds.shape
+        longest = -(-n // PROMPT_BUCKET) * PROMPT_BUCKET
+        if (rows, longest) not in self._prompts:
+            self._prompts[rows, longest] = embeds.new_zeros(rows, longest, width)
+        prompt = self._prompts[rows, longest]
+        prompt[:, : longest - n] = 0
+        prompt[:, longest - n :] = embeds
+        pads = torch.zeros(rows, dtype=torch.long, device=embeds.device) if pad is None else pad
+        self.engine.begin(prompt, pads + (longest - n), prefix)
+        self._follow_moves()
+        start = self.engine.length
+        shape = ("prompt", rows, longest, start)
+        hidden = self.graphs.run(STAGE, shape, lambda: self.engine.read(prompt, start)).clone()
+        self.engine.length = start + longest
+        return hidden
 
     @torch.inference_mode()
     def decode(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Tensor:
@@ -77,13 +99,21 @@ class FixedLoop:
             draws.keep(self._length(tokens), made)
         return tokens
 
-    def prepare(self, batches: Iterable[int], positions: int) -> None:
-        """Capture the steps of batches of these sizes, for every bucket up to `positions`."""
+    def prepare(self, batches: Iterable[int], positions: int, prompt: int) -> None:
+        """Capture what batches of these sizes take: prompts of up to `prompt` positions, and steps up to `positions`.
+
+        What is largest comes first: what the others need then fits into its memory.
+        """
+        decoder, width = self.decoder, self.decoder.t3.speech_emb.weight.shape[1]
+        voice = next(iter(decoder.pipeline.voices.values()))
         rows = sorted({self.n_rows(n) for n in batches}, reverse=True)
+        self.engine.reserve(2 * rows[0], positions)
         for n in rows:
+            prefix = decoder.stacked_prefixes([voice.t3]) if decoder.reuse_prefix else None
+            for length in range(prompt, 0, -PROMPT_BUCKET):
+                self.prefill(torch.zeros(2 * n, length, width, device=self.device), None, prefix)
             self.engine.reserve(2 * n, positions)
             tape = self._begin(n, n, limit=1, pinned=True)
-            # The largest first: what the others need then fits into its memory.
             for last in range(self.engine.capacity - 1, 0, -self.engine.bucket):
                 tape.written.zero_()
                 self.engine.position.fill_(last)
@@ -94,10 +124,11 @@ class FixedLoop:
         decoder, hp = self.decoder, self.decoder.t3.hp
         tape = self._tapes.get(rows)
         if tape is None or tape.tokens.shape[1] < limit:
+            if tape is not None:
+                self._start_again()
             longest = max(limit, decoder.pipeline.sampling.max_new_tokens)
             n_ids = decoder.t3.speech_head.out_features
             tape = self._tapes[rows] = Tape.blank(rows, longest, decoder.t3.speech_emb.weight, n_ids)
-            self._start_again()
         self._dials.turn(decoder.pipeline.sampling)
         self._signal.reset()
         tape.tokens.fill_(hp.stop_speech_token)
@@ -114,12 +145,15 @@ class FixedLoop:
         engine = self.engine
         if position >= engine.capacity:
             engine.extend(position, position + 1)
-        if engine.moves != self._moves:
-            self._start_again()
-            self._moves = engine.moves
+        self._follow_moves()
         extent = min((position // engine.bucket + 1) * engine.bucket, engine.capacity)
         shape = (len(tape.token), extent, self._nucleus)
         self.graphs.run(STAGE, shape, lambda: self._step(tape, extent))
+
+    def _follow_moves(self) -> None:
+        if self.engine.moves != self._moves:
+            self._start_again()
+            self._moves = self.engine.moves
 
     def _start_again(self) -> None:
         """Drop the graphs, whose buffers have moved, when the last of them has run."""
