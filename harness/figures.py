@@ -29,7 +29,7 @@ def figures(rows: Sequence[Measurement], scores: Sequence[Score], child: dict[st
         memory_kind=child.get("memory_kind") or next((row.memory_kind for row in rows), "rss"),
         trained=child.get("trained", True),
         first_call_s=_mean_time(rows, "first"),
-        warmup_time_s=_mean_time(rows, "warmup"),
+        warmup_time_s=_mean_time([row for row in rows if row.batch_size == 1], "warmup"),
         n_speed=len(speed),
         n_expected=n_quality,
     )

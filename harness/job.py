@@ -252,7 +252,7 @@ class Experiment:
         for name, plan in self.plan.items():
             n, spoken = len(self._own_items(name)), self._speaks()
             plan["first"] = 1
-            plan["warmup"] = self.settings["warmup_calls"] * (n if self.offline else 1)
+            plan["warmup"] = self.settings["warmup_calls"] * (1 + n if self.offline else 1)
             plan["speed"] = n * self._least_rounds()
             plan["quality"] = n * len(self.seeds) if spoken else 0
         if self.offline:
@@ -293,13 +293,12 @@ class Experiment:
     # -- the passes ---------------------------------------------------------------------------------------------------
 
     def _first_calls(self) -> None:
-        """The first call, which is one utterance, and the warm-up; the combo is held to what the baseline said."""
+        """The first call and the warm-up calls: one text, the combo held to what the baseline said."""
         first, pins = self.items[0], dict(self.pinned)
         for number in range(1 + self.settings["warmup_calls"]):
             for position, name in enumerate(self.toggles):
-                items = self._own_items(name) if self.offline and number else [first]
                 step = "warmup" if number else "first"
-                for item, row in self._speak(name, step, items, pins=pins, round=number, position=position):
+                for item, row in self._speak(name, step, [first], pins=pins, round=number, position=position):
                     if row.n_tokens and not number:
                         pins.setdefault(item, row.n_tokens)
                         self.children[name]["process_to_first_utterance_s"] += row.generation_time_s
@@ -312,11 +311,19 @@ class Experiment:
                     if row.n_tokens and (name == BASELINE or item not in turn[BASELINE]):
                         self.pinned.setdefault(item, row.n_tokens)
 
+    def _warm_batches(self) -> None:
+        """A batch has shapes of its own to prepare: the speed pass's calls, before they count."""
+        for number in range(self.settings["warmup_calls"]):
+            for position, (name, items) in enumerate(self._turns()[0].items()):
+                self._speak_pinned(name, "warmup", items, round=number, position=position)
+
     def _speed_rounds(self) -> Iterator[int]:
         """Every text in every round, equal work for both, neighbours in time, the order flipping.
 
         Rounds are added while the budget lasts; the minimum is kept whatever it takes.
         """
+        if self.offline:
+            self._warm_batches()
         start, least = time.monotonic(), self._least_rounds()
         for number in range(max(least, self.settings["max_rounds"])):
             spent = time.monotonic() - start
@@ -328,9 +335,13 @@ class Experiment:
             for index, turn in enumerate(self._turns()):
                 names = list(turn) if (number + index) % 2 == 0 else list(turn)[::-1]
                 for position, name in enumerate(names):
-                    if items := [item for item in turn[name] if item in self.pinned]:
-                        self._speak(name, "speed", items, pins=self.pinned, round=number, position=position)
+                    self._speak_pinned(name, "speed", turn[name], round=number, position=position)
             yield number
+
+    def _speak_pinned(self, name: str, step: str, items: Sequence[Item], round: int, position: int) -> None:
+        """In one call, the items whose number of tokens is known, held to it."""
+        if known := [item for item in items if item in self.pinned]:
+            self._speak(name, step, known, pins=self.pinned, round=round, position=position)
 
     def _speak(
         self,

@@ -254,9 +254,12 @@ def test_batches_are_compared_per_second_of_audio_call_by_call(offline):
     assert found.value == pytest.approx(max(tokens) / sum(tokens), rel=0.2)
 
 
-def test_the_first_call_is_one_utterance_also_offline(offline):
+def test_first_and_warm_up_calls_are_one_utterance_also_offline(offline):
     assert [row.batch_size for row in rows(offline[1], "first")] == [1, 1]
-    assert len(rows(offline[1], "warmup")) == 2 + 5
+    warmup = rows(offline[1], "warmup")
+    assert [row.batch_size for row in warmup] == [1, 1, *[2] * 2, *[5] * 5]
+    combo = [row.generation_time_s for row in warmup if row.variant == "combo" and row.batch_size == 1]
+    assert offline[0].variants["combo"].warmup_time_s == pytest.approx(sum(combo))
 
 
 def test_identical_code_offline_speaks_equal_parts(tmp_path):
