@@ -205,17 +205,15 @@ def test_settings_change_without_another_capture(mini: Pipeline) -> None:
 
 def test_what_is_prepared_is_not_captured_again(mini: Pipeline) -> None:
     mini.sampling = GREEDY
-    alone = ungraphed(mini, TEXTS)
-    graphs = fixed(mini, tokens=64)
+    graphs = fixed(mini, bucket=256, tokens=40)
     prepare(mini)
     captured = dict(graphs.captured)
     assert captured.keys() == {"generate_tokens", "tokens_to_mel", "mel_to_wave"}
-    mini.synthesize(TEXTS[1], next(iter(mini.voices)), seed=0, n_tokens=64)
-    mini.synthesize(TEXTS[2], next(iter(mini.voices)), seed=0, n_tokens=23)
-    assert tokens(mini, TEXTS) == alone
+    for n_tokens in (40, 23):
+        mini.synthesize(TEXTS[1], next(iter(mini.voices)), seed=0, n_tokens=n_tokens)
     assert dict(graphs.captured) == captured
     assert not graphs.unprepared
-    tokens(mini, TEXTS, batch_size=3)
+    tokens(mini, TEXTS, [5, 5, 5], batch_size=3)
     assert graphs.unprepared.keys() == {"generate_tokens"}, "nobody prepared for four rows"
 
 
@@ -298,7 +296,7 @@ def assert_kernel_samples(sampling: Sampling, device: torch.device, n_ids: int, 
 # -- flow and vocoder ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_tokens", [1, 17, 40])
+@pytest.mark.parametrize("n_tokens", [1, 40])
 def test_a_padded_flow_gives_the_mel_that_an_unpadded_one_gives(mini: Pipeline, n_tokens: int) -> None:
     alone = mel_of(mini, n_tokens)
     graphs = fixed(mini)
@@ -333,7 +331,7 @@ def test_rows_of_different_length_are_padded_as_one_is(mini: Pipeline) -> None:
     assert relative_error(together[1:, :38], alone) < 1e-5
 
 
-@pytest.mark.parametrize("n_frames", [2, 63, 64, 100])
+@pytest.mark.parametrize("n_frames", [2, 64, 100])
 def test_a_padded_vocoder_gives_the_wave_that_an_unpadded_one_gives(mini: Pipeline, n_frames: int) -> None:
     mel = mel_of(mini, 50)[:, :, :n_frames]
     without_noise(mini)
