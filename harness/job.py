@@ -56,6 +56,8 @@ def run(spec: JobSpec, results: Path, progress: Progress, started: float | None 
     """
     device = resolve_device(spec.config["device"])
     workload = load_workload(spec.config["workload"])
+    if workload.scenario == OFFLINE and (few := spec.config["measure"]["offline_baseline_items"]) < 1:
+        raise UserError(f"measure.offline_baseline_items={few}: the baseline has to speak 1 utterance or more")
     progress(f"waiting until no other job measures on {device}", 0, 0)
     asked = time.monotonic()
     with measure.alone_on(device):

@@ -348,6 +348,12 @@ def test_a_mistake_in_scoring_does_not_lose_the_measurements(tmp_path, monkeypat
     assert RunFolder.open(folder).summary().comparison["rtf"].verdict == "no detectable change"
 
 
+def test_a_baseline_without_a_part_in_the_batch_is_refused(tmp_path):
+    with pytest.raises(UserError, match="offline_baseline_items=0"):
+        run(tmp_path, scenario="offline", offline_baseline_items=0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_voice_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.wav.*kal16, rms"):
         job.fit_voices([job.Item("t0", "one day", "nowhere.wav")], ["kal16", "rms"])
