@@ -16,7 +16,7 @@ from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from optimizations.kernels.engine import TILES, Buffers, FusedEngine, Tile, can_overlap, head_logits
+from optimizations.kernels.engine import PREFETCH, TILES, Buffers, FusedEngine, Tile, can_overlap, head_logits
 
 BANDWIDTH = 4.3e12
 """Bytes per second that an H200's memory gives in practice; its data sheet says 4.8e12."""
@@ -48,9 +48,12 @@ def main() -> None:
         print_steps(tfmr, head, tiles)
 
 
-def engine_at(tfmr: LlamaModel, rows: int, filled: int, tiles: Mapping[str, Tile], overlap: bool) -> FusedEngine:
-    """An engine with room for CAPACITY slots that writes the slot `filled` next."""
-    engine = FusedEngine(tfmr, tiles=tiles, overlap=overlap)
+def engine_at(
+    tfmr: LlamaModel, rows: int, filled: int, tiles: Mapping[str, Tile], overlap: bool = True, prefetch: bool = PREFETCH
+) -> FusedEngine:
+    """An engine with room for CAPACITY slots that writes the slot `filled` next; overlapping where the device can."""
+    overlap = overlap and can_overlap(tfmr.norm.weight.device)
+    engine = FusedEngine(tfmr, tiles=tiles, overlap=overlap, prefetch=prefetch)
     engine.reserve(rows, CAPACITY - 1)
     engine.position.fill_(filled)
     return engine
@@ -84,13 +87,12 @@ def microseconds(work: Callable[[], object], replays: int = 30) -> float:
 
 def best_tiles(tfmr: LlamaModel, head: nn.Linear) -> dict[str, Tile]:
     """Of each kernel in turn the tile with which the whole step is fastest."""
-    overlap = can_overlap(tfmr.norm.weight.device)
     chosen = dict(TILES)
     print("| kernel | outputs x warps: step, us |\n|---|---|")
     for kernel, candidates in CANDIDATES.items():
         times = {}
         for tile in candidates:
-            engine = engine_at(tfmr, ROWS, FILLED, chosen | {kernel: tile}, overlap)
+            engine = engine_at(tfmr, ROWS, FILLED, chosen | {kernel: tile})
             times[tile] = microseconds(step_of(engine, head, ROWS))
         chosen[kernel] = min(times, key=lambda tile: times[tile])
         print(f"| {kernel} | {', '.join(f'{t.outputs}x{t.warps}: {time:.1f}' for t, time in times.items())} |")
@@ -100,7 +102,7 @@ def best_tiles(tfmr: LlamaModel, head: nn.Linear) -> dict[str, Tile]:
 
 def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) -> None:
     """Each kernel by itself, overlapping with the next of its kind."""
-    engine = engine_at(tfmr, ROWS, FILLED, tiles, can_overlap(tfmr.norm.weight.device))
+    engine = engine_at(tfmr, ROWS, FILLED, tiles, prefetch=False)
     buffers = engine.buffers(torch.randn(ROWS, head.in_features))
     for left_by_another in (buffers.parts, buffers.masses, buffers.activated, buffers.hidden):
         left_by_another.zero_()
@@ -130,17 +132,20 @@ def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) 
 
 
 def print_steps(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) -> None:
-    """Whole steps with the head, without sampling, over rows, filled slots and overlap."""
-    print("| rows | filled | kernels overlap | us a step | tokens/s | share of 4.3 TB/s |\n|---|---|---|---|---|---|")
-    device = tfmr.norm.weight.device
-    cases = [(2, 100), (2, 300), (2, 600), (2, 1200), (4, 300), (8, 300), (16, 300)]
-    for rows, filled, overlap in [(ROWS, FILLED, False)] + [(*case, True) for case in cases if can_overlap(device)]:
-        time = microseconds(step_of(engine_at(tfmr, rows, filled, tiles, overlap), head, rows))
+    """Whole steps with the head, without sampling, over rows, filled slots and what hides the waiting."""
+    print("| rows | filled | overlap | prefetch | us a step | tokens/s | share of 4.3 TB/s |")
+    print("|---|---|---|---|---|---|---|")
+    hidden = [(False, False), (True, False), (True, True)]
+    cases = [(ROWS, FILLED, *how) for how in hidden]
+    cases += [(*size, True, PREFETCH) for size in [(2, 100), (2, 600), (2, 1200), (4, 300), (8, 300), (16, 300)]]
+    for rows, filled, overlap, prefetch in cases:
+        engine = engine_at(tfmr, rows, filled, tiles, overlap, prefetch)
+        time = microseconds(step_of(engine, head, rows))
         sizes = bytes_moved(tfmr, head, rows, filled)
         total = len(tfmr.layers) * sum(sizes.values()) - (len(tfmr.layers) - 1) * sizes["speech_head"]
-        tokens = rows // 2 / time * 1e6
-        share = total / time * 1e6 / BANDWIDTH
-        print(f"| {rows} | {filled} | {'yes' if overlap else 'no'} | {time:.1f} | {tokens:,.0f} | {share:.0%} |")
+        tokens, share = rows // 2 / time * 1e6, total / time * 1e6 / BANDWIDTH
+        how = " | ".join("yes" if used else "no" for used in (engine.overlap, engine.prefetch))
+        print(f"| {rows} | {filled} | {how} | {time:.1f} | {tokens:,.0f} | {share:.0%} |")
 
 
 def bytes_moved(tfmr: LlamaModel, head: nn.Linear, rows: int, filled: int) -> dict[str, int]:

@@ -7,7 +7,9 @@ At 2 to 16 rows a product with a matrix is bound by reading the matrix: all else
 - what surrounds a product (normalization, rotation, cache write, activation, residual) is computed by the programs of
   that product: the rows are a few kilobytes, and a launch of its own would cost more than computing them many times;
 - a kernel starts before the one in front of it has ended (programmatic dependent launch, Hopper and later): it loads
-  its weights, which no kernel writes, then waits for the rows. So the stream of weights does not stop between kernels.
+  its weights, which no kernel writes, then waits for the rows. So the stream of weights does not stop between kernels;
+- what a kernel cannot hold, others ask for ahead of it: the first three of a layer are small and mostly wait, so each
+  has one of the MLP's three matrices brought into the level-2 cache meanwhile.
 
 Five launches a layer; C is the model's width, M the MLP's, R the rows, L the filled slots, b the bytes of a weight:
 
@@ -37,6 +39,17 @@ NEVER = tl.constexpr(-1e30)
 def _weights(weight, rows, n_columns: tl.constexpr):
     """The tile [len(rows), n_columns] of a row-major matrix, in its own dtype."""
     return tl.load(weight + rows[:, None] * n_columns + tl.arange(0, n_columns)[None, :])
+
+
+@triton.jit
+def _prefetch(matrix, program, n_bytes, SHARE: tl.constexpr):
+    """Have this program's share of a matrix, SHARE bytes, brought into the level-2 cache for a later kernel."""
+    if program * SHARE < n_bytes:
+        line = program * SHARE + 128 * tl.arange(0, SHARE // 128)
+        address = matrix.to(tl.int64) + tl.minimum(line, n_bytes - 128)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
@@ -105,12 +118,15 @@ def rmsnorm_qkv_rope(
     values,
     position,  # [1] int64: the slot of the new token
     pad,  # [R] int64: slots of a row that hold no token of its own
+    later,  # a matrix of `later_bytes` for the level-2 cache
+    later_bytes,
     capacity,
     epsilon,
     R: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     B: tl.constexpr,
+    SHARE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """B pairs of one head's outputs, of q, k or v (the grid's second axis).
@@ -130,6 +146,8 @@ def rmsnorm_qkv_rope(
     first = _weights(weight, head * D + i, C)
     second = _weights(weight, head * D + half + i, C)
     gain = _gain(norm, C)
+    if SHARE:
+        _prefetch(later, tl.program_id(0) * 3 + part, later_bytes, SHARE)
     if OVERLAP:
         gdc_wait()
         # Only now: the attention behind it reads old slots of the cache before it waits, and so they have to be
@@ -156,6 +174,8 @@ def split_attention(
     valid,  # [R, capacity] uint8: 0 where a row's padding is
     parts,  # out: [S, R, C] float32, each split's attention as if there were no other
     masses,  # out: [S, R, H] float32, log of each split's sum of exp(score)
+    later,  # a matrix of `later_bytes` for the level-2 cache
+    later_bytes,
     capacity,
     scale,
     R: tl.constexpr,
@@ -163,6 +183,7 @@ def split_attention(
     D: tl.constexpr,
     S: tl.constexpr,
     BLOCK: tl.constexpr,
+    SHARE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """One row's head (first axis of the grid) over every S-th block of slots, beginning with its own (second axis).
@@ -181,6 +202,8 @@ def split_attention(
     slots = split * BLOCK + n
     k = tl.load(row_keys + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
     v = tl.load(row_values + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
+    if SHARE:
+        _prefetch(later, row_head * S + split, later_bytes, SHARE)
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
@@ -240,16 +263,21 @@ def combine_o_residual(
     masses,  # [S, R, H] float32
     weight,  # [C, C]
     x,  # in and out: [R, C] float32
+    later,  # a matrix of `later_bytes` for the level-2 cache
+    later_bytes,
     R: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     S: tl.constexpr,
     B: tl.constexpr,
+    SHARE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """B outputs; each program joins the splits for itself, which is cheaper than waiting for another kernel."""
     outputs = tl.program_id(0) * B + tl.arange(0, B)
     tile = _weights(weight, outputs, C)
+    if SHARE:
+        _prefetch(later, tl.program_id(0), later_bytes, SHARE)
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()

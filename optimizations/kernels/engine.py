@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ ATTENTION_PROGRAMS = 128
 """About as many as a large GPU has multiprocessors: fewer (row, head) pairs than that are split."""
 MAX_SPLITS = 8
 """Every program of the output product reads all splits."""
+PREFETCH = True
+"""Whether kernels that wait have weights of later ones brought into the level-2 cache."""
 
 
 def unsupported(tfmr: LlamaModel) -> str | None:
@@ -101,12 +104,18 @@ class FusedEngine(StaticEngine):
     """
 
     def __init__(
-        self, tfmr: LlamaModel, bucket: int = 256, tiles: Mapping[str, Tile] = TILES, overlap: bool | None = None
+        self,
+        tfmr: LlamaModel,
+        bucket: int = 256,
+        tiles: Mapping[str, Tile] = TILES,
+        overlap: bool | None = None,
+        prefetch: bool = PREFETCH,
     ) -> None:
-        """`overlap`: start kernels early; None where the device can."""
+        """`overlap`: start kernels early; None where the device can. `prefetch`: the MLP's weights, while they wait."""
         super().__init__(tfmr, bucket)
         self.tiles = tiles
         self.overlap = can_overlap(tfmr.norm.weight.device) if overlap is None else overlap
+        self.prefetch = prefetch and self.overlap
 
     def step(self, embeds: Tensor) -> Tensor:
         if self.length == self.capacity:
@@ -152,33 +161,38 @@ class FusedEngine(StaticEngine):
     def qkv(self, index: int, b: Buffers) -> None:
         layer, (rows, width) = self.tfmr.layers[index], b.x.shape
         attention, norm = layer.self_attn, layer.input_layernorm
-        tile = self.tiles["rmsnorm_qkv_rope"]
+        tile, later = self.tiles["rmsnorm_qkv_rope"], layer.mlp.gate_proj.weight
         args = (
             *(b.x, norm.weight, attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
             *(self._cos, self._sin, b.q, self.keys[index], self.values[index]),
-            *(self.position, self.pads, self.capacity, norm.variance_epsilon),
+            *(self.position, self.pads, later, later.nbytes, self.capacity, norm.variance_epsilon),
         )
-        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs}
         grid = width // (2 * tile.outputs), 3
+        share = self._share(later, grid)
+        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs, "SHARE": share}
         launch(decode.rmsnorm_qkv_rope, grid, args, sizes, tile.warps, self.overlap)
 
     def attend(self, index: int, b: Buffers) -> None:
         splits, rows, heads = b.masses.shape
         keys, values, tile = self.keys[index], self.values[index], self.tiles["split_attention"]
-        head_dim = keys.shape[-1]
+        head_dim, later = keys.shape[-1], self.tfmr.layers[index].mlp.up_proj.weight
         args = (
             *(b.q, keys, values, self.position, self.valid_slots.view(torch.uint8)),
-            *(b.parts, b.masses, self.capacity, head_dim**-0.5),
+            *(b.parts, b.masses, later, later.nbytes, self.capacity, head_dim**-0.5),
         )
-        sizes = {"R": rows, "H": heads, "D": head_dim, "S": splits, "BLOCK": tile.outputs}
-        launch(decode.split_attention, (rows * heads, splits), args, sizes, tile.warps, self.overlap)
+        grid = rows * heads, splits
+        share = self._share(later, grid)
+        sizes = {"R": rows, "H": heads, "D": head_dim, "S": splits, "BLOCK": tile.outputs, "SHARE": share}
+        launch(decode.split_attention, grid, args, sizes, tile.warps, self.overlap)
 
     def output(self, index: int, b: Buffers) -> None:
         (splits, rows, heads), width = b.masses.shape, b.x.shape[1]
-        tile = self.tiles["combine_o_residual"]
-        args = b.parts, b.masses, self.tfmr.layers[index].self_attn.o_proj.weight, b.x
-        sizes = {"R": rows, "C": width, "D": width // heads, "S": splits, "B": tile.outputs}
-        launch(decode.combine_o_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
+        tile, layer = self.tiles["combine_o_residual"], self.tfmr.layers[index]
+        later, grid = layer.mlp.down_proj.weight, (width // tile.outputs,)
+        args = b.parts, b.masses, layer.self_attn.o_proj.weight, b.x, later, later.nbytes
+        share = self._share(later, grid)
+        sizes = {"R": rows, "C": width, "D": width // heads, "S": splits, "B": tile.outputs, "SHARE": share}
+        launch(decode.combine_o_residual, grid, args, sizes, tile.warps, self.overlap)
 
     def gate_up(self, index: int, b: Buffers) -> None:
         layer, (rows, width), inner = self.tfmr.layers[index], b.x.shape, b.activated.shape[1]
@@ -198,6 +212,12 @@ class FusedEngine(StaticEngine):
         args = b.x, norm.weight, b.hidden, norm.variance_epsilon
         launch(decode.final_rmsnorm, (rows,), args, {"C": width}, 4, self.overlap)
         return b.hidden
+
+    def _share(self, matrix: Tensor, grid: tuple[int, ...]) -> int:
+        """Bytes of a later kernel's matrix that each program of a grid prefetches, a power of two; 0 for none."""
+        if not self.prefetch:
+            return 0
+        return max(128, triton.next_power_of_2(triton.cdiv(matrix.nbytes, math.prod(grid))))
 
     def _watched_row(self, q: Tensor, index: int, head: int, extent: int) -> Tensor:
         """The newest attention row [R / 2, 1, extent] of a watched head; slots to come have weight 0."""
