@@ -230,9 +230,9 @@ class RowAttention:
         """hidden_states [R, T, C]; attention_mask is a truth mask [R, 1, T], or the bounds of packed attention."""
         assert attention_mask is not None
         projections = (attention.to_q, attention.to_k, attention.to_v)
-        q, k, v = (project(hidden_states).unflatten(-1, (attention.heads, -1)) for project in projections)
+        q, k, v = [project(hidden_states).unflatten(-1, (attention.heads, -1)) for project in projections]
         if attention_mask.dtype == torch.bool:
-            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            q, k, v = [t.transpose(1, 2) for t in (q, k, v)]
             seen = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask[:, None]).transpose(1, 2)
         else:
             seen = packed_attention(q, k, v, attention_mask)
@@ -245,8 +245,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
     The operator under `torch.nn.attention.varlen`, whose wrapper also clears a state for dropout in each call.
     """
     longest = q.shape[1]
-    packed = (t.flatten(0, 1) for t in (q, k, v))
-    seen, *_ = torch.ops.aten._flash_attention_forward(
+    packed = [t.flatten(0, 1) for t in (q, k, v)]
+    seen = torch.ops.aten._flash_attention_forward(
         *packed, bounds, bounds, longest, longest, 0.0, False, return_debug_mask=False
-    )
+    )[0]
     return seen.view(q.shape)
