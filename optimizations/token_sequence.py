@@ -32,7 +32,8 @@ class TokenSequence(Optimization):
 
     This: the text is split at sentence ends (then clauses, then words, if a sentence alone is too long), its segments
     are decoded as a batch, so that one reading of the weights serves them all, and the waves are joined with a short
-    cross-fade. Texts shorter than the target stay whole.
+    cross-fade. Texts shorter than the target stay whole. (`batching` has the flow and the vocoder take them as a batch,
+    too; where it is on, its size is the decoder's.)
 
     Where it cannot help: a text of one sentence. It changes what is said: a segment does not hear the one before, so
     intonation starts anew at each seam; WER and similarity judge it.
