@@ -47,8 +47,8 @@ class CudaGraphs(Optimization):
     buckets up to `tokens`; what is longer is captured when it first comes, and counted.
 
     Where not: where arithmetic or bandwidth sets the pace, as in large batches. Weights and caches must stay where they
-    are, so `cpu_offload.profile=sequential` excludes it. A multilingual T3 keeps its ungraphed loop: its guard judges
-    every token on the host. In HiFT's place, a Vocos is left as it is.
+    are, so `cpu_offload.profile=sequential` excludes it. A multilingual T3's guard judges every token on the host: its
+    loop stays, and only the transformer's step in it is captured. In HiFT's place, a Vocos is left as it is.
 
     Lossless: in float32, greedy tokens are the ungraphed decoder's own. Sampling makes the draw of `torch.multinomial`
     with the same generator, but rounding differs, and a batch filled up with spare rows draws more: the same
@@ -94,11 +94,9 @@ class CudaGraphs(Optimization):
             )
         self.graphs = Graphs(make)
         pipeline.on_undo(self.graphs.clear)
-        self._stages = ["tokens_to_mel"]
+        self._stages = ["generate_tokens", "tokens_to_mel"]
         self._capture_t3(pipeline)
         self._capture_flow(pipeline)
-        if not self._decoder.guarded:
-            self._stages.append("generate_tokens")
         if "mel_to_wave" not in pipeline.replaced_by:
             self._capture_vocoder(pipeline)
             self._stages.append("mel_to_wave")
@@ -111,9 +109,8 @@ class CudaGraphs(Optimization):
         pipeline.swap(decoder, "fixed_loop", loop)
 
         def prepare() -> None:
-            if not decoder.guarded:
-                with self._preparing(pipeline):
-                    loop.prepare({1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS, PROMPT_POSITIONS)
+            with self._preparing(pipeline):
+                loop.prepare({1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS, PROMPT_POSITIONS)
 
         pipeline.swap_item(vars(decoder), "prepare", prepare)
 
@@ -180,7 +177,7 @@ class CudaGraphs(Optimization):
             "replays_count": dict(graphs.replays),
             "captures_inside_utterances_count": dict(+graphs.unprepared),
             "pool_bytes": self._capturer.n_bytes,
-            "guarded_loop_ungraphed": self._decoder.guarded,
+            "sampling_captured": not self._decoder.guarded,
         }
         if idle := [stage for stage in self._stages if not graphs.replays[stage]]:
             return Evidence(False, facts, f"nothing was replayed in {' and '.join(idle)}")

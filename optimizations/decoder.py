@@ -25,7 +25,7 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from torch import Tensor
 
 from harness.pipeline import HELD_BACK, Pipeline, Segment, speech_only
-from optimizations.engines import DynamicEngine, Engine, StaticEngine
+from optimizations.engines import DynamicEngine, Engine, Heads, StaticEngine
 from optimizations.fixed_loop import FixedLoop
 from optimizations.guard import Guard
 from optimizations.sampling import guide, sample
@@ -100,6 +100,11 @@ class Decoder:
         finally:
             self.n_calls, self.n_prefix_hits, self.batches, self.decisions, self.observers = kept
 
+    @property
+    def watched_heads(self) -> Heads:
+        """The attention heads that the guard looks at."""
+        return tuple(alignment_stream_analyzer.LLAMA_ALIGNED_HEADS) if self.guarded else ()
+
     def forget_prefixes(self) -> None:
         """Drop cached voice prefixes, as is due when weights or dtypes changed."""
         self._prefixes.clear()
@@ -112,7 +117,7 @@ class Decoder:
             raise ValueError("a batch mixes pinned and free-running segments")
         pinned, limit = None not in pins, max(pin or self.pipeline.sampling.max_new_tokens for pin in pins)
 
-        # The alignment guard judges each token on the host: that takes the loop that stops for it.
+        # A guard judges each token on the host, so its loop stays; the engine's step in it may be a fixed one.
         fixed = None if self.guarded else self.fixed_loop
         spare = [segments[-1]] * (fixed.n_rows(n) - n if fixed else 0)
         hidden, guards, lengths = self._prefill(segments + spare, fixed.prefill if fixed else self.engine.prefill)
@@ -127,6 +132,7 @@ class Decoder:
         seen = torch.zeros(n, self.t3.speech_head.out_features, dtype=torch.bool, device=device)
         seen[:, hp.start_speech_token] = True
         finished = torch.zeros(n, 1, dtype=torch.bool, device=device)
+        advance = self.fixed_loop.step if self.fixed_loop else self.engine.step
         for step in range(limit):
             logits = guide(self.logits(hidden), sampling.cfg_weight)
             if guards:
@@ -140,7 +146,7 @@ class Decoder:
             finished |= token == hp.stop_speech_token
             if not pinned and finished.all():
                 break
-            hidden = self.engine.step(self._token_embedding(token, step + 1))
+            hidden = advance(self._token_embedding(token, step + 1))
         return tokens
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -187,9 +193,8 @@ class Decoder:
         pad = torch.tensor(pads * 2, device=embeds.device) if any(pads) else None
 
         guards = []
-        self.engine.heads = ()
+        self.engine.heads = self.watched_heads
         if self.guarded:
-            self.engine.heads = tuple(alignment_stream_analyzer.LLAMA_ALIGNED_HEADS)
             stop = self.t3.hp.stop_speech_token
             guards = [
                 (Guard(length, stop), slice(starts + offset, starts + offset + length))

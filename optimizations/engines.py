@@ -215,7 +215,7 @@ class StaticEngine:
         def write(cache: Tensor, new: Tensor) -> None:
             cache.index_copy_(2, self.position, new)
 
-        return self._layers(embeds, rotation, write, extent, mask, causal=False, newest=1)
+        return self._layers(embeds, rotation, write, extent, mask, causal=False, newest=1, visible=visible)
 
     def prefix(self, embeds: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values per layer of a voice's opening embeddings [1, p, C]; they do not depend on what follows."""
@@ -281,7 +281,8 @@ class StaticEngine:
         def write(cache: Tensor, new: Tensor) -> None:
             cache[:, :, start:end] = new
 
-        hidden = self._layers(embeds, self._rotation(start, end), write, end, mask, causal, newest)
+        visible = None if self._pad is None else self.valid_slots[:, :end]
+        hidden = self._layers(embeds, self._rotation(start, end), write, end, mask, causal, newest, visible)
         self.length = end
         return hidden
 
@@ -294,6 +295,7 @@ class StaticEngine:
         mask: Tensor | None,
         causal: bool,
         newest: int,
+        visible: Tensor | None,
     ) -> Tensor:
         """`embeds` [R, n, C] through all layers -> last hidden state [R, C].
 
@@ -302,6 +304,8 @@ class StaticEngine:
             write: puts new keys or values [R, heads, n, head_dim] into a layer's cache.
             end: attention reads the slots [0, end).
             mask: of the new positions over those slots, as `scaled_dot_product_attention` takes it.
+            newest: positions of which the watched heads' rows are kept,
+            visible: and the slots [R, end) that those may look at, beside what causality says; None if all.
         """
         cos, sin = rotation
         x = embeds.to(self.keys[0].dtype)
@@ -319,7 +323,7 @@ class StaticEngine:
             keys, values = self.keys[index][:, :, :end], self.values[index][:, :, :end]
             for slot, (watched, head) in enumerate(self.heads):
                 if watched == index:
-                    self.rows[slot] = self._watch(q, keys, head, newest)
+                    self.rows[slot] = _watch(q, keys, head, newest, visible)
             h = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
             x = x + attention.o_proj(h.transpose(1, 2).flatten(2))
             h = _rms_norm(x, layer.post_attention_layernorm)
@@ -345,11 +349,6 @@ class StaticEngine:
             # A padded slot may look at itself, or its softmax would be over nothing.
             mask = mask & valid | (slots == slots[start:end, None])
         return mask, False
-
-    def _watch(self, q: Tensor, keys: Tensor, head: int, newest: int) -> Tensor:
-        rows = q.shape[0] // 2
-        valid = None if self._pad is None else self.valid_slots[:rows]
-        return attention_rows(q[:rows, head], keys[:rows, head], valid, min(newest, q.shape[2]))
 
 
 @dataclass
@@ -394,6 +393,14 @@ class _Memory:
             torch.zeros(rows, dtype=torch.long, device=device),
             torch.ones(rows, capacity, dtype=torch.bool, device=device),
         )
+
+
+def _watch(q: Tensor, keys: Tensor, head: int, newest: int, visible: Tensor | None) -> Tensor:
+    """A head's newest attention rows, for the conditional half of the batch."""
+    rows = q.shape[0] // 2
+    return attention_rows(
+        q[:rows, head], keys[:rows, head], None if visible is None else visible[:rows], min(newest, q.shape[2])
+    )
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:

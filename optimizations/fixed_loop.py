@@ -9,7 +9,6 @@ whether all rows are finished. What runs beyond the end is cut off, so the token
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +47,7 @@ class FixedLoop:
         self._signal = Signal(self.device)
         self._tapes: dict[int, Tape] = {}
         self._prompts: dict[tuple[int, int], Tensor] = {}
+        self._embeds: dict[int, Tensor] = {}
         self._moves = -1
         self._kernels = kernels.for_device("choose", self.device)
 
@@ -99,24 +99,58 @@ class FixedLoop:
             draws.keep(self._length(tokens), made)
         return tokens
 
-    def prepare(self, batches: Iterable[int], positions: int, prompt: int) -> None:
+    @torch.inference_mode()
+    def step(self, embeds: Tensor) -> Tensor:
+        """`Engine.step`, for a loop that has to see every token: good until the next step."""
+        engine, position = self.engine, self.engine.length
+        extent = self._extent(position)
+        if len(embeds) not in self._embeds:
+            self._embeds[len(embeds)] = embeds.new_zeros(embeds.shape)
+        newest = self._embeds[len(embeds)]
+        newest.copy_(embeds)
+
+        def body() -> tuple[Tensor, list[Tensor]]:
+            hidden = engine.fixed_step(newest, extent)
+            engine.position += 1
+            return hidden, engine.rows
+
+        hidden, engine.rows = self.graphs.run(STAGE, ("step", len(embeds), extent), body)
+        engine.length = position + 1
+        return hidden
+
+    def prepare(self, batches: set[int], positions: int, prompt: int) -> None:
         """Capture what batches of these sizes take: prompts of up to `prompt` positions, and steps up to `positions`.
 
         What is largest comes first: what the others need then fits into its memory.
         """
+        self.engine.heads = self.decoder.watched_heads
+        self.engine.reserve(2 * self.n_rows(max(batches)), positions)
+        if self.decoder.guarded:
+            for n in sorted(batches, reverse=True):
+                self._prepare_steps(n, positions, guarded=True)
+            return
+        for n in sorted({self.n_rows(n) for n in batches}, reverse=True):
+            self._prepare_prompts(n, prompt)
+            self._prepare_steps(n, positions, guarded=False)
+
+    def _prepare_prompts(self, n: int, longest: int) -> None:
         decoder, width = self.decoder, self.decoder.t3.speech_emb.weight.shape[1]
         voice = next(iter(decoder.pipeline.voices.values()))
-        rows = sorted({self.n_rows(n) for n in batches}, reverse=True)
-        self.engine.reserve(2 * rows[0], positions)
-        for n in rows:
-            prefix = decoder.stacked_prefixes([voice.t3]) if decoder.reuse_prefix else None
-            for length in range(prompt, 0, -PROMPT_BUCKET):
-                self.prefill(torch.zeros(2 * n, length, width, device=self.device), None, prefix)
-            self.engine.reserve(2 * n, positions)
-            tape = self._begin(n, n, limit=1, pinned=True)
-            for last in range(self.engine.capacity - 1, 0, -self.engine.bucket):
+        prefix = decoder.stacked_prefixes([voice.t3]) if decoder.reuse_prefix else None
+        for length in range(longest, 0, -PROMPT_BUCKET):
+            self.prefill(torch.zeros(2 * n, length, width, device=self.device), None, prefix)
+
+    def _prepare_steps(self, n: int, positions: int, guarded: bool) -> None:
+        engine = self.engine
+        engine.reserve(2 * n, positions)
+        tape = self._begin(n, n, limit=1, pinned=True)
+        for last in range(engine.capacity - 1, 0, -engine.bucket):
+            engine.length = last
+            engine.position.fill_(last)
+            if guarded:
+                self.step(tape.embeds)
+            else:
                 tape.written.zero_()
-                self.engine.position.fill_(last)
                 self._advance(tape, last)
 
     def _begin(self, rows: int, n: int, limit: int, pinned: bool) -> Tape:
@@ -142,13 +176,17 @@ class FixedLoop:
 
     def _advance(self, tape: Tape, position: int) -> None:
         """One more token for every row; `position` is the slot that the newest one takes."""
+        extent = self._extent(position)
+        shape = (len(tape.token), extent, self._nucleus)
+        self.graphs.run(STAGE, shape, lambda: self._step(tape, extent))
+
+    def _extent(self, position: int) -> int:
+        """The slots that a step at `position` has to read, in whole buckets; makes room where there is none."""
         engine = self.engine
         if position >= engine.capacity:
             engine.extend(position, position + 1)
         self._follow_moves()
-        extent = min((position // engine.bucket + 1) * engine.bucket, engine.capacity)
-        shape = (len(tape.token), extent, self._nucleus)
-        self.graphs.run(STAGE, shape, lambda: self._step(tape, extent))
+        return min((position // engine.bucket + 1) * engine.bucket, engine.capacity)
 
     def _follow_moves(self) -> None:
         if self.engine.moves != self._moves:

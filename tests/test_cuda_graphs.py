@@ -217,14 +217,20 @@ def test_what_is_prepared_is_not_captured_again(mini: Pipeline) -> None:
     assert graphs.unprepared.keys() == {"generate_tokens"}, "nobody prepared for four rows"
 
 
-def test_a_guarded_model_keeps_its_loop() -> None:
+def test_a_guarded_model_keeps_its_loop_around_a_fixed_step() -> None:
     pipeline = checkpoints.load("mini_multilingual", "cpu")
-    pipeline.sampling = replace(pipeline.sampling, temperature=0.0, max_new_tokens=30)
-    alone = ungraphed(pipeline, TEXTS[:1])
+    pipeline.sampling = replace(pipeline.sampling, temperature=0.0, max_new_tokens=40)
+    optimizations.create("kv_cache").apply(pipeline)
+    alone = tokens(pipeline, TEXTS, batch_size=3)
+    decisions = decoder_of(pipeline, "test").decisions
+    pipeline.reset()
     graphs = fixed(pipeline, tokens=1)
     prepare(pipeline)
-    assert tokens(pipeline, TEXTS[:1]) == alone
-    assert not graphs.captured["generate_tokens"]
+    captured = graphs.captured["generate_tokens"]
+    assert tokens(pipeline, TEXTS, batch_size=3) == alone
+    assert decoder_of(pipeline, "test").decisions == decisions
+    assert tokens(pipeline, TEXTS[:1]) == alone[:1]
+    assert graphs.replays["generate_tokens"] > captured
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the child")
