@@ -25,7 +25,7 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from torch import Tensor
 
 from harness.pipeline import HELD_BACK, Pipeline, Segment, speech_only
-from optimizations.engines import DynamicEngine, Engine, Heads, StaticEngine
+from optimizations.engines import Engine, GrowingEngine, Heads, StaticEngine
 from optimizations.fixed_loop import FixedLoop
 from optimizations.guard import Guard
 from optimizations.sampling import guide, sample
@@ -58,7 +58,7 @@ class Decoder:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.t3 = pipeline.model.t3
-        self.engine: Engine = DynamicEngine(self.t3.tfmr)
+        self.engine: Engine = GrowingEngine(self.t3.tfmr)
         self.batch_size = 1
         self.reuse_prefix = False
         self.fixed_loop: FixedLoop | None = None

@@ -1,27 +1,29 @@
-"""Two ways to run T3's transformer: through transformers' own model, or through a flat function over a static cache.
+"""T3's transformer as a flat function, over a cache that grows or over one that stays where it is.
 
-Both take embeddings and give the last position's hidden state; the decoder above them does not care which it has.
+Engines take embeddings and give the last position's hidden state; the decoder above them does not care which it has.
 Rows of shorter prompts are padded on the left (behind the voice's prefix, where there is one), so that all rows
 write the same cache slot in every step; a row's positions still count its own tokens only.
 
 Decoding one token is a matrix-vector product per weight: at batch 2 the arithmetic is nothing, the weights' bytes
-and the kernel launches are everything. So the static engine does as little as possible besides: one rotation table,
-one in-place write per layer, views instead of copies.
+and the kernel launches are everything. So the function does as little as possible besides: one rotation table, views
+instead of copies, none of what transformers' own model keeps a book of. The growing cache is what upstream has, two
+`cat`s per layer and token; the static one is written in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import DynamicCache, LlamaModel
+from torch import Tensor
+from transformers import LlamaModel
 
 Heads = tuple[tuple[int, int], ...]
+Store = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes a layer's number and its new keys and values [R, heads, n, head_dim]; gives those that attention reads."""
 
 
 class Engine(Protocol):
@@ -52,81 +54,142 @@ def attention_rows(q: Tensor, k: Tensor, mask: Tensor | None, n: int) -> Tensor:
     return scores.softmax(dim=-1)
 
 
-class DynamicEngine:
-    """transformers' model with its growing cache, asked for nothing but the last hidden state."""
+class FlatEngine:
+    """The transformer's layers as one flat function; where keys and values are kept is a subclass's matter.
+
+    transformers' own model does the same arithmetic in twice as many kernels, and on a fast GPU a decode step's time
+    is the time to launch its kernels.
+    """
 
     def __init__(self, tfmr: LlamaModel) -> None:
         self.tfmr: Any = tfmr  # torch types a module's attributes `Tensor | Module`, which no layer of it is
         self.heads: Heads = ()
         self.rows: list[Tensor] = []
-        self._cache = DynamicCache(config=tfmr.config)
-        self._valid: Tensor | None = None
+        self.length = 0
+        self.pads = torch.zeros(0, dtype=torch.long)
+        """Slots of padding in each row, [R] on the device; 0 where there is none."""
+        self.valid_slots = torch.zeros(0, 0, dtype=torch.bool)
+        """Which slots a row may look at, [R, capacity] on the device: all but its padding."""
+        self._pad: Tensor | None = None
+        self._cos = self._sin = torch.empty(0)
 
-    def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: Any = None) -> Tensor:
-        self._cache = DynamicCache(config=self.tfmr.config)
-        self._valid = None
-        if pad is not None:
-            self._valid = torch.arange(embeds.shape[1], device=embeds.device) >= pad[:, None]
-        return self._run(embeds, newest=2)
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layers compute in."""
+        return self.tfmr.layers[0].input_layernorm.weight.dtype
+
+    def _tabulate_rotation(self, capacity: int, like: Tensor) -> None:
+        """Rotation as x * cos + swapped(x) * sin, with the sign of the swapped first half kept in the table."""
+        cos, sin = self.tfmr.rotary_emb(like, torch.arange(capacity, device=like.device)[None])
+        half = sin.shape[-1] // 2
+        self._cos, self._sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
+
+    def _run(self, embeds: Tensor, store: Store, newest: int) -> Tensor:
+        """All layers over `embeds` [R, n, C] at the next slots -> last hidden state [R, C]."""
+        start, end = self.length, self.length + embeds.shape[1]
+        mask, causal = self._mask(start, end)
+        visible = None if self._pad is None else self.valid_slots[:, :end]
+        hidden = self._layers(embeds, self._rotation(start, end), store, mask, causal, newest, visible)
+        self.length = end
+        return hidden
+
+    def _layers(
+        self,
+        embeds: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        store: Store,
+        mask: Tensor | None,
+        causal: bool,
+        newest: int,
+        visible: Tensor | None,
+    ) -> Tensor:
+        """`embeds` [R, n, C] through all layers -> last hidden state [R, C].
+
+        Args:
+            rotation: cosines and sines that broadcast over [R, heads, n, head_dim].
+            store: keeps a layer's new keys and values and gives those that attention reads.
+            mask: of the new positions over the slots, as `scaled_dot_product_attention` takes it.
+            newest: positions of which the watched heads' rows are kept,
+            visible: and the slots [R, end) that those may look at, beside what causality says; None if all.
+        """
+        cos, sin = rotation
+        x = embeds.to(self.dtype)
+        self.rows = [torch.empty(0)] * len(self.heads)
+        for index, layer in enumerate(self.tfmr.layers):
+            attention = layer.self_attn
+            h = _rms_norm(x, layer.input_layernorm)
+            q, k, v = (
+                _heads(project(h), attention.head_dim)
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            q, k = q * cos + _swap_halves(q) * sin, k * cos + _swap_halves(k) * sin
+            keys, values = store(index, k, v)
+            for slot, (watched, head) in enumerate(self.heads):
+                if watched == index:
+                    self.rows[slot] = _watch(q, keys, head, newest, visible)
+            h = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
+            x = x + attention.o_proj(h.transpose(1, 2).flatten(2))
+            h = _rms_norm(x, layer.post_attention_layernorm)
+            x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
+        return _rms_norm(x[:, -1], self.tfmr.norm)
+
+    def _rotation(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        if self._pad is None:
+            return self._cos[start:end], self._sin[start:end]
+        positions = (torch.arange(start, end, device=self.pads.device) - self.pads[:, None]).clamp_min_(0)
+        return self._cos[positions][:, None], self._sin[positions][:, None]
+
+    def _mask(self, start: int, end: int) -> tuple[Tensor | None, bool]:
+        """The attention mask for the new slots, and whether plain causality says it all."""
+        valid = None if self._pad is None else self.valid_slots[:, None, None, :end]
+        if end - start == 1:
+            return valid, False
+        if start == 0 and valid is None:
+            return None, True
+        slots = torch.arange(end, device=self._cos.device)
+        mask = (slots <= slots[start:end, None])[None, None]
+        if valid is not None:
+            # A padded slot may look at itself, or its softmax would be over nothing.
+            mask = mask & valid | (slots == slots[start:end, None])
+        return mask, False
+
+
+class GrowingEngine(FlatEngine):
+    """A cache that grows by `cat`, as upstream's: each token copies all that is there."""
+
+    def __init__(self, tfmr: LlamaModel) -> None:
+        super().__init__(tfmr)
+        self._cache: list[tuple[Tensor, Tensor]] = []
+
+    def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: None = None) -> Tensor:
+        """See Engine; it keeps no prefix."""
+        self.length, self._cache, self._pad = 0, [], pad
+        self._tabulate(embeds.shape[1], embeds)
+        return self._run(embeds, self._store, newest=2)
 
     def step(self, embeds: Tensor) -> Tensor:
-        if self._valid is not None:
-            self._valid = F.pad(self._valid, (0, 1), value=True)
-        return self._run(embeds, newest=1)
+        if self.length >= len(self._cos):
+            self._tabulate(self.length + 1, embeds)
+        return self._run(embeds, self._store, newest=1)
 
-    def _run(self, embeds: Tensor, newest: int) -> Tensor:
-        positions = None
-        if self._valid is not None:
-            positions = (self._valid.long().cumsum(dim=1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
-        with self._watched() as seen:
-            hidden = self.tfmr(
-                inputs_embeds=embeds,
-                attention_mask=self._valid,
-                position_ids=positions,
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state
-        self.rows = [self._row(*seen[layer], layer, head, newest) for layer, head in self.heads]
-        return hidden[:, -1]
+    def _store(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if index == len(self._cache):
+            self._cache.append((k, v))
+        else:
+            keys, values = self._cache[index]
+            self._cache[index] = torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
+        return self._cache[index]
 
-    @contextmanager
-    def _watched(self) -> Iterator[dict[int, tuple[Tensor, tuple[Tensor, Tensor]]]]:
-        """Catch what enters the watched layers' attention; the hooks are gone when the call is over."""
-        seen: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
-        handles = []
-        for layer in {layer for layer, _ in self.heads}:
-
-            def catch(_module: nn.Module, _args: tuple, kwargs: dict, layer: int = layer) -> None:
-                seen[layer] = (kwargs["hidden_states"], kwargs["position_embeddings"])
-
-            attention = self.tfmr.layers[layer].self_attn
-            handles.append(attention.register_forward_pre_hook(catch, with_kwargs=True))
-        try:
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _row(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], layer: int, head: int, newest: int) -> Tensor:
-        """The watched head's newest attention rows, for the conditional half of the batch."""
-        attention = self.tfmr.layers[layer].self_attn
-        rows, dim = hidden.shape[0] // 2, attention.head_dim
-        newest = min(newest, hidden.shape[1])
-        cos, sin = (r[:rows] if r.shape[0] > 1 else r for r in rotation)
-        q = attention.q_proj(hidden[:rows, -newest:])[..., head * dim : (head + 1) * dim]
-        q = q * cos[:, -newest:] + _rotate_half(q) * sin[:, -newest:]
-        keys = self._cache.layers[layer].keys
-        assert keys is not None
-        k = keys[:rows, head]
-        return attention_rows(q, k, None if self._valid is None else self._valid[:rows], newest)
+    def _tabulate(self, length: int, like: Tensor) -> None:
+        """Tables for `length` positions and as many to come."""
+        capacity = 2 * length
+        self._tabulate_rotation(capacity, like.to(self.dtype))
+        if self._pad is not None:
+            self.pads = self._pad
+            self.valid_slots = torch.arange(capacity, device=like.device) >= self.pads[:, None]
 
 
-def _rotate_half(x: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.stack((-second, first), dim=-2).flatten(-2)
-
-
-class StaticEngine:
+class StaticEngine(FlatEngine):
     """The same layers as a flat function that writes keys and values into preallocated memory.
 
     The cache is one tensor [R, heads, capacity, head_dim] per layer and kind, so that a slot is written in place and
@@ -140,25 +203,16 @@ class StaticEngine:
     """
 
     def __init__(self, tfmr: LlamaModel, bucket: int = 256) -> None:
-        self.tfmr: Any = tfmr  # torch types a module's attributes `Tensor | Module`, which no layer of it is
+        super().__init__(tfmr)
         self.bucket = bucket
-        self.heads: Heads = ()
-        self.rows: list[Tensor] = []
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self.length = 0
         self.moves = 0
         """How often the cache came to lie elsewhere in memory; whoever recorded addresses has to start again."""
         self.position = torch.zeros(1, dtype=torch.long)
         """The slot that the next fixed step writes, [1] on the device."""
-        self.pads = torch.zeros(0, dtype=torch.long)
-        """Slots of padding in each row, [R] on the device; 0 where there is none."""
-        self.valid_slots = torch.zeros(0, 0, dtype=torch.bool)
-        """Which slots a row may look at, [R, capacity] on the device: all but its padding."""
         self._memory = _Memory()
         self._n_prefix = 0
-        self._pad: Tensor | None = None
-        self._cos = self._sin = torch.empty(0)
 
     @property
     def capacity(self) -> int:
@@ -189,14 +243,14 @@ class StaticEngine:
     def read(self, embeds: Tensor, start: int) -> Tensor:
         """Prompts [R, n, C], from the slot `start` on -> hidden [R, C]. With padding set, it can be captured."""
         self.length = start
-        hidden = self._run(embeds, newest=2)
+        hidden = self._run_here(embeds, newest=2)
         self.position.fill_(self.length)
         return hidden
 
     def step(self, embeds: Tensor) -> Tensor:
         if self.length == self.capacity:
             self._reserve(embeds.shape[0], self.length + 1, embeds)
-        return self._run(embeds, newest=1)
+        return self._run_here(embeds, newest=1)
 
     def fixed_step(self, embeds: Tensor, extent: int) -> Tensor:
         """One more position [R, 1, C] at the slot `position` -> hidden [R, C], reading the slots [0, extent).
@@ -212,17 +266,20 @@ class StaticEngine:
         mask = torch.zeros(visible.shape, dtype=self.keys[0].dtype, device=embeds.device)
         mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]
 
-        def write(cache: Tensor, new: Tensor) -> None:
-            cache.index_copy_(2, self.position, new)
+        def store(index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = self.keys[index], self.values[index]
+            keys.index_copy_(2, self.position, k)
+            values.index_copy_(2, self.position, v)
+            return keys[:, :, :extent], values[:, :, :extent]
 
-        return self._layers(embeds, rotation, write, extent, mask, causal=False, newest=1, visible=visible)
+        return self._layers(embeds, rotation, store, mask, causal=False, newest=1, visible=visible)
 
     def prefix(self, embeds: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values per layer of a voice's opening embeddings [1, p, C]; they do not depend on what follows."""
         self.length = self._n_prefix = 0
         self._reserve(1, embeds.shape[1], embeds)
         self._set_padding(None)
-        self._run(embeds, newest=1)
+        self._run_here(embeds, newest=1)
         end = self.length
         return [(k[:1, :, :end].clone(), v[:1, :, :end].clone()) for k, v in zip(self.keys, self.values, strict=True)]
 
@@ -250,8 +307,7 @@ class StaticEngine:
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         """Make room for `length` positions in `rows` rows, keeping what the cache holds of the current prompt."""
-        dtype = self.tfmr.layers[0].input_layernorm.weight.dtype
-        held = self._memory
+        dtype, held = self.dtype, self._memory
         if not held.fits(rows, length, dtype, like.device):
             capacity = held.capacity if length <= held.capacity else -(-(length + 1) // self.bucket) * self.bucket
             self._memory = held.grown(self.tfmr.config, max(rows, held.rows), capacity, dtype, like.device, self.length)
@@ -267,88 +323,16 @@ class StaticEngine:
         if self.length:
             self._set_padding(self._pad)
 
-    def _tabulate_rotation(self, capacity: int, like: Tensor) -> None:
-        """Rotation as x * cos + swapped(x) * sin, with the sign of the swapped first half kept in the table."""
-        cos, sin = self.tfmr.rotary_emb(like, torch.arange(capacity, device=like.device)[None])
-        half = sin.shape[-1] // 2
-        self._cos, self._sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
-
-    def _run(self, embeds: Tensor, newest: int) -> Tensor:
-        """All layers over `embeds` [R, n, C] at the next slots -> last hidden state [R, C]."""
+    def _run_here(self, embeds: Tensor, newest: int) -> Tensor:
+        """All layers over `embeds` at the next slots, which are written in place and read as views."""
         start, end = self.length, self.length + embeds.shape[1]
-        mask, causal = self._mask(start, end)
 
-        def write(cache: Tensor, new: Tensor) -> None:
-            cache[:, :, start:end] = new
+        def store(index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = self.keys[index], self.values[index]
+            keys[:, :, start:end], values[:, :, start:end] = k, v
+            return keys[:, :, :end], values[:, :, :end]
 
-        visible = None if self._pad is None else self.valid_slots[:, :end]
-        hidden = self._layers(embeds, self._rotation(start, end), write, end, mask, causal, newest, visible)
-        self.length = end
-        return hidden
-
-    def _layers(
-        self,
-        embeds: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        write: Callable[[Tensor, Tensor], None],
-        end: int,
-        mask: Tensor | None,
-        causal: bool,
-        newest: int,
-        visible: Tensor | None,
-    ) -> Tensor:
-        """`embeds` [R, n, C] through all layers -> last hidden state [R, C].
-
-        Args:
-            rotation: cosines and sines that broadcast over [R, heads, n, head_dim].
-            write: puts new keys or values [R, heads, n, head_dim] into a layer's cache.
-            end: attention reads the slots [0, end).
-            mask: of the new positions over those slots, as `scaled_dot_product_attention` takes it.
-            newest: positions of which the watched heads' rows are kept,
-            visible: and the slots [R, end) that those may look at, beside what causality says; None if all.
-        """
-        cos, sin = rotation
-        x = embeds.to(self.keys[0].dtype)
-        self.rows = [torch.empty(0)] * len(self.heads)
-        for index, layer in enumerate(self.tfmr.layers):
-            attention = layer.self_attn
-            h = _rms_norm(x, layer.input_layernorm)
-            q, k, v = (
-                _heads(project(h), attention.head_dim)
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            q, k = q * cos + _swap_halves(q) * sin, k * cos + _swap_halves(k) * sin
-            write(self.keys[index], k)
-            write(self.values[index], v)
-            keys, values = self.keys[index][:, :, :end], self.values[index][:, :, :end]
-            for slot, (watched, head) in enumerate(self.heads):
-                if watched == index:
-                    self.rows[slot] = _watch(q, keys, head, newest, visible)
-            h = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
-            x = x + attention.o_proj(h.transpose(1, 2).flatten(2))
-            h = _rms_norm(x, layer.post_attention_layernorm)
-            x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
-        return _rms_norm(x[:, -1], self.tfmr.norm)
-
-    def _rotation(self, start: int, end: int) -> tuple[Tensor, Tensor]:
-        if self._pad is None:
-            return self._cos[start:end], self._sin[start:end]
-        positions = (torch.arange(start, end, device=self.pads.device) - self.pads[:, None]).clamp_min_(0)
-        return self._cos[positions][:, None], self._sin[positions][:, None]
-
-    def _mask(self, start: int, end: int) -> tuple[Tensor | None, bool]:
-        """The attention mask for the new slots, and whether plain causality says it all."""
-        valid = None if self._pad is None else self.valid_slots[:, None, None, :end]
-        if end - start == 1:
-            return valid, False
-        if start == 0 and valid is None:
-            return None, True
-        slots = torch.arange(end, device=self.keys[0].device)
-        mask = (slots <= slots[start:end, None])[None, None]
-        if valid is not None:
-            # A padded slot may look at itself, or its softmax would be over nothing.
-            mask = mask & valid | (slots == slots[start:end, None])
-        return mask, False
+        return self._run(embeds, store, newest)
 
 
 @dataclass
