@@ -25,8 +25,9 @@ Design = Callable[[str, list[str], list[str]], list[Job]]
 """(the combo's name, its enabled optimizations, all known optimizations) -> jobs."""
 
 
-def one_at_a_time(_combo: str, _enabled: list[str], known: list[str]) -> list[Job]:
-    return [(name, [name]) for name in known]
+def one_at_a_time(_combo: str, enabled: list[str], known: list[str]) -> list[Job]:
+    """Each of the combo's optimizations, or of all where no combo is named."""
+    return [(name, [name]) for name in enabled or known]
 
 
 def leave_one_out(combo: str, enabled: list[str], _known: list[str]) -> list[Job]:

@@ -15,6 +15,7 @@ def run(tmp_path, minute, time, *active, **changes):
 def test_designs():
     known = ["a", "b", "c"]
     assert DESIGNS["one_at_a_time"]("x", [], known) == [("a", ["a"]), ("b", ["b"]), ("c", ["c"])]
+    assert DESIGNS["one_at_a_time"]("x", ["c"], known) == [("c", ["c"])]
     assert DESIGNS["leave_one_out"]("x", ["a", "c"], known) == [
         ("x", ["a", "c"]),
         ("x-without-a", ["c"]),
