@@ -154,7 +154,7 @@ def rmsnorm_qkv_rope(
         # complete by the time it starts.
         gdc_launch_dependents()
     slot = tl.load(position)
-    for r in tl.static_range(0, R, 2):
+    for r in tl.range(0, R, 2):
         row, other, scale, other_scale = _unscaled(x, gain, r, epsilon, C)
         a, other_a = _dots(first, row, other)
         b, other_b = _dots(second, row, other)
@@ -281,7 +281,7 @@ def combine_o_residual(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    for r in tl.static_range(0, R, 2):
+    for r in tl.range(0, R, 2):
         row = _joined(parts, masses, r, R, C, D, S)
         other = _joined(parts, masses, r + 1, R, C, D, S)
         y, other_y = _dots(tile, row, other)
@@ -317,7 +317,7 @@ def rmsnorm_gate_up_silu(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    for r in tl.static_range(0, R, 2):
+    for r in tl.range(0, R, 2):
         row, other, scale, other_scale = _unscaled(x, gain, r, epsilon, C)
         g, other_g = _dots(gate_tile, row, other)
         u, other_u = _dots(up_tile, row, other)
@@ -344,7 +344,7 @@ def down_residual(
         gdc_launch_dependents()
         gdc_wait()
     k = tl.arange(0, M)
-    for r in tl.static_range(0, R, 2):
+    for r in tl.range(0, R, 2):
         row = tl.load(activated + r * M + k).to(tl.float32)
         other = tl.load(activated + (r + 1) * M + k).to(tl.float32)
         y, other_y = _dots(tile, row, other)
@@ -391,7 +391,7 @@ def speech_head(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    for r in tl.static_range(0, R, 2):
+    for r in tl.range(0, R, 2):
         row = tl.load(hidden + r * C + k).to(tl.float32)
         other = tl.load(hidden + (r + 1) * C + k).to(tl.float32)
         y, other_y = _dots(tile, row, other)
