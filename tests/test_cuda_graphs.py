@@ -463,6 +463,22 @@ def test_a_captured_batch_says_what_each_text_says_alone(gpu: Pipeline) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("on_gpu")
+def test_a_guarded_model_says_the_same_with_its_step_captured(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = checkpoints.load("random_multilingual", "cuda")
+    pipeline.sampling = replace(pipeline.sampling, temperature=0.0)
+    optimizations.create("kv_cache").apply(pipeline)
+    expected = tokens(pipeline, TEXTS[:2], [60, 60])
+    pipeline.reset()
+    apply(pipeline, "kv_cache")
+    assert tokens(pipeline, TEXTS[:2], [60, 60]) == expected
+    start = time.perf_counter()
+    tokens(pipeline, TEXTS[:1], [60])
+    with capsys.disabled():
+        print(f"\nguarded: {60 / (time.perf_counter() - start):.0f} tokens/s")
+
+
+@pytest.mark.gpu
 def test_draws_behind_the_end_are_given_back(gpu: Pipeline) -> None:
     """What the flow draws next does not depend on how far the host had run ahead."""
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
