@@ -84,7 +84,7 @@ def harmonic_source(generator: Any, f0: Tensor) -> tuple[Tensor, Tensor, Tensor]
     overtones = torch.arange(1, n + 1, device=f0.device, dtype=f0.dtype)[:, None]
     cycles = torch.cumsum(f0 * overtones / generator.sampling_rate, dim=-1) % 1
     phases = torch.rand(f0.shape[0], n, 1, device=f0.device) * (2 * math.pi) - math.pi
-    phases[:, 0] = 0
+    phases[:, 0].zero_()
     sines = generator.sine_amp * torch.sin(2 * math.pi * cycles + phases)
     voiced = (f0 > generator.voiced_threshold).float()
     noise_level = voiced * generator.noise_std + (1 - voiced) * generator.sine_amp / 3
