@@ -491,6 +491,23 @@ def test_gpu_compiled_estimator_gives_the_same_mel(large):
 
 
 @pytest.mark.gpu
+def test_gpu_all_of_it_is_captured(large):
+    apply(large, "mixed_precision", tf32=False)
+    apply(large, "kv_cache")
+    plugin = apply(large, "compile")
+    graphs = apply(large, "cuda_graphs", tokens=100)
+    voice = next(iter(large.voices))
+    for n_tokens in (60, 90, 61):
+        assert np.isfinite(large.synthesize(TEXT, voice, 1, n_tokens=n_tokens).wave).all()
+    evidence = plugin.evidence(large)
+    assert evidence.active, evidence
+    assert evidence.facts["triton_kernels_count"]["sample_token"] >= 7
+    assert evidence.facts["graph_breaks_count"] == 0
+    assert set(evidence.facts["graphs_compiled_in_utterance"]) == {"1"}
+    assert graphs.evidence(large).active
+
+
+@pytest.mark.gpu
 def test_gpu_quantized_weights_are_refused(large):
     apply(large, "kv_cache")
     apply(large, "quantization", strategy="aggressive")
