@@ -7,6 +7,7 @@ against an estimate from the wave, and then held fixed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -35,8 +36,9 @@ from .vocoder import (
     set_rate,
 )
 
-STEPS = 1_500
-PITCH_STEPS = 1_000
+STEPS = 2_740
+POLISH_STEPS = 6_000  # by the spectrum alone, after the critics: a recognizer hears spectra
+PITCH_STEPS = 1_500
 SAMPLE_RATE = 16_000
 PITCH_WINDOW = 1024  # 64 ms: more than three periods of the lowest voice
 SHORTEST, LONGEST = 40, 267  # lags in samples: 400 Hz down to 60 Hz
@@ -146,6 +148,12 @@ def inverse_transform(hift: HiFTGenerator, magnitude: Tensor, phase: Tensor) -> 
     return inverse_stft(spectrum, hift.stft_window.to(magnitude.device), hop, n_fft // 2)
 
 
+def polish(hift: HiFTGenerator, crops: SpeechCrops, rng: torch.Generator, run: Run) -> None:
+    """Go on with a trained generator, without critics."""
+    recipe = replace(Recipe(run.steps(POLISH_STEPS)), critics_from=1.0)
+    fit("hift_polish", hift, lambda mel: speak(hift, mel), crops, recipe, rng, run)
+
+
 def train(corpus: Corpus, run: Run) -> dict[str, float]:
     """Train mel2wav on the corpus's speech; writes its state to run.path("hift").
 
@@ -160,6 +168,7 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     train_pitch(hift.f0_predictor, crops, recipe.batch, run)
     hift.f0_predictor.requires_grad_(False)
     fit("hift", hift, lambda mel: speak(hift, mel), crops, recipe, rng, run)
+    polish(hift, crops, rng, run)
     run.save("hift", hift.eval().state_dict())
     return distance(lambda mel: speak(hift, mel), held_out, recipe.batch) | pitch_errors(
         hift.f0_predictor, held_out, recipe.batch
