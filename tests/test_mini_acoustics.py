@@ -286,6 +286,7 @@ def test_hift_stage_trains_saves_and_loads_into_upstreams_class(corpus: Corpus, 
     monkeypatch.setattr(hift, "Recipe", quick)
     monkeypatch.setattr(hift, "PITCH_STEPS", 6)
     monkeypatch.setattr(hift, "STEPS", 6)
+    monkeypatch.setattr(hift, "POLISH_STEPS", 4)
     figures = hift.train(corpus, Run(tmp_path, device="cpu"))
     assert all(np.isfinite(figures[name]) for name in ("stft", "mel", "voicing_error"))
     state = Run(tmp_path, device="cpu").load("hift")
