@@ -251,8 +251,20 @@ class _Gpu:
 @contextmanager
 def alone_on(device: str) -> Iterator[None]:
     """Hold the device against this harness's other jobs, which launchers may start in parallel, or wait for them."""
-    kind, _, index = device.partition(":")
-    name = f"chatterbox-harness-{os.getuid()}-{kind}{int(index or 0) if kind == 'cuda' else ''}.lock"
+    name = f"chatterbox-harness-{os.getuid()}-{machine_part(device)}.lock"
     with (LOCKS / name).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def machine_part(device: str) -> str:
+    """Which part of the machine a device is; under CUDA_VISIBLE_DEVICES two processes' `cuda:0` may be two GPUs.
+
+    >>> machine_part("cpu")
+    'cpu'
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return kind
+    index, visible = int(number or 0), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return f"cuda{visible[index].strip() or index}" if index < len(visible) else f"cuda{index}"

@@ -135,3 +135,21 @@ def test_vram_is_counted_by_the_allocator_and_seen_by_the_driver():
     assert found.peak_mb - before == pytest.approx(100, abs=1)
     assert found.detail["reserved_mb"] >= 100
     assert measure.device_state(device)["temperature_c"] > 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "part"),
+    [
+        (None, "cuda", "cuda0"),
+        ("", "cuda:1", "cuda1"),
+        ("1", "cuda", "cuda1"),
+        ("2,3", "cuda:1", "cuda3"),
+        ("GPU-5f", "cuda:0", "cudaGPU-5f"),
+        ("1", "cpu", "cpu"),
+    ],
+)
+def test_jobs_wait_for_each_other_on_one_gpu_and_not_on_two(monkeypatch, visible, device, part):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert measure.machine_part(device) == part
