@@ -16,7 +16,6 @@ from torch._dynamo.utils import counters
 from transformers import LlamaModel
 
 from harness.pipeline import Pipeline
-from optimizations import fixed_loop
 from optimizations.base import Evidence, Optimization, register
 from optimizations.choices import one_of
 from optimizations.decoder import Decoder, decoder_of
@@ -34,8 +33,6 @@ OURS = (
     "speech_head",
 )
 """The decode step's own kernels, as the profiler names them."""
-SAMPLING = "sample_token"
-"""And the one that samples, where steps are captured."""
 INDUCTOR = ("triton_", "Torch-Compiled Region")
 """How the names of inductor's kernels on a GPU begin, and of its calls from Python, which a replayed graph has not."""
 
@@ -47,9 +44,8 @@ class Compile(Optimization):
     Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
     result back: some 25 a layer of T3, a thousand in an estimator step.
     Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a layer,
-    for batches up to 8; larger ones go through the layers. Where `cuda_graphs` captures the step, sampling is one more.
-    `decode=inductor` has PyTorch's compiler fuse the same step; `auto` is triton on CUDA and none on a CPU. `estimator`
-    has the compiler fuse the flow's estimator.
+    for batches up to 8; larger ones go through the layers. `decode=inductor` has PyTorch's compiler fuse the same step;
+    `auto` is triton on CUDA and none on a CPU. `estimator` has the compiler fuse the flow's estimator.
     Why: a decode step is bound by reading T3's weights once; whatever is launched, waited for or written between two
     reads is lost. The estimator is bound by arithmetic, and its norms, activations and transposes are not.
     Where not: launching from Python still costs more than the kernels, so it needs `cuda_graphs` to tell. Compilation
@@ -119,7 +115,7 @@ class Compile(Optimization):
         compilations = self._compilations.facts()
         profiles = profile_stages(pipeline, ("generate_tokens", "tokens_to_mel"))
         kernels = profiles["generate_tokens"].kernels
-        ours = {name: kernels[name] for name in (*OURS, SAMPLING) if kernels[name]}
+        ours = {name: kernels[name] for name in OURS if kernels[name]}
         fused = {
             stage: sum(n for name, n in (seen.kernels + seen.ops).items() if name.startswith(INDUCTOR))
             for stage, seen in profiles.items()
@@ -137,9 +133,8 @@ class Compile(Optimization):
 
 
 def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
-    """The Triton engine in the place of the static one, and its product for the head; in fixed steps, its sampling."""
+    """The Triton engine in the place of the static one, and its product for the head."""
     kernels: Any = import_module("optimizations.kernels.engine")
-    pipeline.swap(fixed_loop, "sample_by", import_module("optimizations.kernels.sample").sample_by)
     engine, head = decoder.engine, pipeline.model.t3.speech_head
     assert isinstance(engine, StaticEngine)
     layers = head.forward

@@ -18,11 +18,9 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Sampling, Segment
-from optimizations import sampling
 from optimizations.compile import OURS, Compilations
 from optimizations.engines import StaticEngine
 from optimizations.modules import cast_parameters
-from optimizations.sampling import Dials
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="Triton has no part in it")
@@ -153,31 +151,6 @@ def test_head_takes_a_vocabulary_of_any_size():
     engine = import_module("optimizations.kernels.engine")
     head, hidden = torch.nn.Linear(64, 37, bias=False), torch.randn(2, 64)
     torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
-
-
-def assert_samples_as_pytorch(device):
-    """Same logits, same random numbers, same ids; on and off the fences of each setting."""
-    dials, size = Dials(torch.device(device)), 1000
-    noise = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(6, size, generator=noise)).to(device)
-    seen = (torch.rand(6, size, generator=noise) < 0.2).to(device)
-    ours = import_module("optimizations.kernels.sample").sample_by
-    chosen = set()
-    for temperature, min_p, penalty in ((0.0, 0.05, 1.2), (0.8, 0.05, 1.2), (1.5, 0.0, 2.0), (0.8, 0.5, 1.0)):
-        dials.turn(Sampling(temperature=temperature, min_p=min_p, repetition_penalty=penalty))
-        for seed in range(3):
-            torch.manual_seed(seed)
-            expected = sampling.sample_by(dials, logits, seen, nucleus=False)
-            torch.manual_seed(seed)
-            actual = ours(dials, logits, seen, nucleus=False)
-            assert torch.equal(actual, expected)
-            chosen.add(tuple(actual[:, 0].tolist()))
-    assert len(chosen) > 6
-
-
-@interpreted
-def test_sampling_draws_the_ids_that_pytorch_draws():
-    assert_samples_as_pytorch("cpu")
 
 
 @interpreted
@@ -427,11 +400,6 @@ def test_gpu_head_takes_both_precisions(large):
 
 
 @pytest.mark.gpu
-def test_gpu_sampling_draws_the_ids_that_pytorch_draws():
-    assert_samples_as_pytorch("cuda")
-
-
-@pytest.mark.gpu
 def test_gpu_captured_decode_says_what_the_loop_says(large, capsys):
     large.sampling, usual = Sampling(temperature=0), large.sampling
     try:
@@ -501,7 +469,6 @@ def test_gpu_all_of_it_is_captured(large):
         assert np.isfinite(large.synthesize(TEXT, voice, 1, n_tokens=n_tokens).wave).all()
     evidence = plugin.evidence(large)
     assert evidence.active, evidence
-    assert evidence.facts["triton_kernels_count"]["sample_token"] >= 7
     assert evidence.facts["graph_breaks_count"] == 0
     assert set(evidence.facts["graphs_compiled_in_utterance"]) == {"1"}
     assert graphs.evidence(large).active
