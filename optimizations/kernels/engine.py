@@ -34,7 +34,7 @@ TILES = {
     "combine_o_residual": Tile(8, 4),
     "rmsnorm_gate_up_silu": Tile(4, 4),
     "down_residual": Tile(4, 8),
-    "speech_head": Tile(8, 4),
+    "speech_head": Tile(4, 4),
 }
 ATTENTION_PROGRAMS = 128
 """About as many as a large GPU has multiprocessors: fewer (row, head) pairs than that are split."""
