@@ -24,7 +24,8 @@ class FlowSteps(Optimization):
     Where not: it is no free gain. The solution is a coarser one, and WER and similarity have to clear it; it belongs
     in no combo that has not been listened to.
     The campaign had nothing of the kind.
-    Evidence: passes of the estimator in one probing utterance.
+    Evidence: the steps that the solver is told to take in one probing utterance. Passes of the estimator cannot be
+    counted everywhere: where they are captured, no Python runs in them.
     """
 
     name = "flow_steps"
@@ -44,15 +45,19 @@ class FlowSteps(Optimization):
         pipeline.swap(s3gen, "flow_inference", partial(s3gen.flow_inference, n_cfm_timesteps=self.config.steps))
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
-        passes: list[int] = []
-        projection = pipeline.model.s3gen.flow.decoder.estimator.final_proj
-        handle = projection.register_forward_hook(lambda *_: passes.append(1))
+        solves: list[int] = []
+        handle = pipeline.model.s3gen.flow.decoder.register_forward_pre_hook(
+            lambda _solver, _args, kwargs: solves.append(kwargs["n_timesteps"]), with_kwargs=True
+        )
         try:
             probe(pipeline)
         finally:
             handle.remove()
-        facts = {"estimator_passes_count": len(passes), "upstream_passes_count": UPSTREAM_STEPS}
-        if len(passes) == UPSTREAM_STEPS:
+        steps = sum(solves)
+        facts = {"solver_steps_count": steps, "upstream_steps_count": UPSTREAM_STEPS}
+        if not steps:
+            return Evidence(False, facts, "the solver was not called")
+        if steps == UPSTREAM_STEPS:
             return Evidence(False, facts, "as many steps as upstream takes")
         return Evidence(True, facts)
 

@@ -66,7 +66,7 @@ def test_flow_steps_are_counted_not_believed(mini, steps):
     assert speak(mini).n_tokens == N_TOKENS
     evidence = plugin.evidence(mini)
     assert evidence.active
-    assert evidence.facts["estimator_passes_count"] == steps
+    assert evidence.facts["solver_steps_count"] == steps
 
 
 def test_ten_flow_steps_are_upstream_itself(mini, baseline):
