@@ -50,7 +50,7 @@ from harness.mini.muon import Muon
 from harness.mini.run import Run
 from harness.mini.speech import PHONES, Corpus
 
-STEPS = 4000
+STEPS = 5500
 WARMUP_STEPS = 150
 DECAY_SHARE = 0.5  # of the steps, at the end: the learning rate falls linearly to zero
 BATCH_POSITIONS = 32768
