@@ -137,13 +137,14 @@ def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
     kernels: Any = import_module("optimizations.kernels.engine")
     engine, head = decoder.engine, pipeline.model.t3.speech_head
     assert isinstance(engine, StaticEngine)
+    fused = kernels.FusedEngine(pipeline.model.t3.tfmr, engine.bucket)
     layers = head.forward
 
     def forward(hidden: Tensor) -> Tensor:
         few = hidden.dim() == 2 and kernels.few(len(hidden))
-        return kernels.head_logits(head, hidden) if few else layers(hidden)
+        return kernels.head_logits(head, hidden, fused.tiles["speech_head"]) if few else layers(hidden)
 
-    pipeline.swap(decoder, "engine", kernels.FusedEngine(pipeline.model.t3.tfmr, engine.bucket))
+    pipeline.swap(decoder, "engine", fused)
     if isinstance(head, nn.Linear) and head.bias is None:
         pipeline.swap(head, "forward", forward)
 

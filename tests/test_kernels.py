@@ -1,4 +1,4 @@
-"""The Triton kernels of the decode step: in Triton's interpreter on a CPU, and as they are on a GPU."""
+"""The Triton kernels: in Triton's interpreter on a CPU, and as they are on a GPU."""
 
 import os
 import subprocess
@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chatterbox.models.s3gen.hifigan import Snake
 from transformers import LlamaConfig, LlamaModel
 
 import optimizations
 from harness import checkpoints
 from harness.errors import UserError
-from harness.pipeline import Sampling, Segment
+from harness.pipeline import HELD_BACK, Sampling, Segment
 from optimizations.compile import OURS, Compilations
 from optimizations.engines import StaticEngine
 from optimizations.modules import cast_parameters
+from optimizations.sampling import Dials, guide, sample
+from optimizations.tape import Tape
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="Triton has no part in it")
@@ -63,11 +66,14 @@ def tiny(dtype=torch.float32):
     return model
 
 
-def fused(model):
-    """The engine with tiles as large as the tiny model allows: the interpreter takes its time for every program."""
+@pytest.fixture
+def fused(monkeypatch):
+    """Makes engines of few large programs, as the interpreter takes its time for every one: two or more a product."""
     engine = import_module("optimizations.kernels.engine")
-    tiles = {name: engine.Tile(16, 1) for name in engine.TILES} | {"split_attention": engine.Tile(64, 1)}
-    return engine.FusedEngine(model, 64, tiles)
+    monkeypatch.setattr(engine, "ATTENTION_PROGRAMS", 16)  # four splits for two rows of two heads
+    sizes = dict.fromkeys(engine.TILES, 32) | {"rmsnorm_qkv_rope": 16, "split_attention": 64}
+    tiles = {name: engine.Tile(outputs, 1) for name, outputs in sizes.items()}
+    return lambda model: engine.FusedEngine(model, 64, tiles)
 
 
 def relative_error(a, b):
@@ -102,15 +108,15 @@ def spoken(pipeline, n_tokens):
 
 
 @interpreted
-@pytest.mark.parametrize("length", [5, 600])  # fewer slots than one split takes at once; more than all of them do
-def test_steps_are_the_static_engines(length):
+@pytest.mark.parametrize("length", [5, 300])  # fewer slots than one split takes at once; more than all of them do
+def test_steps_are_the_static_engines(fused, length):
     model = tiny()
     expected = walk(StaticEngine(model, 64), 2, length)
     torch.testing.assert_close(walk(fused(model), 2, length), expected, atol=1e-5, rtol=1e-5)
 
 
 @interpreted
-def test_rows_padded_behind_a_prefix():
+def test_rows_padded_behind_a_prefix(fused):
     model, pad = tiny(), torch.tensor([0, 4])
     with torch.inference_mode():
         prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
@@ -121,7 +127,7 @@ def test_rows_padded_behind_a_prefix():
 
 
 @interpreted
-def test_half_precision_stays_closer_to_float32_than_the_layers_do():
+def test_half_precision_stays_closer_to_float32_than_the_layers_do(fused):
     exact = walk(StaticEngine(tiny(), 64), 2, 20)
     layers = walk(StaticEngine(tiny(torch.bfloat16), 64), 2, 20)
     kernels = walk(fused(tiny(torch.bfloat16)), 2, 20)
@@ -130,7 +136,7 @@ def test_half_precision_stays_closer_to_float32_than_the_layers_do():
 
 
 @interpreted
-def test_watched_heads_give_their_rows():
+def test_watched_heads_give_their_rows(fused):
     model = tiny()
     engines = [StaticEngine(model, 64), fused(model)]
     for engine in engines:
@@ -141,7 +147,7 @@ def test_watched_heads_give_their_rows():
 
 
 @interpreted
-def test_many_rows_go_through_the_layers():
+def test_many_rows_go_through_the_layers(fused):
     model = tiny()
     torch.testing.assert_close(walk(fused(model), 18, 4), walk(StaticEngine(model), 18, 4), atol=1e-5, rtol=1e-5)
 
@@ -151,6 +157,63 @@ def test_head_takes_a_vocabulary_of_any_size():
     engine = import_module("optimizations.kernels.engine")
     head, hidden = torch.nn.Linear(64, 37, bias=False), torch.randn(2, 64)
     torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
+
+
+def assert_kernel_activates(device, channels, longest, length):
+    """The kernel of `snake.py` against upstream's module, on what is not contiguous either."""
+    with torch.device(device):
+        torch.manual_seed(0)
+        x = 5 * torch.randn(2, longest, channels).transpose(1, 2)
+        activation = Snake(channels)
+        torch.nn.init.uniform_(activation.alpha, 0.1, 3)
+        expected = activation(x)
+        expected[:, :, length:] = 0
+        end = torch.tensor([length])
+        actual = import_module("optimizations.kernels.snake").masked_snake(x, activation, end)
+    torch.testing.assert_close(actual, expected)
+
+
+def assert_kernel_samples(sampling, device, n_ids, width):
+    """The kernel of `choose.py` against `sample` with the same random numbers."""
+    rows, written = 3, 4
+    with torch.device(device):
+        torch.manual_seed(0)
+        logits = 3 * torch.randn(2 * rows, n_ids)
+        table, positions = torch.randn(n_ids, width), torch.randn(20, width)
+        dials, tape = Dials(torch.device(device)), Tape.blank(rows, 10, table, n_ids)
+        dials.turn(sampling)
+        tape.written.fill_(written)
+        tape.held[-100:] = True
+        tape.seen.copy_(torch.rand(rows, n_ids) < 0.3)
+        torch.manual_seed(1)
+        guided = guide(logits, sampling.cfg_weight).masked_fill(tape.held, HELD_BACK)
+        expected = sample(guided, tape.seen, sampling)
+        seen = tape.seen.scatter(1, expected, True)
+        stop = int(expected[1])
+        torch.manual_seed(1)
+        import_module("optimizations.kernels.choose").choose_tokens(logits, dials, tape, table, positions, stop)
+    assert torch.equal(tape.token, expected)
+    assert torch.equal(tape.tokens[:, written], expected[:, 0])
+    assert tape.written.item() == written + 1
+    assert torch.equal(tape.seen, seen)
+    assert tape.finished.flatten().tolist() == [bool(token == stop) for token in expected]
+    embeds = table[expected] + positions[written + 1]
+    torch.testing.assert_close(tape.embeds, torch.cat((embeds, embeds)))
+
+
+GREEDY = Sampling(temperature=0.0)
+OTHERS = Sampling(temperature=1.3, min_p=0.3, cfg_weight=0.1, repetition_penalty=2.0)
+
+
+@interpreted
+@pytest.mark.parametrize("sampling", [Sampling(), GREEDY, OTHERS], ids=["default", "greedy", "others"])
+def test_what_follows_the_logits(sampling):
+    assert_kernel_samples(sampling, "cpu", n_ids=1003, width=48)
+
+
+@interpreted
+def test_snake():
+    assert_kernel_activates("cpu", channels=3, longest=2050, length=1500)
 
 
 @interpreted
@@ -186,6 +249,7 @@ def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
 
     monkeypatch.setattr(engine, "launch", counted)
     mini = checkpoints.load("mini", "cpu")
+    mini.model.t3.tfmr.layers = mini.model.t3.tfmr.layers[:2]  # of eight, all alike
     expected = spoken(mini, 2)
     apply(mini, "kv_cache")
     apply(mini, "compile", decode="triton", estimator=False)
@@ -397,6 +461,17 @@ def test_gpu_head_takes_both_precisions(large):
         assert relative_error(kernels.head_logits(head, hidden), exact) < 1e-5
         cast_parameters(large, head, torch.bfloat16)
         assert relative_error(kernels.head_logits(head, hidden.bfloat16()), exact) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampling", [Sampling(), GREEDY, OTHERS], ids=["default", "greedy", "others"])
+def test_gpu_what_follows_the_logits(sampling):
+    assert_kernel_samples(sampling, "cuda", n_ids=8194, width=1024)
+
+
+@pytest.mark.gpu
+def test_gpu_snake():
+    assert_kernel_activates("cuda", channels=64, longest=60001, length=50000)
 
 
 @pytest.mark.gpu
