@@ -1,5 +1,6 @@
 """Shared by all tests: the project's root on the path, so that its modules import as the commands do; one thread."""
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from harness.worker import PRELOADED  # noqa: E402  # found only now
+
+# A process has one forkserver, and whichever test needs it first starts it: without the heavy packages in it, every
+# child of the tests that follow would import them for itself.
+multiprocessing.set_forkserver_preload(PRELOADED)
 
 
 @pytest.fixture
