@@ -98,12 +98,10 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
             "packages": {"torch": "2.11.0", "chatterbox-tts": "0.1.7"},
         },
     )
+    expected = {"first": 1, "warmup": 2, "speed": case.texts * case.rounds, "quality": case.texts * case.seeds}
     folder.write_json(
         "plan.json",
-        dict.fromkeys(
-            (BASELINE, variant_name(case)),
-            {"first": 1, "warmup": 2, "speed": case.texts * case.rounds, "quality": case.texts * case.seeds},
-        ),
+        {name: dict(expected) for name in (BASELINE, variant_name(case))},
     )
     rng = np.random.default_rng(case.seed)
     variants = {BASELINE: Effect(), variant_name(case): case.effect}
