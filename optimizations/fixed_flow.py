@@ -28,6 +28,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from optimizations.graphs import Graphs
+from optimizations.modules import queries_keys_values
 
 STAGE = "tokens_to_mel"
 HALF = (torch.float16, torch.bfloat16)
@@ -229,8 +230,7 @@ class RowAttention:
     ) -> Tensor:
         """hidden_states [R, T, C]; attention_mask is a truth mask [R, 1, T], or the bounds of packed attention."""
         assert attention_mask is not None
-        projections = (attention.to_q, attention.to_k, attention.to_v)
-        q, k, v = [project(hidden_states).unflatten(-1, (attention.heads, -1)) for project in projections]
+        q, k, v = queries_keys_values(attention, hidden_states)
         if attention_mask.dtype == torch.bool:
             q, k, v = [t.transpose(1, 2) for t in (q, k, v)]
             seen = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask[:, None]).transpose(1, 2)

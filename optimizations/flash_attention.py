@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
 from optimizations.choices import one_of
-from optimizations.modules import compute_dtypes
+from optimizations.modules import compute_dtypes, queries_keys_values
 from optimizations.probe import profile_stages
 
 BACKENDS = ("auto", "flash_attn", "sdpa_flash", "sdpa")
@@ -161,9 +161,7 @@ class _FlashAttnProcessor:
             return self.masked(attention, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         from flash_attn import flash_attn_func
 
-        projections = (attention.to_q, attention.to_k, attention.to_v)
-        q, k, v = (project(hidden_states).unflatten(-1, (attention.heads, -1)) for project in projections)
-        return attention.to_out[0](flash_attn_func(q, k, v).flatten(2))
+        return attention.to_out[0](flash_attn_func(*queries_keys_values(attention, hidden_states)).flatten(2))
 
 
 def prefer_flash() -> AbstractContextManager:

@@ -150,3 +150,11 @@ def _cast(pipeline: Pipeline, parameter: nn.Parameter, dtype: torch.dtype) -> No
 
     pipeline.on_undo(restore)
     parameter.data = parameter.data.to(dtype)
+
+
+def queries_keys_values(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What diffusers' `Attention` projects hidden states [B, T, C] to, split by head: each [B, T, heads, C / heads]."""
+    projections = (attention.to_q, attention.to_k, attention.to_v)
+    # A list, because not every compiler reads a generator.
+    q, k, v = [project(hidden).unflatten(-1, (attention.heads, -1)) for project in projections]
+    return q, k, v
