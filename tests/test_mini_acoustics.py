@@ -140,7 +140,9 @@ def test_split_takes_the_end_of_every_line(lines: flow.Lines):
 
 def loss_of(model, window: flow.Window, prompts: torch.Tensor) -> torch.Tensor:
     speakers = torch.ones(len(window.tokens), 192)
-    return flow.matching_loss(model, window, speakers, prompts, torch.Generator().manual_seed(3))
+    rng = torch.Generator().manual_seed(3)
+    lesson = flow.draw_lesson(window, speakers, prompts, model.decoder.training_cfg_rate, rng)
+    return flow.matching_loss(model, lesson)
 
 
 def test_flow_loss_scores_only_what_is_behind_the_prompt(lines: flow.Lines):
@@ -236,11 +238,9 @@ def test_flow_stage_trains_saves_and_loads_into_upstreams_class(corpus: Corpus, 
     tokens = map(torch.from_numpy, (codes, lengths.cumsum() - lengths, lengths))
     lines = flow.lay_out(corpus, *tokens, "cpu")
     bank = torch.ones(4, 1, 192)
+    lesson = flow.draw(trained, lines, bank, 45, 360, torch.Generator().manual_seed(5))
     with torch.no_grad():
-        losses = [
-            float(flow.step_loss(m.eval(), lines, bank, 45, 360, torch.Generator().manual_seed(5)))
-            for m in (untrained, trained)
-        ]
+        losses = [float(flow.half_precision_loss(m.eval(), lesson)) for m in (untrained, trained)]
     assert losses[1] < losses[0]
 
 
@@ -363,6 +363,7 @@ def test_vocoder_training_resumes(corpus: Corpus, tmp_path: Path, monkeypatch):
 def test_stage_writes_vocos_that_load_reads(corpus: Corpus, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(vocos, "Recipe", quick)
     monkeypatch.setattr(vocos, "STEPS", 3)
+    monkeypatch.setattr(vocos, "POLISH_STEPS", 2)
     run = Run(tmp_path, device="cpu")
     figures = vocos.train(corpus, run)
     assert set(figures) == {"stft", "mel"}

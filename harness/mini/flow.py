@@ -27,6 +27,7 @@ from chatterbox.models.s3gen.transformer import upsample_encoder as upstream_enc
 from torch import Tensor, nn
 
 from . import features, models
+from .captured import CapturedStep
 from .run import Run, learning_rate
 from .speech import Corpus
 from .vocoder import CHECKPOINT_EVERY, adam, set_rate
@@ -159,36 +160,50 @@ def speaker_vectors(corpus: Corpus, encoder: nn.Module, device: str, rng: torch.
     return torch.stack(bank)
 
 
-def matching_loss(
-    flow: CausalMaskedDiffWithXvec, window: Window, speakers: Tensor, prompts: Tensor, rng: torch.Generator
-) -> Tensor:
-    """Flow matching loss of a batch: mean squared error of the velocity, over the frames behind each prompt.
+@dataclass
+class Lesson:
+    """A batch and all that is random in learning from it, so that the loss is a function of tensors alone."""
 
-    speakers: CAMPPlus vectors [B, 192]; prompts: length of each row's prompt [B], in mel frames.
-    """
-    n, length = window.tokens.shape
-    device, mel = window.mel.device, window.mel
-    lengths = torch.full((n,), length, device=device)
-    encoded, _ = flow.encoder(flow.input_embedding(window.tokens), lengths)
-    mu = flow.encoder_proj(encoded).mT
-    speaker = flow.spk_embed_affine_layer(F.normalize(speakers, dim=1))
-    prompted = (torch.arange(2 * length, device=device) < prompts[:, None]).unsqueeze(1)  # [B, 1, 2 L]
+    tokens: Tensor  # [B, L]
+    mel: Tensor  # [B, 80, 2 L]
+    speakers: Tensor  # [B, 192]: CAMPPlus vectors
+    prompts: Tensor  # [B]: length of each row's prompt, in mel frames
+    told: Tensor  # [B, 1, 1], bool: whether the row is told anything
+    time: Tensor  # [B, 1, 1]: where the row stands between noise and speech
+    noise: Tensor  # [B, 80, 2 L]
 
-    # Guidance: at inference the unconditional half sees zeros for all three.
-    told = torch.rand(n, 1, 1, generator=rng, device=device) >= flow.decoder.training_cfg_rate
+
+def draw_lesson(window: Window, speakers: Tensor, prompts: Tensor, untold: float, rng: torch.Generator) -> Lesson:
+    """A lesson on the window; `untold` is the share of rows that are told nothing, for guidance."""
+    n, device = len(window.tokens), window.mel.device
+    told = torch.rand(n, 1, 1, generator=rng, device=device) >= untold
     # More of the times lie near t = 0, where inference's cosine schedule also takes its smallest steps.
-    t = 1 - torch.cos(torch.rand(n, 1, 1, generator=rng, device=device) * torch.pi / 2)
-    noise = torch.randn(mel.shape, generator=rng, device=device)
+    time = 1 - torch.cos(torch.rand(n, 1, 1, generator=rng, device=device) * torch.pi / 2)
+    noise = torch.randn(window.mel.shape, generator=rng, device=device)
+    return Lesson(window.tokens, window.mel, speakers, prompts, told, time, noise)
+
+
+def matching_loss(flow: CausalMaskedDiffWithXvec, lesson: Lesson) -> Tensor:
+    """Flow matching loss of a batch: mean squared error of the velocity, over the frames behind each prompt."""
+    n, length = lesson.tokens.shape
+    device, mel = lesson.mel.device, lesson.mel
+    lengths = torch.full((n,), length, device=device)
+    encoded, _ = flow.encoder(flow.input_embedding(lesson.tokens), lengths)
+    mu = flow.encoder_proj(encoded).mT
+    speaker = flow.spk_embed_affine_layer(F.normalize(lesson.speakers, dim=1))
+    prompted = (torch.arange(2 * length, device=device) < lesson.prompts[:, None]).unsqueeze(1)  # [B, 1, 2 L]
+
     remains = 1 - flow.decoder.sigma_min
     velocity = flow.decoder.estimator(
-        x=(1 - remains * t) * noise + t * mel,
+        x=(1 - remains * lesson.time) * lesson.noise + lesson.time * mel,
         mask=torch.ones(n, 1, 2 * length, device=device),
-        mu=mu * told,
-        t=t.flatten(),
-        spks=speaker * told[:, 0],
-        cond=mel * (prompted & told),
+        # Guidance: at inference the unconditional half sees zeros for all three.
+        mu=mu * lesson.told,
+        t=lesson.time.flatten(),
+        spks=speaker * lesson.told[:, 0],
+        cond=mel * (prompted & lesson.told),
     )
-    error = (velocity.float() - (mel - remains * noise)).square()
+    error = (velocity.float() - (mel - remains * lesson.noise)).square()
     return error.masked_fill(prompted, 0.0).sum() / ((~prompted).sum() * mel.shape[1])
 
 
@@ -240,16 +255,24 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     optimizer = adam(flow.parameters(), PEAK)
     modules: dict[str, nn.Module] = {"flow": flow}
     optimizers: dict[str, torch.optim.Optimizer] = {"adam": optimizer}
-    steps, first = run.steps(STEPS), run.resume("flow", modules, optimizers)
-    for step in range(first, steps):
-        set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=500))
-        loss = step_loss(flow, lines, bank, WINDOWS[step % len(WINDOWS)], TOKENS_A_STEP, rng)
+
+    def learn(*lesson: Tensor) -> dict[str, Tensor]:
         optimizer.zero_grad()
+        loss = half_precision_loss(flow, Lesson(*lesson))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         optimizer.step()
+        return {"loss": loss.detach(), "gradient_norm": norm}
+
+    learning = {length: CapturedStep(learn) for length in WINDOWS}
+    steps, first = run.steps(STEPS), run.resume("flow", modules, optimizers)
+    for step in range(first, steps):
+        set_rate(optimizer, learning_rate(step, steps, PEAK, warmup=500))
+        length = WINDOWS[step % len(WINDOWS)]
+        lesson = draw(flow, lines, bank, length, TOKENS_A_STEP, rng)
+        figures = learning[length](*vars(lesson).values())
         if step % 100 == 0 or step == steps - 1:
-            run.log("flow", step, loss=float(loss.detach()), gradient_norm=float(norm))
+            run.log("flow", step, **{name: float(value) for name, value in figures.items()})
         if (step + 1) % CHECKPOINT_EVERY == 0:
             run.checkpoint("flow", step + 1, modules, optimizers)
 
@@ -257,25 +280,30 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     return validate(flow, held_out, bank, run.seed)
 
 
-def step_loss(
+def draw(
     flow: CausalMaskedDiffWithXvec, lines: Lines, bank: Tensor, length: int, budget: int, rng: torch.Generator
-) -> Tensor:
-    """Loss of as many windows of `length` tokens as the budget of tokens buys, each with some vector of its voice."""
+) -> Lesson:
+    """A lesson on as many windows of `length` tokens as the budget buys, each with some vector of its voice."""
     window = lines.draw(max(1, budget // length), length, rng)
     n, _, frames = window.mel.shape
     clips = torch.randint(bank.shape[1], (n,), generator=rng, device=rng.device)
-    with (
-        no_chunk_masks(),
-        torch.autocast(rng.device.type, torch.bfloat16, enabled=rng.device.type == "cuda"),
-    ):
-        return matching_loss(flow, window, bank[window.voices, clips], draw_prompts(n, frames, rng), rng)
+    prompts = draw_prompts(n, frames, rng)
+    return draw_lesson(window, bank[window.voices, clips], prompts, flow.decoder.training_cfg_rate, rng)
+
+
+def half_precision_loss(flow: CausalMaskedDiffWithXvec, lesson: Lesson) -> Tensor:
+    """`matching_loss`, on a GPU in bfloat16 where that is harmless."""
+    device = lesson.mel.device.type
+    with no_chunk_masks(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        return matching_loss(flow, lesson)
 
 
 @torch.no_grad()
 def validate(flow: CausalMaskedDiffWithXvec, lines: Lines, bank: Tensor, seed: int) -> dict[str, float]:
     """Loss on held-out speech, and how far ten-step mels are from the real ones (L1, natural log)."""
     rng = torch.Generator(bank.device).manual_seed(seed)
-    losses = [float(step_loss(flow, lines, bank, length, TOKENS_A_STEP, rng)) for length in WINDOWS]
+    lessons = (draw(flow, lines, bank, length, TOKENS_A_STEP, rng) for length in WINDOWS)
+    losses = [float(half_precision_loss(flow, lesson)) for lesson in lessons]
     window = lines.draw(min(16, TOKENS_A_STEP // 150 + 1), 150, rng)
     mel = generate(flow, window, bank[window.voices, 0], prompt=window.tokens.shape[1] // 3)
     distance = F.l1_loss(mel, window.mel[:, :, -mel.shape[2] :])

@@ -7,7 +7,6 @@ against an estimate from the wave, and then held fixed.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -37,7 +36,7 @@ from .vocoder import (
 )
 
 STEPS = 2_740
-POLISH_STEPS = 6_000  # by the spectrum alone, after the critics: a recognizer hears spectra
+POLISH_STEPS = 6_000
 PITCH_STEPS = 1_500
 SAMPLE_RATE = 16_000
 PITCH_WINDOW = 1024  # 64 ms: more than three periods of the lowest voice
@@ -148,12 +147,6 @@ def inverse_transform(hift: HiFTGenerator, magnitude: Tensor, phase: Tensor) -> 
     return inverse_stft(spectrum, hift.stft_window.to(magnitude.device), hop, n_fft // 2)
 
 
-def polish(hift: HiFTGenerator, crops: SpeechCrops, rng: torch.Generator, run: Run) -> None:
-    """Go on with a trained generator, without critics."""
-    recipe = replace(Recipe(run.steps(POLISH_STEPS)), critics_from=1.0)
-    fit("hift_polish", hift, lambda mel: speak(hift, mel), crops, recipe, rng, run)
-
-
 def train(corpus: Corpus, run: Run) -> dict[str, float]:
     """Train mel2wav on the corpus's speech; writes its state to run.path("hift").
 
@@ -168,7 +161,8 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     train_pitch(hift.f0_predictor, crops, recipe.batch, run)
     hift.f0_predictor.requires_grad_(False)
     fit("hift", hift, lambda mel: speak(hift, mel), crops, recipe, rng, run)
-    polish(hift, crops, rng, run)
+    polish = Recipe.polish(run.steps(POLISH_STEPS))
+    fit("hift_polish", hift, lambda mel: speak(hift, mel), crops, polish, rng, run)
     run.save("hift", hift.eval().state_dict())
     return distance(lambda mel: speak(hift, mel), held_out, recipe.batch) | pitch_errors(
         hift.f0_predictor, held_out, recipe.batch

@@ -103,6 +103,11 @@ class Recipe:
     deception_weight: float = 1.0
     feature_weight: float = 4.0
 
+    @classmethod
+    def polish(cls, steps: int) -> Recipe:
+        """To go on with a trained vocoder by the spectrum alone: a recognizer hears spectra."""
+        return cls(steps, critics_from=1.0)
+
 
 def adam(
     parameters: Iterable[nn.Parameter], peak: float, betas: tuple[float, float] = (0.9, 0.98)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # speaking needs no corpus, and making one needs pocketsphinx
     from .speech import Corpus
 
 STEPS = 1_500
+POLISH_STEPS = 6_000
 WINDOW = 4 * HOP  # the window of upstream's mel
 # The package's head clips magnitudes at 100, and with windows this long a loud voice's harmonics reach twice that.
 # So the head speaks at a quarter of the loudness.
@@ -102,5 +103,6 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     crops, held_out = (SpeechCrops.of(part, rng) for part in corpus.split(HELD_OUT))
     vocoder, recipe = build().to(run.device), Recipe(run.steps(STEPS))
     fit("vocos", vocoder, vocoder, crops, recipe, rng, run)
+    fit("vocos_polish", vocoder, vocoder, crops, Recipe.polish(run.steps(POLISH_STEPS)), rng, run)
     save(vocoder, run.path("vocos"))
     return distance(vocoder.eval(), held_out, recipe.batch)

@@ -236,20 +236,14 @@ def split_attention(
 @triton.jit
 def _joined(parts, masses, r, R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr):
     """Row r's attention [C] from its splits, each weighed by its mass."""
-    k = tl.arange(0, C)
-    peak = tl.load(masses + r * (C // D) + k // D)
-    sums = tl.load(parts + r * C + k)
-    total = tl.full([C], 1.0, tl.float32)
-    for s in tl.static_range(1, S):
-        mass = tl.load(masses + (s * R + r) * (C // D) + k // D)
-        part = tl.load(parts + (s * R + r) * C + k)
-        highest = tl.maximum(peak, mass)
-        fade = tl.exp(peak - highest)
-        share = tl.exp(mass - highest)
-        sums = sums * fade + part * share
-        total = total * fade + share
-        peak = highest
-    return sums / total
+    H: tl.constexpr = C // D
+    row = tl.arange(0, S)[:, None] * R + r
+    h = tl.arange(0, H)[None, :]
+    mass = tl.load(masses + row * H + h)  # [S, H]: few exponentials, however wide the row
+    share = tl.exp(mass - tl.max(mass, axis=0)[None, :])
+    share = share / tl.sum(share, axis=0)[None, :]
+    part = tl.load(parts + (row * C + h * D)[:, :, None] + tl.arange(0, D)[None, None, :])
+    return tl.reshape(tl.sum(part * share[:, :, None], axis=0), [C])
 
 
 @triton.jit
