@@ -1,4 +1,4 @@
-"""Fewer, larger kernels: Triton's for the decode step, inductor's for the flow's estimator."""
+"""Fewer, larger kernels: Triton's or C++ for the decode step, inductor's for the flow's estimator."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from optimizations.base import Evidence, Optimization, register
 from optimizations.choices import one_of
 from optimizations.decoder import Decoder, decoder_of
 from optimizations.engines import StaticEngine
+from optimizations.native import engine as native
 from optimizations.probe import profile_stages
 
-DECODE = ("auto", "triton", "inductor", "none")
+DECODE = ("auto", "triton", "native", "inductor", "none")
 OURS = (
     "rmsnorm_qkv_rope",
     "split_attention",
@@ -44,19 +45,23 @@ class Compile(Optimization):
     Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
     result back: some 25 a layer of T3, a thousand in an estimator step.
     Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a layer,
-    for batches up to 8; larger ones go through the layers. `decode=inductor` has PyTorch's compiler fuse the same step;
-    `auto` is triton on CUDA and none on a CPU. `estimator` has the compiler fuse the flow's estimator.
+    for batches up to 8; larger ones go through the layers. `decode=native` is the step in C++ for a CPU
+    (optimizations/native), all layers in one call. `decode=inductor` has PyTorch's compiler fuse the same step; `auto`
+    is triton on CUDA and native on a CPU, where without `kv_cache` it leaves it at the estimator. `estimator` has the
+    compiler fuse the flow's estimator.
     Why: a decode step is bound by reading T3's weights once; whatever is launched, waited for or written between two
     reads is lost. The estimator is bound by arithmetic, and its norms, activations and transposes are not.
-    Where not: launching from Python still costs more than the kernels, so it needs `cuda_graphs` to tell. Compilation
-    takes inductor half a minute the first time (a warm cache, TORCHINDUCTOR_CACHE_DIR, a few seconds). The estimator
+    Where not: on a GPU, launching from Python still costs more than the kernels, so it needs `cuda_graphs` to tell.
+    Compilation takes a C++ compiler a second, and inductor half a minute the first time (a warm cache,
+    TORCHINDUCTOR_CACHE_DIR, a few seconds); on a CPU its step is no faster than a lean one of operators. The estimator
     is compiled for any length at once, because free speech has a new one every time; a compilation for one length
     would come in the middle of an utterance. Its mask asks the host a question, which breaks the graph in 14 places:
     `flash_attention` (on float32 with backend=sdpa) takes that away. The Triton kernels need `kv_cache`, plain weights
-    (float32, bfloat16 or float16; not quantized) and sizes that are powers of two.
+    (float32, bfloat16 or float16; not quantized) and sizes that are powers of two; the C++ needs float32, and leaves
+    the multilingual guard's model to the layers, whose attention the guard watches.
     The campaign had nothing of the kind.
-    Evidence: kernels by name in one probe, graphs compiled and broken since the start, and which utterances had to
-    wait for a compilation.
+    Evidence: kernels by name and steps made in C++ in one probe, graphs compiled and broken since the start, and which
+    utterances had to wait for a compilation.
     """
 
     name = "compile"
@@ -64,7 +69,7 @@ class Compile(Optimization):
 
     @dataclass
     class Config:
-        """`decode`: auto, triton, inductor or none."""
+        """`decode`: auto, triton, native, inductor or none."""
 
         decode: str = "auto"
         estimator: bool = True
@@ -82,19 +87,22 @@ class Compile(Optimization):
             return reason
         if decode == "none":
             return None
-        stage = pipeline.stages["generate_tokens"]
-        if not isinstance(stage, Decoder) or not isinstance(stage.engine, StaticEngine):
+        if not _has_static_cache(pipeline):
             return f"compile.decode={decode} works on the static cache: switch kv_cache on, or set compile.decode=none"
         if decode == "inductor":
             return None
+        if decode == "native":
+            return native.unsupported(pipeline.model.t3.tfmr)
         if find_spec("triton") is None:
             return "no package triton: install it, or use compile.decode=inductor"
         return import_module("optimizations.kernels.engine").unsupported(pipeline.model.t3.tfmr)
 
     def _decode(self, pipeline: Pipeline) -> str:
-        if self.config.decode == "auto":
-            return "triton" if pipeline.device.type == "cuda" else "none"
-        return self.config.decode
+        if self.config.decode != "auto":
+            return self.config.decode
+        if pipeline.device.type == "cuda":
+            return "triton"
+        return "none" if self.config.estimator and not _has_static_cache(pipeline) else "native"
 
     def apply(self, pipeline: Pipeline) -> None:
         self._compilations = Compilations()
@@ -102,17 +110,19 @@ class Compile(Optimization):
         decode = self._decode(pipeline)
         if decode == "triton":
             _use_kernels(pipeline, decoder_of(pipeline, self.name))
-        elif decode == "inductor":
+        elif decode != "none":
             decoder = decoder_of(pipeline, self.name)
             engine = decoder.engine
             assert isinstance(engine, StaticEngine)
-            pipeline.swap(decoder, "engine", CompiledEngine(pipeline.model.t3.tfmr, engine.bucket))
+            step = native.NativeEngine if decode == "native" else CompiledEngine
+            pipeline.swap(decoder, "engine", step(pipeline.model.t3.tfmr, engine.bucket))
         if self.config.estimator:
             estimator = pipeline.model.s3gen.flow.decoder.estimator
             pipeline.swap(estimator, "forward", torch.compile(estimator.forward, dynamic=True))
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         compilations = self._compilations.facts()
+        in_cpp = _native_steps(pipeline)
         profiles = profile_stages(pipeline, ("generate_tokens", "tokens_to_mel"))
         kernels = profiles["generate_tokens"].kernels
         ours = {name: kernels[name] for name in OURS if kernels[name]}
@@ -120,16 +130,35 @@ class Compile(Optimization):
             stage: sum(n for name, n in (seen.kernels + seen.ops).items() if name.startswith(INDUCTOR))
             for stage, seen in profiles.items()
         }
-        facts = {"triton_kernels_count": ours, "inductor_calls_count": fused, **compilations}
+        in_cpp = _native_steps(pipeline) - in_cpp
+        facts = {
+            "triton_kernels_count": ours,
+            "native_steps_count": in_cpp,
+            "inductor_calls_count": fused,
+            **compilations,
+        }
         missing = []
         decode = self._decode(pipeline)
         if decode == "triton" and not ours.keys() >= set(OURS):
             missing.append("the decode step's kernels")
+        if decode == "native" and not in_cpp:
+            missing.append("a decode step in C++")
         if decode == "inductor" and not fused["generate_tokens"]:
             missing.append("inductor's kernels in the decode step")
         if self.config.estimator and not fused["tokens_to_mel"]:
             missing.append("inductor's kernels in the flow")
-        return Evidence(not missing, facts, f"the profiler did not see {' nor '.join(missing)}" if missing else None)
+        return Evidence(not missing, facts, f"a probe did not see {' nor '.join(missing)}" if missing else None)
+
+
+def _has_static_cache(pipeline: Pipeline) -> bool:
+    stage = pipeline.stages["generate_tokens"]
+    return isinstance(stage, Decoder) and isinstance(stage.engine, StaticEngine)
+
+
+def _native_steps(pipeline: Pipeline) -> int:
+    stage = pipeline.stages["generate_tokens"]
+    engine = stage.engine if isinstance(stage, Decoder) else None
+    return engine.n_steps if isinstance(engine, native.NativeEngine) else 0
 
 
 def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:

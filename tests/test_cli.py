@@ -212,7 +212,7 @@ def test_production_on_the_miniature_from_the_command_to_the_report(command, tmp
     summary = run.summary()
     assert summary.status == "ok"
     only_on_a_gpu = {name for name, o in summary.optimizations.items() if o["status"] == "unavailable"}
-    assert only_on_a_gpu == {"compile", "cuda_graphs"}
+    assert only_on_a_gpu == {"cuda_graphs"}
     assert set(summary.active) == set(summary.enabled) - only_on_a_gpu, summary.optimizations
     assert summary.comparison["rtf"].n == 6
     speed = [row for row in run.measurements()[0] if row.pass_name == "speed"]
