@@ -19,6 +19,7 @@ APPLIED = (
     "quantization",
     "mixed_precision",
     "flash_attention",
+    "flat_estimator",
     "channels_last",
     "alignment_analyzer",
     "kv_cache",
