@@ -32,7 +32,7 @@ from .run import Run, learning_rate
 from .speech import Corpus
 from .vocoder import CHECKPOINT_EVERY, adam, set_rate
 
-STEPS = 2_000
+STEPS = 4_500
 UTTERANCES = 11_000  # of the corpus, 16 h: what the flow learns is how sounds sound, not how words are spelled
 PEAK = 1e-3  # learning rate
 WINDOWS = (60, 120, 180, 240, 360, 720)  # tokens: 2.4 s to 28.8 s, prompt included
