@@ -31,6 +31,7 @@ from .vocoder import (
     distance,
     fit,
     mel_and_wave,
+    polish,
     roughened,
     set_rate,
 )
@@ -161,8 +162,7 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     train_pitch(hift.f0_predictor, crops, recipe.batch, run)
     hift.f0_predictor.requires_grad_(False)
     fit("hift", hift, lambda mel: speak(hift, mel), crops, recipe, rng, run)
-    polish = Recipe.polish(run.steps(POLISH_STEPS))
-    fit("hift_polish", hift, lambda mel: speak(hift, mel), crops, polish, rng, run)
+    fit("hift_polish", hift, lambda mel: speak(hift, mel), crops, polish(Recipe(run.steps(POLISH_STEPS))), rng, run)
     run.save("hift", hift.eval().state_dict())
     return distance(lambda mel: speak(hift, mel), held_out, recipe.batch) | pitch_errors(
         hift.f0_predictor, held_out, recipe.batch

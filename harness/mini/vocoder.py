@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -103,10 +103,10 @@ class Recipe:
     deception_weight: float = 1.0
     feature_weight: float = 4.0
 
-    @classmethod
-    def polish(cls, steps: int) -> Recipe:
-        """To go on with a trained vocoder by the spectrum alone: a recognizer hears spectra."""
-        return cls(steps, critics_from=1.0)
+
+def polish(recipe: Recipe) -> Recipe:
+    """The recipe to go on with by the spectrum alone, after the critics: a recognizer hears spectra."""
+    return replace(recipe, critics_from=1.0)
 
 
 def adam(

@@ -24,7 +24,7 @@ from harness.errors import UserError
 
 from .inverse_stft import inverse_stft
 from .run import Run
-from .vocoder import HELD_OUT, HOP, Recipe, SpeechCrops, distance, fit
+from .vocoder import HELD_OUT, HOP, Recipe, SpeechCrops, distance, fit, polish
 
 if TYPE_CHECKING:  # speaking needs no corpus, and making one needs pocketsphinx's dictionary
     from .speech import Corpus
@@ -103,6 +103,6 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     crops, held_out = (SpeechCrops.of(part, rng) for part in corpus.split(HELD_OUT))
     vocoder, recipe = build().to(run.device), Recipe(run.steps(STEPS))
     fit("vocos", vocoder, vocoder, crops, recipe, rng, run)
-    fit("vocos_polish", vocoder, vocoder, crops, Recipe.polish(run.steps(POLISH_STEPS)), rng, run)
+    fit("vocos_polish", vocoder, vocoder, crops, polish(Recipe(run.steps(POLISH_STEPS))), rng, run)
     save(vocoder, run.path("vocos"))
     return distance(vocoder.eval(), held_out, recipe.batch)
