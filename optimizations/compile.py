@@ -26,10 +26,9 @@ from optimizations.probe import profile_stages
 DECODE = ("auto", "triton", "native", "inductor", "none")
 OURS = (
     "rmsnorm_qkv_rope",
-    "split_attention",
-    "combine_o_residual",
+    "attention",
+    "product_residual",
     "rmsnorm_gate_up_silu",
-    "down_residual",
     "final_rmsnorm",
     "speech_head",
 )

@@ -67,11 +67,10 @@ def tiny(dtype=torch.float32):
 
 
 @pytest.fixture
-def fused(monkeypatch):
+def fused():
     """Makes engines of few large programs, as the interpreter takes its time for every one: two or more a product."""
     engine = import_module("optimizations.kernels.engine")
-    monkeypatch.setattr(engine, "ATTENTION_PROGRAMS", 16)  # four splits for two rows of two heads
-    sizes = dict.fromkeys(engine.TILES, 32) | {"rmsnorm_qkv_rope": 16, "split_attention": 64}
+    sizes = dict.fromkeys(engine.TILES, 32) | {"rmsnorm_qkv_rope": 16, "attention": 64}
     tiles = {name: engine.Tile(outputs, 1) for name, outputs in sizes.items()}
     return lambda model: engine.FusedEngine(model, 64, tiles)
 
@@ -108,7 +107,7 @@ def spoken(pipeline, n_tokens):
 
 
 @interpreted
-@pytest.mark.parametrize("length", [5, 300])  # fewer slots than one split takes at once; more than all of them do
+@pytest.mark.parametrize("length", [5, 300])  # fewer slots than attention takes at once; more
 def test_steps_are_the_static_engines(fused, length):
     model = tiny()
     expected = walk(StaticEngine(model, 64), 2, length)
@@ -239,7 +238,6 @@ def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
     engine = import_module("optimizations.kernels.engine")
     for name in engine.TILES:  # few large programs, of which the interpreter needs less time
         monkeypatch.setitem(engine.TILES, name, engine.Tile(32 if name == "rmsnorm_qkv_rope" else 256, 1))
-    monkeypatch.setattr(engine, "ATTENTION_PROGRAMS", 8)
     launched = Counter()
     launch = engine.launch
 
@@ -509,7 +507,7 @@ def test_gpu_compile_shows_its_kernels_and_comes_back(large):
         assert fast.n_tokens == n_tokens
     evidence = plugin.evidence(large)
     assert evidence.active, evidence
-    assert evidence.facts["triton_kernels_count"]["split_attention"] >= 30 * 7  # eight tokens, one of them the prompt's
+    assert evidence.facts["triton_kernels_count"]["attention"] >= 30 * 7  # eight tokens, one of them the prompt's
     assert evidence.facts["graph_breaks_count"] == 0
     assert set(evidence.facts["graphs_compiled_in_utterance"]) == {"1"}
     assert plain.n_tokens == 40

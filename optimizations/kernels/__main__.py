@@ -16,7 +16,7 @@ from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from optimizations.kernels.engine import PREFETCH, TILES, Buffers, FusedEngine, Tile, can_overlap, head_logits
+from optimizations.kernels.engine import TILES, Buffers, FusedEngine, Tile, can_overlap, head_logits
 
 BANDWIDTH = 4.3e12
 """Bytes per second that an H200's memory gives in practice; its data sheet says 4.8e12."""
@@ -24,11 +24,11 @@ VOCABULARY = 8194
 ROWS, FILLED, CAPACITY = 2, 300, 1280
 """Rows of guided decoding at batch 1, and filled slots: the middle of ten seconds of speech."""
 CANDIDATES = {
-    "rmsnorm_qkv_rope": [Tile(2, 2), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
-    "split_attention": [Tile(64, 4), Tile(128, 4), Tile(128, 8)],
-    "combine_o_residual": [Tile(2, 2), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
-    "rmsnorm_gate_up_silu": [Tile(2, 2), Tile(4, 4), Tile(8, 4), Tile(8, 8)],
-    "down_residual": [Tile(1, 4), Tile(2, 4), Tile(4, 8), Tile(8, 8)],
+    "rmsnorm_qkv_rope": [Tile(1, 1), Tile(2, 1), Tile(2, 2), Tile(4, 2)],
+    "attention": [Tile(64, 4), Tile(128, 4), Tile(128, 8), Tile(256, 8)],
+    "o_residual": [Tile(2, 1), Tile(2, 2), Tile(4, 2), Tile(8, 4)],
+    "rmsnorm_gate_up_silu": [Tile(2, 1), Tile(4, 2), Tile(8, 4), Tile(16, 8)],
+    "down_residual": [Tile(1, 4), Tile(2, 4), Tile(2, 8), Tile(4, 8)],
     "speech_head": [Tile(4, 4), Tile(8, 4), Tile(8, 8)],
 }
 
@@ -49,11 +49,10 @@ def main() -> None:
 
 
 def engine_at(
-    tfmr: LlamaModel, rows: int, filled: int, tiles: Mapping[str, Tile], overlap: bool = True, prefetch: bool = PREFETCH
+    tfmr: LlamaModel, rows: int, filled: int, tiles: Mapping[str, Tile], overlap: bool | None = None
 ) -> FusedEngine:
-    """An engine with room for CAPACITY slots that writes the slot `filled` next; overlapping where the device can."""
-    overlap = overlap and can_overlap(tfmr.norm.weight.device)
-    engine = FusedEngine(tfmr, tiles=tiles, overlap=overlap, prefetch=prefetch)
+    """An engine with room for CAPACITY slots that writes the slot `filled` next."""
+    engine = FusedEngine(tfmr, tiles=tiles, overlap=overlap)
     engine.reserve(rows, CAPACITY - 1)
     engine.position.fill_(filled)
     return engine
@@ -102,9 +101,9 @@ def best_tiles(tfmr: LlamaModel, head: nn.Linear) -> dict[str, Tile]:
 
 def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) -> None:
     """Each kernel by itself, overlapping with the next of its kind."""
-    engine = engine_at(tfmr, ROWS, FILLED, tiles, prefetch=False)
+    engine = engine_at(tfmr, ROWS, FILLED, tiles)
     buffers = engine.buffers(torch.randn(ROWS, head.in_features))
-    for left_by_another in (buffers.parts, buffers.masses, buffers.activated, buffers.hidden):
+    for left_by_another in (buffers.attended, buffers.activated, buffers.hidden):
         left_by_another.zero_()
     n_layers = len(tfmr.layers)
 
@@ -117,8 +116,8 @@ def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) 
 
     chains: dict[str, Callable[[], object]] = {
         "rmsnorm_qkv_rope": chain(engine.qkv),
-        "split_attention": chain(engine.attend),
-        "combine_o_residual": chain(engine.output),
+        "attention": chain(engine.attend),
+        "o_residual": chain(engine.output),
         "rmsnorm_gate_up_silu": chain(engine.gate_up),
         "down_residual": chain(engine.down),
         "speech_head": lambda: [head_logits(head, buffers.hidden, tiles["speech_head"]) for _ in range(n_layers)],
@@ -133,18 +132,17 @@ def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) 
 
 def print_steps(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) -> None:
     """Whole steps with the head, without sampling, over rows, filled slots and what hides the waiting."""
-    print("| rows | filled | overlap | prefetch | us a step | tokens/s | share of 4.3 TB/s |")
-    print("|---|---|---|---|---|---|---|")
-    hidden = [(False, False), (True, False), (True, True)]
-    cases = [(ROWS, FILLED, *how) for how in hidden]
-    cases += [(*size, True, PREFETCH) for size in [(2, 100), (2, 600), (2, 1200), (4, 300), (8, 300), (16, 300)]]
-    for rows, filled, overlap, prefetch in cases:
-        engine = engine_at(tfmr, rows, filled, tiles, overlap, prefetch)
+    print("| rows | filled | overlap | us a step | tokens/s | share of 4.3 TB/s |")
+    print("|---|---|---|---|---|---|")
+    cases = [(ROWS, FILLED, False), (ROWS, FILLED, can_overlap(tfmr.norm.weight.device))]
+    cases += [(*size, None) for size in [(2, 100), (2, 600), (2, 1200), (4, 300), (8, 300), (16, 300)]]
+    for rows, filled, overlap in cases:
+        engine = engine_at(tfmr, rows, filled, tiles, overlap)
         time = microseconds(step_of(engine, head, rows))
         sizes = bytes_moved(tfmr, head, rows, filled)
         total = len(tfmr.layers) * sum(sizes.values()) - (len(tfmr.layers) - 1) * sizes["speech_head"]
         tokens, share = rows // 2 / time * 1e6, total / time * 1e6 / BANDWIDTH
-        how = " | ".join("yes" if used else "no" for used in (engine.overlap, engine.prefetch))
+        how = "yes" if engine.overlap else "no"
         print(f"| {rows} | {filled} | {how} | {time:.1f} | {tokens:,.0f} | {share:.0%} |")
 
 
@@ -154,8 +152,8 @@ def bytes_moved(tfmr: LlamaModel, head: nn.Linear, rows: int, filled: int) -> di
     width, inner, each = config.hidden_size, config.intermediate_size, tfmr.norm.weight.element_size()
     return {
         "rmsnorm_qkv_rope": 3 * width * width * each,
-        "split_attention": 2 * rows * (filled + 1) * width * each,
-        "combine_o_residual": width * width * each,
+        "attention": 2 * rows * (filled + 1) * width * each,
+        "o_residual": width * width * each,
         "rmsnorm_gate_up_silu": 2 * width * inner * each,
         "down_residual": width * inner * each,
         "speech_head": head.out_features * width * head.weight.element_size(),

@@ -2,22 +2,20 @@
 
 At 2 to 16 rows a product with a matrix is bound by reading the matrix: all else has to hide behind that stream. So
 
-- each program keeps one small tile of weights, all of its columns, in registers, and takes the rows two by two (with
+- each program keeps one small tile of weights, all of its columns, in registers and takes the rows two by two (with
   guidance there is an even number of them): every weight is read once, however many rows there are; sums are float32;
 - what surrounds a product (normalization, rotation, cache write, activation, residual) is computed by the programs of
   that product: the rows are a few kilobytes, and a launch of its own would cost more than computing them many times;
 - a kernel starts before the one in front of it has ended (programmatic dependent launch, Hopper and later): it loads
-  its weights, which no kernel writes, then waits for the rows. So the stream of weights does not stop between kernels;
-- what a kernel cannot hold, others ask for ahead of it: the first three of a layer are small and mostly wait, so each
-  has one of the MLP's three matrices brought into the level-2 cache meanwhile.
+  its weights, which no kernel writes, then waits for the rows. So the stream of weights does not stop between kernels.
 
 Five launches a layer; C is the model's width, M the MLP's, R the rows, L the filled slots, b the bytes of a weight:
 
     rmsnorm_qkv_rope      3 C² b        normalization, three products, rotation, cache write
-    split_attention       2 R L C b     the filled part of the cache, shared out among several programs a head
-    combine_o_residual    C² b          joins the parts, output product, residual
+    attention             2 R L C b     the filled part of the cache, one program for each row's head
+    product_residual      C² b          output product, residual
     rmsnorm_gate_up_silu  2 C M b       normalization, both products, silu(gate) * up
-    down_residual         C M b         product, residual
+    product_residual      C M b         down product, residual
 
 and two at the end: `final_rmsnorm` and, where the head is, `speech_head`.
 
@@ -32,24 +30,13 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 NEVER = tl.constexpr(-1e30)
-"""A score that no real one is below; finite, so that an empty part's maximum can be subtracted from itself."""
+"""The score of a slot that a row does not see: no real one is as low, and its exponential is zero."""
 
 
 @triton.jit
 def _weights(weight, rows, n_columns: tl.constexpr):
     """The tile [len(rows), n_columns] of a row-major matrix, in its own dtype."""
     return tl.load(weight + rows[:, None] * n_columns + tl.arange(0, n_columns)[None, :])
-
-
-@triton.jit
-def _prefetch(matrix, program, n_bytes, SHARE: tl.constexpr):
-    """Have this program's share of a matrix, SHARE bytes, brought into the level-2 cache for a later kernel."""
-    if program * SHARE < n_bytes:
-        line = program * SHARE + 128 * tl.arange(0, SHARE // 128)
-        address = matrix.to(tl.int64) + tl.minimum(line, n_bytes - 128)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-        )
 
 
 @triton.jit
@@ -118,15 +105,12 @@ def rmsnorm_qkv_rope(
     values,
     position,  # [1] int64: the slot of the new token
     pad,  # [R] int64: slots of a row that hold no token of its own
-    later,  # a matrix of `later_bytes` for the level-2 cache
-    later_bytes,
     capacity,
     epsilon,
     R: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     B: tl.constexpr,
-    SHARE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """B pairs of one head's outputs, of q, k or v (the grid's second axis).
@@ -146,8 +130,6 @@ def rmsnorm_qkv_rope(
     first = _weights(weight, head * D + i, C)
     second = _weights(weight, head * D + half + i, C)
     gain = _gain(norm, C)
-    if SHARE:
-        _prefetch(later, tl.program_id(0) * 3 + part, later_bytes, SHARE)
     if OVERLAP:
         gdc_wait()
         # Only now: the attention behind it reads old slots of the cache before it waits, and so they have to be
@@ -166,121 +148,83 @@ def rmsnorm_qkv_rope(
 
 
 @triton.jit
-def split_attention(
+def attention(
     q,  # [R, C] float32
     keys,  # [R, H, capacity, D], as the next
     values,
     position,  # [1] int64
     valid,  # [R, capacity] uint8: 0 where a row's padding is
-    parts,  # out: [S, R, C] float32, each split's attention as if there were no other
-    masses,  # out: [S, R, H] float32, log of each split's sum of exp(score)
-    later,  # a matrix of `later_bytes` for the level-2 cache
-    later_bytes,
+    attended,  # out: [R, C] float32
     capacity,
     scale,
-    R: tl.constexpr,
     H: tl.constexpr,
     D: tl.constexpr,
-    S: tl.constexpr,
     BLOCK: tl.constexpr,
-    SHARE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One row's head (first axis of the grid) over every S-th block of slots, beginning with its own (second axis).
+    """One row's head, over BLOCK slots at a time.
 
-    Slots before `position` were written in earlier steps, so their first block is loaded before the wait. The newest
-    slot opens the sums of split 0.
+    Slots before `position` were written in earlier steps, so the first block is loaded before the wait. The newest slot
+    opens the sums.
     """
     row_head = tl.program_id(0)
-    split = tl.program_id(1)
     r = row_head // H
     d = tl.arange(0, D)
-    n = tl.arange(0, BLOCK)
+    slots = tl.arange(0, BLOCK)
     end = tl.load(position)
     row_keys = keys + row_head.to(tl.int64) * capacity * D
     row_values = values + row_head.to(tl.int64) * capacity * D
-    slots = split * BLOCK + n
     k = tl.load(row_keys + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
     v = tl.load(row_values + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
-    if SHARE:
-        _prefetch(later, row_head * S + split, later_bytes, SHARE)
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
     query = tl.load(q + row_head * D + d) * scale
-    newest_k = tl.load(row_keys + end * D + d).to(tl.float32)
-    newest_v = tl.load(row_values + end * D + d).to(tl.float32)
-    opens = split == 0
-    peak = tl.where(opens, tl.sum(query * newest_k, axis=0), NEVER)
-    total = tl.where(opens, 1.0, 0.0)
-    sums = tl.where(opens, newest_v, 0.0)
-    start = split * BLOCK
+    peak = tl.sum(query * tl.load(row_keys + end * D + d).to(tl.float32), axis=0)
+    total = 1.0
+    sums = tl.load(row_values + end * D + d).to(tl.float32)
+    start = 0
     while start < end:
         visible = tl.load(valid + r * capacity + slots, mask=slots < end, other=0) != 0
         scores = tl.where(visible, tl.sum(k.to(tl.float32) * query[None, :], axis=1), NEVER)
         highest = tl.maximum(peak, tl.max(scores, axis=0))
-        p = tl.where(visible, tl.exp(scores - highest), 0.0)
+        p = tl.exp(scores - highest)
         fade = tl.exp(peak - highest)
         total = total * fade + tl.sum(p, axis=0)
         sums = sums * fade + tl.sum(p[:, None] * v.to(tl.float32), axis=0)
         peak = highest
-        start += S * BLOCK
-        slots += S * BLOCK
+        start += BLOCK
+        slots += BLOCK
         k = tl.load(row_keys + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
         v = tl.load(row_values + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
-    seen = tl.where(total > 0, total, 1.0)  # a split without slots leaves zeros that weigh nothing
-    tl.store(parts + (split * R * H + row_head) * D + d, sums / seen)
-    tl.store(masses + split * R * H + row_head, peak + tl.log(seen))
+    tl.store(attended + row_head * D + d, sums / total)
 
 
 @triton.jit
-def _joined(parts, masses, r, R: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr):
-    """Row r's attention [C] from its splits, each weighed by its mass."""
-    H: tl.constexpr = C // D
-    row = tl.arange(0, S)[:, None] * R + r
-    h = tl.arange(0, H)[None, :]
-    mass = tl.load(masses + row * H + h)  # [S, H]: few exponentials, however wide the row
-    share = tl.exp(mass - tl.max(mass, axis=0)[None, :])
-    share = share / tl.sum(share, axis=0)[None, :]
-    part = tl.load(parts + (row * C + h * D)[:, :, None] + tl.arange(0, D)[None, None, :])
-    return tl.reshape(tl.sum(part * share[:, :, None], axis=0), [C])
-
-
-@triton.jit
-def _add(pointers, values):
-    tl.store(pointers, tl.load(pointers) + values)
-
-
-@triton.jit
-def combine_o_residual(
-    parts,  # [S, R, C] float32
-    masses,  # [S, R, H] float32
-    weight,  # [C, C]
+def product_residual(
+    rows,  # [R, K]
+    weight,  # [C, K]
     x,  # in and out: [R, C] float32
-    later,  # a matrix of `later_bytes` for the level-2 cache
-    later_bytes,
     R: tl.constexpr,
     C: tl.constexpr,
-    D: tl.constexpr,
-    S: tl.constexpr,
+    K: tl.constexpr,
     B: tl.constexpr,
-    SHARE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """B outputs; each program joins the splits for itself, which is cheaper than waiting for another kernel."""
+    """B outputs of x + weight @ rows."""
     outputs = tl.program_id(0) * B + tl.arange(0, B)
-    tile = _weights(weight, outputs, C)
-    if SHARE:
-        _prefetch(later, tl.program_id(0), later_bytes, SHARE)
+    tile = _weights(weight, outputs, K)
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
+    k = tl.arange(0, K)
     for r in tl.range(0, R, 2):
-        row = _joined(parts, masses, r, R, C, D, S)
-        other = _joined(parts, masses, r + 1, R, C, D, S)
+        row = tl.load(rows + r * K + k).to(tl.float32)
+        other = tl.load(rows + (r + 1) * K + k).to(tl.float32)
         y, other_y = _dots(tile, row, other)
-        _add(x + r * C + outputs, y)
-        _add(x + (r + 1) * C + outputs, other_y)
+        first = x + r * C + outputs
+        tl.store(first, tl.load(first) + y)
+        tl.store(first + C, tl.load(first + C) + other_y)
 
 
 @triton.jit
@@ -318,32 +262,6 @@ def rmsnorm_gate_up_silu(
         first = activated + r * M + outputs
         tl.store(first, _gated(g * scale, u * scale).to(activated.dtype.element_ty))
         tl.store(first + M, _gated(other_g * other_scale, other_u * other_scale).to(activated.dtype.element_ty))
-
-
-@triton.jit
-def down_residual(
-    activated,  # [R, M]
-    weight,  # [C, M]
-    x,  # in and out: [R, C] float32
-    R: tl.constexpr,
-    C: tl.constexpr,
-    M: tl.constexpr,
-    B: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """B outputs."""
-    outputs = tl.program_id(0) * B + tl.arange(0, B)
-    tile = _weights(weight, outputs, M)
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    k = tl.arange(0, M)
-    for r in tl.range(0, R, 2):
-        row = tl.load(activated + r * M + k).to(tl.float32)
-        other = tl.load(activated + (r + 1) * M + k).to(tl.float32)
-        y, other_y = _dots(tile, row, other)
-        _add(x + r * C + outputs, y)
-        _add(x + (r + 1) * C + outputs, other_y)
 
 
 @triton.jit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,19 +28,13 @@ class Tile:
 
 
 TILES = {
-    "rmsnorm_qkv_rope": Tile(4, 4),
-    "split_attention": Tile(128, 4),
-    "combine_o_residual": Tile(8, 4),
-    "rmsnorm_gate_up_silu": Tile(4, 4),
-    "down_residual": Tile(4, 8),
+    "rmsnorm_qkv_rope": Tile(2, 1),
+    "attention": Tile(256, 8),
+    "o_residual": Tile(4, 2),
+    "rmsnorm_gate_up_silu": Tile(4, 2),
+    "down_residual": Tile(2, 8),
     "speech_head": Tile(4, 4),
 }
-ATTENTION_PROGRAMS = 128
-"""About as many as a large GPU has multiprocessors: fewer (row, head) pairs than that are split."""
-MAX_SPLITS = 8
-"""Every program of the output product reads all splits."""
-PREFETCH = True
-"""Whether kernels that wait have weights of later ones brought into the level-2 cache."""
 
 
 def unsupported(tfmr: LlamaModel) -> str | None:
@@ -77,20 +70,13 @@ def few(rows: int) -> bool:
     return rows % 2 == 0 and rows <= MAX_ROWS
 
 
-def n_splits(row_heads: int) -> int:
-    """Programs that share one row's head, a power of two."""
-    wanted = max(1, min(MAX_SPLITS, ATTENTION_PROGRAMS // row_heads))
-    return 1 << (wanted.bit_length() - 1)
-
-
 @dataclass
 class Buffers:
-    """What the kernels of one step hand on: S splits, R rows, C wide, H heads, M wide in the MLP."""
+    """What the kernels of one step hand on: R rows, C wide, M wide in the MLP."""
 
     x: Tensor  # [R, C] float32: the residual stream
     q: Tensor  # [R, C] float32: rotated queries
-    parts: Tensor  # [S, R, C] float32: attention by split
-    masses: Tensor  # [S, R, H] float32: what each split weighs, as a logarithm
+    attended: Tensor  # [R, C] float32: what attention gives
     activated: Tensor  # [R, M]: the MLP's inner activations
     hidden: Tensor  # [R, C]: what the step returns
 
@@ -109,13 +95,11 @@ class FusedEngine(StaticEngine):
         bucket: int = 256,
         tiles: Mapping[str, Tile] = TILES,
         overlap: bool | None = None,
-        prefetch: bool = PREFETCH,
     ) -> None:
-        """`overlap`: start kernels early; None where the device can. `prefetch`: the MLP's weights, while they wait."""
+        """`overlap`: start kernels before the ones in front of them have ended; None: where the device can."""
         super().__init__(tfmr, bucket)
         self.tiles = tiles
         self.overlap = can_overlap(tfmr.norm.weight.device) if overlap is None else overlap
-        self.prefetch = prefetch and self.overlap
 
     def step(self, embeds: Tensor) -> Tensor:
         if self.length == self.capacity:
@@ -143,16 +127,13 @@ class FusedEngine(StaticEngine):
 
     def buffers(self, embeds: Tensor) -> Buffers:
         """What the kernels of one step hand on; the residual stream begins as `embeds` [R, C]."""
-        config, like = self.tfmr.config, self.keys[0]
-        rows, heads = len(embeds), config.num_attention_heads
-        splits = n_splits(rows * heads)
+        like = self.keys[0]
         x = embeds.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         return Buffers(
             x=x,
             q=torch.empty_like(x),
-            parts=x.new_empty(splits, *x.shape),
-            masses=x.new_empty(splits, rows, heads),
-            activated=like.new_empty(rows, config.intermediate_size),
+            attended=torch.empty_like(x),
+            activated=like.new_empty(len(x), self.tfmr.config.intermediate_size),
             hidden=like.new_empty(x.shape),
         )
 
@@ -160,39 +141,26 @@ class FusedEngine(StaticEngine):
 
     def qkv(self, index: int, b: Buffers) -> None:
         layer, (rows, width) = self.tfmr.layers[index], b.x.shape
-        attention, norm = layer.self_attn, layer.input_layernorm
-        tile, later = self.tiles["rmsnorm_qkv_rope"], layer.mlp.gate_proj.weight
+        attention, norm, tile = layer.self_attn, layer.input_layernorm, self.tiles["rmsnorm_qkv_rope"]
         args = (
             *(b.x, norm.weight, attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
             *(self._cos, self._sin, b.q, self.keys[index], self.values[index]),
-            *(self.position, self.pads, later, later.nbytes, self.capacity, norm.variance_epsilon),
+            *(self.position, self.pads, self.capacity, norm.variance_epsilon),
         )
-        grid = width // (2 * tile.outputs), 3
-        share = self._share(later, grid)
-        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs, "SHARE": share}
-        launch(decode.rmsnorm_qkv_rope, grid, args, sizes, tile.warps, self.overlap)
+        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs}
+        launch(decode.rmsnorm_qkv_rope, (width // (2 * tile.outputs), 3), args, sizes, tile.warps, self.overlap)
 
     def attend(self, index: int, b: Buffers) -> None:
-        splits, rows, heads = b.masses.shape
-        keys, values, tile = self.keys[index], self.values[index], self.tiles["split_attention"]
-        head_dim, later = keys.shape[-1], self.tfmr.layers[index].mlp.up_proj.weight
-        args = (
-            *(b.q, keys, values, self.position, self.valid_slots.view(torch.uint8)),
-            *(b.parts, b.masses, later, later.nbytes, self.capacity, head_dim**-0.5),
-        )
-        grid = rows * heads, splits
-        share = self._share(later, grid)
-        sizes = {"R": rows, "H": heads, "D": head_dim, "S": splits, "BLOCK": tile.outputs, "SHARE": share}
-        launch(decode.split_attention, grid, args, sizes, tile.warps, self.overlap)
+        keys, tile = self.keys[index], self.tiles["attention"]
+        _, heads, _, head_dim = keys.shape
+        valid = self.valid_slots.view(torch.uint8)
+        args = b.q, keys, self.values[index], self.position, valid, b.attended, self.capacity, head_dim**-0.5
+        sizes = {"H": heads, "D": head_dim, "BLOCK": tile.outputs}
+        launch(decode.attention, (len(b.q) * heads,), args, sizes, tile.warps, self.overlap)
 
     def output(self, index: int, b: Buffers) -> None:
-        (splits, rows, heads), width = b.masses.shape, b.x.shape[1]
-        tile, layer = self.tiles["combine_o_residual"], self.tfmr.layers[index]
-        later, grid = layer.mlp.down_proj.weight, (width // tile.outputs,)
-        args = b.parts, b.masses, layer.self_attn.o_proj.weight, b.x, later, later.nbytes
-        share = self._share(later, grid)
-        sizes = {"R": rows, "C": width, "D": width // heads, "S": splits, "B": tile.outputs, "SHARE": share}
-        launch(decode.combine_o_residual, grid, args, sizes, tile.warps, self.overlap)
+        weight = self.tfmr.layers[index].self_attn.o_proj.weight
+        self._add_product(b.attended, weight, b.x, self.tiles["o_residual"])
 
     def gate_up(self, index: int, b: Buffers) -> None:
         layer, (rows, width), inner = self.tfmr.layers[index], b.x.shape, b.activated.shape[1]
@@ -202,22 +170,19 @@ class FusedEngine(StaticEngine):
         launch(decode.rmsnorm_gate_up_silu, (inner // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
     def down(self, index: int, b: Buffers) -> None:
-        (rows, width), inner, tile = b.x.shape, b.activated.shape[1], self.tiles["down_residual"]
-        args = b.activated, self.tfmr.layers[index].mlp.down_proj.weight, b.x
-        sizes = {"R": rows, "C": width, "M": inner, "B": tile.outputs}
-        launch(decode.down_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
+        weight = self.tfmr.layers[index].mlp.down_proj.weight
+        self._add_product(b.activated, weight, b.x, self.tiles["down_residual"])
+
+    def _add_product(self, rows: Tensor, weight: Tensor, x: Tensor, tile: Tile) -> None:
+        width, inner = weight.shape
+        sizes = {"R": len(rows), "C": width, "K": inner, "B": tile.outputs}
+        launch(decode.product_residual, (width // tile.outputs,), (rows, weight, x), sizes, tile.warps, self.overlap)
 
     def final_norm(self, b: Buffers) -> Tensor:
         norm, (rows, width) = self.tfmr.norm, b.x.shape
         args = b.x, norm.weight, b.hidden, norm.variance_epsilon
         launch(decode.final_rmsnorm, (rows,), args, {"C": width}, 4, self.overlap)
         return b.hidden
-
-    def _share(self, matrix: Tensor, grid: tuple[int, ...]) -> int:
-        """Bytes of a later kernel's matrix that each program of a grid prefetches, a power of two; 0 for none."""
-        if not self.prefetch:
-            return 0
-        return max(128, triton.next_power_of_2(triton.cdiv(matrix.nbytes, math.prod(grid))))
 
     def _watched_row(self, q: Tensor, index: int, head: int, extent: int) -> Tensor:
         """The newest attention row [R / 2, 1, extent] of a watched head; slots to come have weight 0."""
