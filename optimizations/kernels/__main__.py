@@ -134,7 +134,10 @@ def print_steps(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) ->
     """Whole steps with the head, without sampling, over rows, filled slots and what hides the waiting."""
     print("| rows | filled | overlap | us a step | tokens/s | share of 4.3 TB/s |")
     print("|---|---|---|---|---|---|")
-    cases = [(ROWS, FILLED, False), (ROWS, FILLED, can_overlap(tfmr.norm.weight.device))]
+    cases: list[tuple[int, int, bool | None]] = [
+        (ROWS, FILLED, False),
+        (ROWS, FILLED, can_overlap(tfmr.norm.weight.device)),
+    ]
     cases += [(*size, None) for size in [(2, 100), (2, 600), (2, 1200), (4, 300), (8, 300), (16, 300)]]
     for rows, filled, overlap in cases:
         engine = engine_at(tfmr, rows, filled, tiles, overlap)
