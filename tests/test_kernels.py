@@ -474,9 +474,9 @@ def test_gpu_snake():
 
 @pytest.mark.gpu
 def test_gpu_captured_decode_says_what_the_loop_says(large, capsys):
+    """In float32: a captured prompt is padded, and in bfloat16 its other rounding would turn a close choice."""
     large.sampling, usual = Sampling(temperature=0), large.sampling
     try:
-        apply(large, "mixed_precision", tf32=False, parts=["t3"])
         apply(large, "kv_cache")
         apply(large, "compile", estimator=False)
         expected = spoken(large, 250)
