@@ -22,7 +22,7 @@ def heard() -> list[evaluate.Heard]:
 
 
 def test_most_words_are_understood(heard):
-    assert evaluate.summary(heard)["wer"] <= 0.3
+    assert evaluate.summary(heard)["wer"] <= 0.2
 
 
 def test_the_voice_is_the_one_asked_for(heard):
