@@ -20,6 +20,7 @@ from harness import stats
 from harness.report import words
 from harness.report.data import Run, ranked
 from harness.report.document import Figure
+from harness.results import Variant
 
 GOOD, BAD, NEUTRAL, INK, PALE = "#0072B2", "#D55E00", "#8A8A8A", "#222222", "#C4C4C4"
 BAND = "#ECECEC"  # where a change is too small to count
@@ -175,12 +176,15 @@ def _rtf(runs: Sequence[Run]) -> Canvas | None:
 
 
 def _stages(runs: Sequence[Run]) -> Canvas | None:
-    """Where the time of an utterance goes, stacked, the baseline on top."""
+    """Where the time of an utterance goes, stacked, as shares of the same run's baseline, which is on top.
+
+    Seconds of different runs would not do side by side: a machine is not as fast in every hour.
+    """
     known = [run for run in runs if run.combo.stages_s and run.baseline.stages_s]
     if not known:
         return None
-    base = known[0].baseline.stages_s
-    bars = [("baseline", base), *((run.name, run.combo.stages_s) for run in known)]
+    base = _shares(known[0].baseline, known[0].baseline)
+    bars = [("baseline", base), *((run.name, _shares(run.combo, run.baseline)) for run in known)]
     longest = max(sum(stages.values()) for _, stages in bars)
     names = dict.fromkeys(name for _, stages in bars for name in stages if stages[name] > 0.002 * longest)
     colours = dict(zip(names, STAGE_COLOURS, strict=False))
@@ -190,13 +194,19 @@ def _stages(runs: Sequence[Run]) -> Canvas | None:
         for name, colour in colours.items():
             axes.barh(row, stages.get(name, 0.0), left=left, height=0.62, color=colour, edgecolor="white")
             left += stages.get(name, 0.0)
-        axes.text(left + 0.008 * longest, row, words.seconds(left), va="center", fontsize=SMALL)
+        axes.text(left + 0.008 * longest, row, words.percent(left), va="center", fontsize=SMALL)
     axes.set_xlim(0, 1.12 * longest)
-    axes.set_xlabel("seconds per utterance, mean of the steady state")
+    axes.set_xlabel("time per utterance, as a share of the same run's baseline; mean of the steady state")
     _legend(canvas, [plt.Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in colours.items()])
     largest = max(base, key=lambda name: base[name])
-    axes.set_title(f"{largest} takes {words.percent(base[largest] / sum(base.values()))} of the baseline's time")
+    axes.set_title(f"{largest} takes {words.percent(base[largest])} of the baseline's time")
     return canvas
+
+
+def _shares(variant: Variant, baseline: Variant) -> dict[str, float]:
+    """A variant's stages as shares of all of the baseline's."""
+    whole = sum(baseline.stages_s.values())
+    return {name: seconds / whole for name, seconds in variant.stages_s.items()}
 
 
 def _memory(runs: Sequence[Run]) -> Canvas | None:
