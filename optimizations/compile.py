@@ -121,7 +121,7 @@ class Compile(Optimization):
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         compilations = self._compilations.facts()
-        in_cpp = _native_steps(pipeline)
+        steps_before = _native_steps(pipeline)
         profiles = profile_stages(pipeline, ("generate_tokens", "tokens_to_mel"))
         kernels = profiles["generate_tokens"].kernels
         ours = {name: kernels[name] for name in OURS if kernels[name]}
@@ -129,7 +129,7 @@ class Compile(Optimization):
             stage: sum(n for name, n in (seen.kernels + seen.ops).items() if name.startswith(INDUCTOR))
             for stage, seen in profiles.items()
         }
-        in_cpp = _native_steps(pipeline) - in_cpp
+        in_cpp = _native_steps(pipeline) - steps_before
         facts = {
             "triton_kernels_count": ours,
             "native_steps_count": in_cpp,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from chatterbox.models.s3gen.hifigan import Snake
-from transformers import LlamaConfig, LlamaModel
+from llamas import prompts, tiny, walk
 
 import optimizations
 from harness import checkpoints
@@ -29,15 +29,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="Triton has no part in it")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a child, whose Triton interprets")
 TEXT = "Good morning, how are you today?"
-TINY = {
-    "vocab_size": 8,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "head_dim": 32,
-    "rms_norm_eps": 1e-5,
-}
 
 
 @not_interpreted
@@ -54,18 +45,6 @@ def test_kernels_in_the_interpreter():
     assert child.returncode == 0, child.stdout + child.stderr
 
 
-def tiny(dtype=torch.float32):
-    torch.manual_seed(0)
-    model = LlamaModel(LlamaConfig(**TINY)).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        else:
-            torch.nn.init.normal_(parameter, std=0.1)
-        parameter.data = parameter.data.to(dtype)
-    return model
-
-
 @pytest.fixture
 def fused():
     """Makes engines of few large programs, as the interpreter takes its time for every one: two or more a product."""
@@ -77,18 +56,6 @@ def fused():
 
 def relative_error(a, b):
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
-
-
-def prompts(rows, length, width=TINY["hidden_size"], seed=1):
-    return torch.randn(rows, length, width, generator=torch.Generator().manual_seed(seed))
-
-
-def walk(engine, rows, length, pad=None, prefix=None, steps=2):
-    """Hidden states of a prompt and of the steps after it, [steps + 1, R, C]."""
-    with torch.inference_mode():
-        hidden = [engine.prefill(prompts(rows, length), pad, prefix)]
-        hidden += [engine.step(prompts(rows, 1, seed=seed)) for seed in range(2, 2 + steps)]
-    return torch.stack(hidden)
 
 
 def apply(pipeline, name, **params):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaModel
+from llamas import prompts, tiny, walk
 
 import optimizations
 from harness import checkpoints
@@ -11,39 +11,7 @@ from optimizations.engines import StaticEngine
 from optimizations.native import library
 from optimizations.native.engine import MAX_ROWS, NativeEngine, unsupported
 
-SIZES = {
-    "vocab_size": 8,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "head_dim": 32,
-    "rms_norm_eps": 1e-5,
-}
-
-
-def transformer(**sizes):
-    torch.manual_seed(0)
-    model = LlamaModel(LlamaConfig(**SIZES | sizes)).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        else:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-def walk(engine, rows, length, pad=None, prefix=None, steps=3):
-    """Hidden states of a prompt and of the steps after it, [steps + 1, R, C]."""
-
-    def embeddings(n, seed):
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(rows, n, SIZES["hidden_size"], generator=generator)
-
-    with torch.inference_mode():
-        hidden = [engine.prefill(embeddings(length, 1), pad, prefix)]
-        hidden += [engine.step(embeddings(1, seed)) for seed in range(2, 2 + steps)]
-    return torch.stack(hidden)
+INNER = {"intermediate_size": 96}  # no power of two is needed here
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +25,16 @@ def mini():
     ("rows", "length"), [(2, 5), (3, 20), (2, 62)], ids=["two rows", "an odd number of rows", "the cache grows"]
 )
 def test_steps_are_the_static_engines(rows, length):
-    model = transformer()
+    model = tiny(**INNER)
     engine = NativeEngine(model, 64)
     torch.testing.assert_close(walk(engine, rows, length), walk(StaticEngine(model, 64), rows, length))
     assert engine.n_steps == 3
 
 
 def test_rows_padded_behind_a_prefix():
-    model, pad = transformer(), torch.tensor([0, 4])
+    model, pad = tiny(**INNER), torch.tensor([0, 4])
     with torch.inference_mode():
-        prefix = StaticEngine(model, 64).prefix(torch.randn(1, 6, SIZES["hidden_size"]))
+        prefix = StaticEngine(model, 64).prefix(prompts(1, 6))
     expected = walk(StaticEngine(model, 64), 2, 12, pad, prefix)
     torch.testing.assert_close(walk(NativeEngine(model, 64), 2, 12, pad, prefix), expected)
     unpadded = walk(StaticEngine(model, 64), 2, 12, None, prefix)
@@ -74,7 +42,7 @@ def test_rows_padded_behind_a_prefix():
 
 
 def test_watched_heads_and_many_rows_go_through_the_layers():
-    model = transformer()
+    model = tiny(**INNER)
     watched = NativeEngine(model, 64)
     watched.heads = ((1, 0),)
     walk(watched, 2, 5)
@@ -85,16 +53,16 @@ def test_watched_heads_and_many_rows_go_through_the_layers():
 
 
 def test_what_it_cannot_run():
-    assert unsupported(transformer()) is None
-    assert "multiples of 16" in unsupported(transformer(intermediate_size=72))
-    assert "every head" in unsupported(transformer(num_key_value_heads=1))
-    assert "float32" in unsupported(transformer().bfloat16())
+    assert unsupported(tiny(**INNER)) is None
+    assert "multiples of 16" in unsupported(tiny(intermediate_size=72))
+    assert "every head" in unsupported(tiny(num_key_value_heads=1))
+    assert "float32" in unsupported(tiny(torch.bfloat16))
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):
     library.load.cache_clear()
     monkeypatch.setenv("PATH", "")
-    assert "C++ compiler" in unsupported(transformer())
+    assert "C++ compiler" in unsupported(tiny(**INNER))
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path):

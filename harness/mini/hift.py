@@ -161,9 +161,9 @@ def train(corpus: Corpus, run: Run) -> dict[str, float]:
     hift.stft_window = hift.stft_window.to(run.device)  # no buffer: upstream copies it over in every call
     train_pitch(hift.f0_predictor, crops, recipe.batch, run)
     hift.f0_predictor.requires_grad_(False)
-    fit("hift", hift, lambda mel: speak(hift, mel), crops, recipe, rng, run)
-    fit("hift_polish", hift, lambda mel: speak(hift, mel), crops, polish(Recipe(run.steps(POLISH_STEPS))), rng, run)
+    generate = partial(speak, hift)
+    fit("hift", hift, generate, crops, recipe, rng, run)
+    fit("hift_polish", hift, generate, crops, polish(Recipe(run.steps(POLISH_STEPS))), rng, run)
     run.save("hift", hift.eval().state_dict())
-    return distance(lambda mel: speak(hift, mel), held_out, recipe.batch) | pitch_errors(
-        hift.f0_predictor, held_out, recipe.batch
-    )
+    spectrum = distance(generate, held_out, recipe.batch)
+    return spectrum | pitch_errors(hift.f0_predictor, held_out, recipe.batch)

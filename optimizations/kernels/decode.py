@@ -148,6 +148,13 @@ def rmsnorm_qkv_rope(
 
 
 @triton.jit
+def _slots(cache, slots, end, D: tl.constexpr):
+    """A head's keys or values at those of the slots that are filled [len(slots), D]; zeros at the others."""
+    inside = slots[:, None] < end
+    return tl.load(cache + slots[:, None] * D + tl.arange(0, D)[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
 def attention(
     q,  # [R, C] float32
     keys,  # [R, H, capacity, D], as the next
@@ -174,8 +181,8 @@ def attention(
     end = tl.load(position)
     row_keys = keys + row_head.to(tl.int64) * capacity * D
     row_values = values + row_head.to(tl.int64) * capacity * D
-    k = tl.load(row_keys + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
-    v = tl.load(row_values + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
+    k = _slots(row_keys, slots, end, D)
+    v = _slots(row_values, slots, end, D)
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
@@ -195,8 +202,8 @@ def attention(
         peak = highest
         start += BLOCK
         slots += BLOCK
-        k = tl.load(row_keys + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
-        v = tl.load(row_values + slots[:, None] * D + d[None, :], mask=slots[:, None] < end, other=0.0)
+        k = _slots(row_keys, slots, end, D)
+        v = _slots(row_values, slots, end, D)
     tl.store(attended + row_head * D + d, sums / total)
 
 

@@ -1,0 +1,40 @@
+"""A transformer too small to say anything, and a walk of an engine through it."""
+
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+WIDTH = 64
+
+
+def tiny(dtype=torch.float32, **sizes):
+    """Two layers of random weights; `sizes` as the configuration names them."""
+    usual = {
+        "vocab_size": 8,
+        "hidden_size": WIDTH,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 32,
+        "rms_norm_eps": 1e-5,
+    }
+    torch.manual_seed(0)
+    model = LlamaModel(LlamaConfig(**usual | sizes)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        else:
+            torch.nn.init.normal_(parameter, std=0.1)
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def prompts(rows, length, seed=1):
+    return torch.randn(rows, length, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def walk(engine, rows, length, pad=None, prefix=None, steps=3):
+    """Hidden states of a prompt and of the steps after it, [steps + 1, R, C]."""
+    with torch.inference_mode():
+        hidden = [engine.prefill(prompts(rows, length), pad, prefix)]
+        hidden += [engine.step(prompts(rows, 1, seed)) for seed in range(2, 2 + steps)]
+    return torch.stack(hidden)
