@@ -17,6 +17,7 @@ APPLIED = (
     "fused_vocoder",
     "flow_steps",
     "quantization",
+    "int8_weights",
     "mixed_precision",
     "flash_attention",
     "flat_estimator",

@@ -86,7 +86,8 @@ class FixedLoop:
         """Tokens [n, limit] from the prompts' last hidden states [2 rows, C]; behind a row's end they mean nothing."""
         tape = self._begin(hidden.shape[0] // 2, n, limit, pinned)
         draws, filled, made = Draws(self.device), self.engine.length, 1
-        self._choose(tape, hidden)
+        self.engine.position -= 1  # the prompt's last slot: every choice moves it on
+        self._choose(tape, hidden, self._times(tape))
         while made < limit:
             if not pinned and made % self.poll == 0 and self._signal.look(tape.finished.all()):
                 break
@@ -200,20 +201,25 @@ class FixedLoop:
 
     def _step(self, tape: Tape, extent: int) -> None:
         """The newest tokens through the transformer, and the next ones."""
-        hidden = self.engine.fixed_step(tape.embeds, extent)
-        self.engine.position += 1
-        self._choose(tape, hidden)
+        times = self._times(tape)
+        self._choose(tape, self.engine.fixed_step(tape.embeds, extent), times)
 
     @property
     def _nucleus(self) -> bool:
         return self.decoder.pipeline.sampling.top_p < 1
 
-    def _choose(self, tape: Tape, hidden: Tensor) -> None:
-        """Sample a token for every row and write it down, with its embedding."""
-        t3, logits = self.decoder.t3, self.decoder.logits(hidden)
+    def _times(self, tape: Tape) -> Tensor | None:
+        """The next draw's random numbers [B, V] for the kernel; what works without it draws them itself."""
+        if self._kernels is None or self._nucleus:
+            return None
+        return torch.empty_like(tape.seen, dtype=torch.float32).exponential_()
+
+    def _choose(self, tape: Tape, hidden: Tensor, times: Tensor | None) -> None:
+        """Sample a token for every row and write it down, with its embedding and its slot."""
+        t3, logits, position = self.decoder.t3, self.decoder.logits(hidden), self.engine.position
         table, positions, stop = t3.speech_emb.weight, t3.speech_pos_emb.emb.weight, t3.hp.stop_speech_token
-        if self._kernels and not self._nucleus:
-            self._kernels.choose_tokens(logits, self._dials, tape, table, positions, stop)
+        if times is not None:
+            self._kernels.choose_tokens(logits, times, self._dials, tape, position, table, positions, stop)
             return
         logits = guide(logits, self._dials.cfg_weight).masked_fill(tape.held, HELD_BACK)
         tape.token.copy_(sample_by(self._dials, logits, tape.seen, self._nucleus))
@@ -221,6 +227,7 @@ class FixedLoop:
         tape.seen.scatter_(1, tape.token, True)
         tape.finished |= tape.token == stop
         tape.written += 1
+        position += 1
         embedding = t3.speech_emb(tape.token) + positions.index_select(0, tape.written)
         tape.embeds.copy_(torch.cat((embedding, embedding)))
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from chatterbox.models.s3gen.hifigan import Snake
+from interpreter import interpreted, not_interpreted
 from llamas import prompts, tiny, walk
 
 import optimizations
@@ -21,20 +22,19 @@ from harness.errors import UserError
 from harness.pipeline import HELD_BACK, Sampling, Segment
 from optimizations.compile import OURS, Compilations
 from optimizations.engines import StaticEngine
+from optimizations.int8_weights import Int8Linear
 from optimizations.modules import cast_parameters
 from optimizations.sampling import Dials, guide, sample
 from optimizations.tape import Tape
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-not_interpreted = pytest.mark.skipif(INTERPRETED, reason="Triton has no part in it")
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a child, whose Triton interprets")
+FILES = sorted(map(str, Path(__file__).parent.glob("test_kernels*.py")))
 TEXT = "Good morning, how are you today?"
 
 
 @not_interpreted
 def test_kernels_in_the_interpreter():
-    """Triton decides on import whether it compiles or interprets, and other tests have imported it by now."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "not gpu and not slow", __file__]
+    """One child for the kernels of all files: other tests have imported Triton as a compiler by now."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "not gpu and not slow", *FILES]
     child = subprocess.run(
         command,
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -101,6 +101,26 @@ def test_half_precision_stays_closer_to_float32_than_the_layers_do(fused):
     assert relative_error(kernels[1:], exact[1:]) < relative_error(layers[1:], exact[1:]) < 0.05
 
 
+def in_8_bits(model):
+    """The model with the linear layers of `int8_weights`."""
+    for layer in model.layers:
+        for owner in (layer.self_attn, layer.mlp):
+            for name, module in list(owner.named_children()):
+                if isinstance(module, torch.nn.Linear):
+                    setattr(owner, name, Int8Linear(module.weight.detach()))
+    return model
+
+
+@interpreted
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_weights_in_8_bits_are_read_as_they_are(fused, dtype, tolerance):
+    model = in_8_bits(tiny(dtype))
+    expected = walk(StaticEngine(in_8_bits(tiny()), 64), 2, 5)
+    assert relative_error(walk(fused(model), 2, 5), expected) < tolerance
+    exact = relative_error(walk(StaticEngine(tiny(), 64), 2, 5), expected)
+    assert 1e-4 < exact < 0.05, "8 bits must change something, and not much"
+
+
 @interpreted
 def test_watched_heads_give_their_rows(fused):
     model = tiny()
@@ -139,9 +159,9 @@ def assert_kernel_activates(device, channels, longest, length):
     torch.testing.assert_close(actual, expected)
 
 
-def assert_kernel_samples(sampling, device, n_ids, width):
+def assert_kernel_samples(sampling, device, n_ids, width, rows=3):
     """The kernel of `choose.py` against `sample` with the same random numbers."""
-    rows, written = 3, 4
+    written = 4
     with torch.device(device):
         torch.manual_seed(0)
         logits = 3 * torch.randn(2 * rows, n_ids)
@@ -155,10 +175,13 @@ def assert_kernel_samples(sampling, device, n_ids, width):
         guided = guide(logits, sampling.cfg_weight).masked_fill(tape.held, HELD_BACK)
         expected = sample(guided, tape.seen, sampling)
         seen = tape.seen.scatter(1, expected, True)
-        stop = int(expected[1])
+        stop = int(expected[-1])
         torch.manual_seed(1)
-        import_module("optimizations.kernels.choose").choose_tokens(logits, dials, tape, table, positions, stop)
+        times, position = torch.empty(rows, n_ids).exponential_(), torch.tensor([7])
+        choose_tokens = import_module("optimizations.kernels.choose").choose_tokens
+        choose_tokens(logits, times, dials, tape, position, table, positions, stop)
     assert torch.equal(tape.token, expected)
+    assert position.item() == 8
     assert torch.equal(tape.tokens[:, written], expected[:, 0])
     assert tape.written.item() == written + 1
     assert torch.equal(tape.seen, seen)
@@ -174,7 +197,8 @@ OTHERS = Sampling(temperature=1.3, min_p=0.3, cfg_weight=0.1, repetition_penalty
 @interpreted
 @pytest.mark.parametrize("sampling", [Sampling(), GREEDY, OTHERS], ids=["default", "greedy", "others"])
 def test_what_follows_the_logits(sampling):
-    assert_kernel_samples(sampling, "cpu", n_ids=1003, width=48)
+    for rows in (1, 3):
+        assert_kernel_samples(sampling, "cpu", n_ids=1003, width=48, rows=rows)
 
 
 @interpreted
@@ -431,7 +455,8 @@ def test_gpu_head_takes_both_precisions(large):
 @pytest.mark.gpu
 @pytest.mark.parametrize("sampling", [Sampling(), GREEDY, OTHERS], ids=["default", "greedy", "others"])
 def test_gpu_what_follows_the_logits(sampling):
-    assert_kernel_samples(sampling, "cuda", n_ids=8194, width=1024)
+    for rows in (1, 3):
+        assert_kernel_samples(sampling, "cuda", n_ids=8194, width=1024, rows=rows)
 
 
 @pytest.mark.gpu

@@ -3,7 +3,7 @@
     python -m optimizations.kernels
 
 Every figure is a CUDA graph's: 30 layers one after the other, so that no weight is still in the cache when its turn
-comes again. Prints tables in Markdown: tiles, kernels, steps.
+comes again. Prints tables in Markdown, for bfloat16 and for 8-bit weights: tiles, kernels, steps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
+from optimizations.int8_weights import Int8Linear
 from optimizations.kernels.engine import TILES, Buffers, FusedEngine, Tile, can_overlap, head_logits
 
 BANDWIDTH = 4.3e12
@@ -25,10 +26,10 @@ ROWS, FILLED, CAPACITY = 2, 300, 1280
 """Rows of guided decoding at batch 1, and filled slots: the middle of ten seconds of speech."""
 CANDIDATES = {
     "rmsnorm_qkv_rope": [Tile(1, 1), Tile(2, 1), Tile(2, 2), Tile(4, 2)],
-    "attention": [Tile(64, 4), Tile(128, 4), Tile(128, 8), Tile(256, 8)],
-    "o_residual": [Tile(2, 1), Tile(2, 2), Tile(4, 2), Tile(8, 4)],
-    "rmsnorm_gate_up_silu": [Tile(2, 1), Tile(4, 2), Tile(8, 4), Tile(16, 8)],
-    "down_residual": [Tile(1, 4), Tile(2, 4), Tile(2, 8), Tile(4, 8)],
+    "attention": [Tile(128, 4), Tile(128, 8), Tile(256, 8), Tile(256, 16)],
+    "o_residual": [Tile(1, 1), Tile(2, 1), Tile(4, 2), Tile(8, 4)],
+    "rmsnorm_gate_up_silu": [Tile(2, 1), Tile(4, 2), Tile(8, 4)],
+    "down_residual": [Tile(1, 2), Tile(1, 4), Tile(2, 4), Tile(2, 8), Tile(4, 8)],
     "speech_head": [Tile(4, 4), Tile(8, 4), Tile(8, 8)],
 }
 
@@ -42,10 +43,22 @@ def main() -> None:
         for parameter in tfmr.parameters():
             parameter.data = parameter.data.bfloat16()
         head = nn.Linear(tfmr.config.hidden_size, VOCABULARY, bias=False, dtype=torch.bfloat16)
-        print(f"{torch.cuda.get_device_name()}, bfloat16, {ROWS} rows, {FILLED} filled slots\n")
-        tiles = best_tiles(tfmr, head)
-        print_kernels(tfmr, head, tiles)
-        print_steps(tfmr, head, tiles)
+        for name in ("bfloat16", "int8"):
+            if name == "int8":
+                in_8_bits(tfmr)
+            print(f"{torch.cuda.get_device_name()}, {name}, {ROWS} rows, {FILLED} filled slots\n")
+            tiles = best_tiles(tfmr, head)
+            print_kernels(tfmr, head, tiles)
+            print_steps(tfmr, head, tiles)
+
+
+def in_8_bits(tfmr: LlamaModel) -> None:
+    """Put the layers of `int8_weights` in the place of the linear ones."""
+    layers: Any = tfmr.layers
+    for owner in [part for layer in layers for part in (layer.self_attn, layer.mlp)]:
+        for name, module in list(owner.named_children()):
+            if isinstance(module, nn.Linear):
+                setattr(owner, name, Int8Linear(module.weight))
 
 
 def engine_at(
@@ -103,7 +116,7 @@ def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) 
     """Each kernel by itself, overlapping with the next of its kind."""
     engine = engine_at(tfmr, ROWS, FILLED, tiles)
     buffers = engine.buffers(torch.randn(ROWS, head.in_features))
-    for left_by_another in (buffers.attended, buffers.activated, buffers.hidden):
+    for left_by_another in (buffers.x, buffers.attended, buffers.activated, buffers.hidden):
         left_by_another.zero_()
     n_layers = len(tfmr.layers)
 
@@ -152,10 +165,12 @@ def print_steps(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) ->
 def bytes_moved(tfmr: LlamaModel, head: nn.Linear, rows: int, filled: int) -> dict[str, int]:
     """Bytes that each kernel has to read from memory: weights, and what is filled of the cache."""
     config: Any = tfmr.config
-    width, inner, each = config.hidden_size, config.intermediate_size, tfmr.norm.weight.element_size()
+    width, inner = config.hidden_size, config.intermediate_size
+    layers: Any = tfmr.layers
+    each = layers[0].mlp.down_proj.weight.element_size()
     return {
         "rmsnorm_qkv_rope": 3 * width * width * each,
-        "attention": 2 * rows * (filled + 1) * width * each,
+        "attention": 2 * rows * (filled + 1) * width * tfmr.norm.weight.element_size(),
         "o_residual": width * width * each,
         "rmsnorm_gate_up_silu": 2 * width * inner * each,
         "down_residual": width * inner * each,

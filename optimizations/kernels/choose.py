@@ -2,7 +2,8 @@
 
 In PyTorch's operators, guidance, penalties, min-p, the draw and writing its outcome down are some forty launches over a
 few tens of kilobytes: as long as a tenth of the decode step, and nearly all of it launches. Here a row is one program,
-which keeps the row's logits in registers from the first operation to the last.
+which keeps the row's logits in registers from the first operation to the last. It starts while the head still works
+(see `decode.py`) and has everything but the logits in registers when they come.
 
 Bytes moved, for B rows of V ids and an embedding C wide: 13 B V + 16 B C, some 110 KB for one row at full size.
 """
@@ -15,8 +16,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
 from harness.pipeline import HELD_BACK
+from optimizations.kernels.engine import can_overlap
 from optimizations.sampling import Dials
 from optimizations.tape import Tape
 
@@ -31,7 +34,8 @@ def choose(
     repetition_penalty,
     temperature,
     min_p,
-    written,  # [1] int64: tokens so far
+    written,  # in and, with COUNT, out: [1] int64: tokens so far
+    position,  # in and out with COUNT: [1] int64: the slot of the newest token
     token,  # out: [B] int64
     tokens,  # out: [B, limit] int64, at `written`
     finished,  # in and out: [B] uint8
@@ -46,32 +50,44 @@ def choose(
     V_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
     BACK: tl.constexpr,
+    COUNT: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One row: `sampling.sample_by` without a nucleus, and what is written down after it."""
     b = tl.program_id(0)
     ids = tl.arange(0, V_BLOCK)
     inside = ids < V
+    held_back = tl.load(held + ids, mask=inside, other=0) != 0
+    repeated = tl.load(seen + b * V + ids, mask=inside, other=0) != 0
+    time = tl.load(times + b * V + ids, mask=inside, other=1.0)
+    weight = tl.load(cfg_weight)
+    penalty = tl.load(repetition_penalty)
+    heat = tl.load(temperature)
+    least = tl.load(min_p)
+    column = tl.load(written)
+    ended = tl.load(finished + b)
+    if OVERLAP:
+        gdc_wait()
     conditional = tl.load(logits + b * V + ids, mask=inside, other=0.0)
     unconditional = tl.load(logits + (B + b) * V + ids, mask=inside, other=0.0)
-    x = conditional + tl.load(cfg_weight) * (conditional - unconditional)
-    x = tl.where(tl.load(held + ids, mask=inside, other=0) != 0, BACK, x)
-    penalty = tl.load(repetition_penalty)
-    repeated = tl.load(seen + b * V + ids, mask=inside, other=0) != 0
+    x = conditional + weight * (conditional - unconditional)
+    x = tl.where(held_back, BACK, x)
     x = tl.where(repeated, tl.where(x < 0, x * penalty, x / penalty), x)
-    heat = tl.load(temperature)
     greedy = heat == 0
     x = tl.where(inside, x / tl.where(greedy, 1.0, heat), -float("inf"))
 
     share = tl.exp(x - tl.max(x, axis=0))  # of the likeliest id's probability
-    share = tl.where(share < tl.load(min_p), 0.0, share)
-    speed = share / tl.load(times + b * V + ids, mask=inside, other=1.0)
+    share = tl.where(share < least, 0.0, share)
+    speed = share / time
     winner = tl.where(greedy, tl.argmax(x, axis=0), tl.argmax(speed, axis=0)).to(tl.int64)
 
-    column = tl.load(written)
     tl.store(token + b, winner)
     tl.store(tokens + b * limit + column, winner)
     tl.store(seen + b * V + winner, 1)
-    tl.store(finished + b, tl.where(winner == stop, 1, tl.load(finished + b)))
+    tl.store(finished + b, tl.where(winner == stop, 1, ended))
+    if COUNT:
+        tl.store(written, column + 1)
+        tl.store(position, tl.load(position) + 1)
 
     k = tl.arange(0, C_BLOCK)
     wide = k < C
@@ -82,16 +98,28 @@ def choose(
 
 
 def choose_tokens(
-    logits: Tensor, dials: Dials, tape: Tape, token_table: Tensor, position_table: Tensor, stop: int
+    logits: Tensor,
+    times: Tensor,
+    dials: Dials,
+    tape: Tape,
+    position: Tensor,
+    token_table: Tensor,
+    position_table: Tensor,
+    stop: int,
 ) -> None:
-    """Sample a token for every row from logits [2 B, V], float32, and write it and its embedding on the tape."""
+    """Sample a token for every row from logits [2 B, V], float32, and write it and its embedding on the tape.
+
+    `times` [B, V] are exponentially distributed; drawn before the step, they are no part of what the head's last sums
+    have to wait for. `position` [1], int64, moves on by one, as the number of tokens does.
+    """
     rows, n_ids = tape.seen.shape
     width = token_table.shape[1]
-    times = torch.empty_like(logits[:rows]).exponential_()
+    alone = rows == 1  # several programs would count for one another
+    overlap = can_overlap(logits.device)
     choose[(rows,)](
         *(logits, times, tape.seen.view(torch.uint8), tape.held.view(torch.uint8)),
         *(dials.cfg_weight, dials.repetition_penalty, dials.temperature, dials.min_p),
-        *(tape.written, tape.token, tape.tokens, tape.finished.view(torch.uint8)),
+        *(tape.written, position, tape.token, tape.tokens, tape.finished.view(torch.uint8)),
         *(token_table, position_table, tape.embeds, stop, tape.tokens.shape[1]),
         B=rows,
         V=n_ids,
@@ -99,6 +127,11 @@ def choose_tokens(
         V_BLOCK=triton.next_power_of_2(n_ids),
         C_BLOCK=triton.next_power_of_2(width),
         BACK=HELD_BACK,
+        COUNT=alone,
+        OVERLAP=overlap,
         num_warps=16,
+        launch_pdl=overlap,
     )
-    tape.written += 1
+    if not alone:
+        tape.written += 1
+        position += 1

@@ -6,8 +6,12 @@ At 2 to 16 rows a product with a matrix is bound by reading the matrix: all else
   guidance there is an even number of them): every weight is read once, however many rows there are; sums are float32;
 - what surrounds a product (normalization, rotation, cache write, activation, residual) is computed by the programs of
   that product: the rows are a few kilobytes, and a launch of its own would cost more than computing them many times;
-- a kernel starts before the one in front of it has ended (programmatic dependent launch, Hopper and later): it loads
-  its weights, which no kernel writes, then waits for the rows. So the stream of weights does not stop between kernels.
+- a kernel starts before the one in front of it has ended (programmatic dependent launch, Hopper and later): it lets its
+  follower start, loads its weights, which no kernel writes, and only then waits for the rows. So several kernels are
+  on the device at once, the later ones with their weights in registers already, and the stream of weights does not
+  stop between kernels. Every program waits, so whoever has waited knows that all kernels before are complete.
+- weights may be 8-bit numbers with a scale for each output (`optimizations/int8_weights.py`): half the bytes again. The
+  scale comes after the sum, so that the products are those of the numbers as they are.
 
 Five launches a layer; C is the model's width, M the MLP's, R the rows, L the filled slots, b the bytes of a weight:
 
@@ -20,6 +24,10 @@ Five launches a layer; C is the model's width, M the MLP's, R the rows, L the fi
 and two at the end: `final_rmsnorm` and, where the head is, `speech_head`.
 
 The order of summation does not depend on timing: a step repeats bit for bit.
+
+What a step reads and an earlier one wrote (the cache's old slots, `position`) may be read before the wait as long as
+something between the steps is launched in the ordinary way, which starts after all is complete. Drawing the next
+token's random numbers is.
 """
 
 # ruff: noqa: N803 (a size in capitals is known when its kernel is compiled)
@@ -51,6 +59,15 @@ def _dots(tile, row, other):
 
 
 @triton.jit
+def _scales(scale, outputs, SCALED: tl.constexpr):
+    """The outputs' scales, float32; 1 where the weights are no 8-bit numbers."""
+    scales = tl.full(outputs.shape, 1.0, tl.float32)
+    if SCALED:
+        scales = tl.load(scale + outputs)
+    return scales
+
+
+@triton.jit
 def _gain(norm, C: tl.constexpr):
     """The norm's weight, float32 [C]."""
     return tl.load(norm + tl.arange(0, C)).to(tl.float32)
@@ -63,8 +80,8 @@ def _unscaled(x, gain, r, epsilon, C: tl.constexpr):
     A product is linear, so the scale may come after it: then neither sum waits for the other.
     """
     k = tl.arange(0, C)
-    row = tl.load(x + r * C + k)
-    other = tl.load(x + (r + 1) * C + k)
+    row = tl.load(x + r * C + k).to(tl.float32)
+    other = tl.load(x + (r + 1) * C + k).to(tl.float32)
     squares, others = tl.split(tl.sum(tl.join(row * row, other * other), axis=0))
     return row * gain, other * gain, tl.rsqrt(squares / C + epsilon), tl.rsqrt(others / C + epsilon)
 
@@ -93,11 +110,14 @@ def _put(a, b, r, part, head, i, slot, cos, sin, q, keys, values, pad, capacity,
 
 @triton.jit
 def rmsnorm_qkv_rope(
-    x,  # [R, C] float32
+    x,  # [R, C]
     norm,  # [C]
     wq,  # [C, C], as the next two
     wk,
     wv,
+    sq,  # [C] float32: scales of 8-bit weights, as the next two
+    sk,
+    sv,
     cos,  # [capacity, D]
     sin,  # [capacity, D]; its first half carries the rotation's minus
     q,  # out: [R, C] float32
@@ -111,6 +131,7 @@ def rmsnorm_qkv_rope(
     C: tl.constexpr,
     D: tl.constexpr,
     B: tl.constexpr,
+    SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """B pairs of one head's outputs, of q, k or v (the grid's second axis).
@@ -123,26 +144,33 @@ def rmsnorm_qkv_rope(
     head = pair // half
     i = pair % half + tl.arange(0, B)
     weight = wq
+    scales = sq
     if part == 1:
         weight = wk
+        scales = sk
     if part == 2:
         weight = wv
+        scales = sv
+    if OVERLAP:
+        gdc_launch_dependents()
     first = _weights(weight, head * D + i, C)
     second = _weights(weight, head * D + half + i, C)
+    first_scale = _scales(scales, head * D + i, SCALED)
+    second_scale = _scales(scales, head * D + half + i, SCALED)
     gain = _gain(norm, C)
     if OVERLAP:
         gdc_wait()
-        # Only now: the attention behind it reads old slots of the cache before it waits, and so they have to be
-        # complete by the time it starts.
-        gdc_launch_dependents()
     slot = tl.load(position)
     for r in tl.range(0, R, 2):
         row, other, scale, other_scale = _unscaled(x, gain, r, epsilon, C)
         a, other_a = _dots(first, row, other)
         b, other_b = _dots(second, row, other)
-        _put(a * scale, b * scale, r, part, head, i, slot, cos, sin, q, keys, values, pad, capacity, C, D)
         _put(
-            *(other_a * other_scale, other_b * other_scale, r + 1, part, head, i, slot),
+            *(a * first_scale * scale, b * second_scale * scale, r, part, head, i, slot),
+            *(cos, sin, q, keys, values, pad, capacity, C, D),
+        )
+        _put(
+            *(other_a * first_scale * other_scale, other_b * second_scale * other_scale, r + 1, part, head, i, slot),
             *(cos, sin, q, keys, values, pad, capacity, C, D),
         )
 
@@ -181,10 +209,11 @@ def attention(
     end = tl.load(position)
     row_keys = keys + row_head.to(tl.int64) * capacity * D
     row_values = values + row_head.to(tl.int64) * capacity * D
+    if OVERLAP:
+        gdc_launch_dependents()
     k = _slots(row_keys, slots, end, D)
     v = _slots(row_values, slots, end, D)
     if OVERLAP:
-        gdc_launch_dependents()
         gdc_wait()
     query = tl.load(q + row_head * D + d) * scale
     peak = tl.sum(query * tl.load(row_keys + end * D + d).to(tl.float32), axis=0)
@@ -211,27 +240,34 @@ def attention(
 def product_residual(
     rows,  # [R, K]
     weight,  # [C, K]
-    x,  # in and out: [R, C] float32
+    scale,  # [C] float32: scales of 8-bit weights
+    residual,  # [R, C]
+    x,  # out: [R, C] float32; may be `residual`
     R: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
     B: tl.constexpr,
+    SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """B outputs of x + weight @ rows."""
+    """B outputs of residual + weight @ rows."""
     outputs = tl.program_id(0) * B + tl.arange(0, B)
-    tile = _weights(weight, outputs, K)
     if OVERLAP:
         gdc_launch_dependents()
+    tile = _weights(weight, outputs, K)
+    scales = _scales(scale, outputs, SCALED)
+    if OVERLAP:
         gdc_wait()
     k = tl.arange(0, K)
     for r in tl.range(0, R, 2):
         row = tl.load(rows + r * K + k).to(tl.float32)
         other = tl.load(rows + (r + 1) * K + k).to(tl.float32)
+        first = r * C + outputs
+        before = tl.load(residual + first).to(tl.float32)
+        other_before = tl.load(residual + first + C).to(tl.float32)
         y, other_y = _dots(tile, row, other)
-        first = x + r * C + outputs
-        tl.store(first, tl.load(first) + y)
-        tl.store(first + C, tl.load(first + C) + other_y)
+        tl.store(x + first, before + y * scales)
+        tl.store(x + first + C, other_before + other_y * scales)
 
 
 @triton.jit
@@ -246,29 +282,37 @@ def rmsnorm_gate_up_silu(
     norm,  # [C]
     gate,  # [M, C], as the next
     up,
+    gate_scale,  # [M] float32: scales of 8-bit weights, as the next
+    up_scale,
     activated,  # out: [R, M]
     epsilon,
     R: tl.constexpr,
     C: tl.constexpr,
     M: tl.constexpr,
     B: tl.constexpr,
+    SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """B outputs of both products."""
     outputs = tl.program_id(0) * B + tl.arange(0, B)
-    gate_tile = _weights(gate, outputs, C)
-    up_tile = _weights(up, outputs, C)
-    gain = _gain(norm, C)
     if OVERLAP:
         gdc_launch_dependents()
+    gate_tile = _weights(gate, outputs, C)
+    up_tile = _weights(up, outputs, C)
+    gate_scales = _scales(gate_scale, outputs, SCALED)
+    up_scales = _scales(up_scale, outputs, SCALED)
+    gain = _gain(norm, C)
+    if OVERLAP:
         gdc_wait()
     for r in tl.range(0, R, 2):
         row, other, scale, other_scale = _unscaled(x, gain, r, epsilon, C)
         g, other_g = _dots(gate_tile, row, other)
         u, other_u = _dots(up_tile, row, other)
         first = activated + r * M + outputs
-        tl.store(first, _gated(g * scale, u * scale).to(activated.dtype.element_ty))
-        tl.store(first + M, _gated(other_g * other_scale, other_u * other_scale).to(activated.dtype.element_ty))
+        y = _gated(g * gate_scales * scale, u * up_scales * scale)
+        other_y = _gated(other_g * gate_scales * other_scale, other_u * up_scales * other_scale)
+        tl.store(first, y.to(activated.dtype.element_ty))
+        tl.store(first + M, other_y.to(activated.dtype.element_ty))
 
 
 @triton.jit
@@ -281,9 +325,10 @@ def final_rmsnorm(
     OVERLAP: tl.constexpr,
 ):
     """One row."""
-    gain = _gain(norm, C)
     if OVERLAP:
         gdc_launch_dependents()
+    gain = _gain(norm, C)
+    if OVERLAP:
         gdc_wait()
     row = tl.program_id(0) * C + tl.arange(0, C)
     values = tl.load(x + row)
@@ -306,9 +351,10 @@ def speech_head(
     outputs = tl.program_id(0) * B + tl.arange(0, B)
     inside = outputs < V
     k = tl.arange(0, C)
-    tile = tl.load(weight + outputs[:, None] * C + k[None, :], mask=inside[:, None], other=0.0)
     if OVERLAP:
         gdc_launch_dependents()
+    tile = tl.load(weight + outputs[:, None] * C + k[None, :], mask=inside[:, None], other=0.0)
+    if OVERLAP:
         gdc_wait()
     for r in tl.range(0, R, 2):
         row = tl.load(hidden + r * C + k).to(tl.float32)

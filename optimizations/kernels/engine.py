@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaModel
 
 from optimizations.engines import StaticEngine, attention_rows
+from optimizations.int8_weights import Int8Linear
 from optimizations.kernels import decode
 
 MAX_ROWS = 16
@@ -44,8 +45,11 @@ def unsupported(tfmr: LlamaModel) -> str | None:
     linears = [m for layer in tfmr.layers for m in layer.modules() if "Linear" in type(m).__name__]
     if weights[0].device.type != "cuda" and not triton.knobs.runtime.interpret:
         return f"Triton kernels need a CUDA device, and T3 is on {weights[0].device}"
-    if any(type(linear) is not nn.Linear for linear in linears):
-        return "the Triton kernels read plain weights, and T3's are quantized: switch quantization off for t3"
+    if any(type(linear) not in (nn.Linear, Int8Linear) for linear in linears):
+        return (
+            "the Triton kernels read plain weights or those of int8_weights, and T3's are bitsandbytes': switch "
+            "quantization off for t3"
+        )
     dtypes = {weight.dtype for weight in weights}
     if len(dtypes) > 1 or not dtypes <= set(FLOATS):
         return f"the Triton kernels want one floating dtype in all layers of T3, which has {sorted(map(str, dtypes))}"
@@ -74,7 +78,8 @@ def few(rows: int) -> bool:
 class Buffers:
     """What the kernels of one step hand on: R rows, C wide, M wide in the MLP."""
 
-    x: Tensor  # [R, C] float32: the residual stream
+    embeds: Tensor  # [R, C]: what the first layer reads
+    x: Tensor  # [R, C] float32: the residual stream behind it
     q: Tensor  # [R, C] float32: rotated queries
     attended: Tensor  # [R, C] float32: what attention gives
     activated: Tensor  # [R, M]: the MLP's inner activations
@@ -99,6 +104,7 @@ class FusedEngine(StaticEngine):
         """`overlap`: start kernels before the ones in front of them have ended; None: where the device can."""
         super().__init__(tfmr, bucket)
         self.tiles = tiles
+        self.scaled = isinstance(tfmr.layers[0].mlp.down_proj, Int8Linear)
         self.overlap = can_overlap(tfmr.norm.weight.device) if overlap is None else overlap
 
     def step(self, embeds: Tensor) -> Tensor:
@@ -112,7 +118,7 @@ class FusedEngine(StaticEngine):
     def fixed_step(self, embeds: Tensor, extent: int) -> Tensor:
         if not few(len(embeds)):
             return super().fixed_step(embeds, extent)
-        buffers = self.buffers(embeds[:, 0])
+        buffers = self.buffers(embeds[:, 0].contiguous())
         self.rows = [torch.empty(0)] * len(self.heads)
         for index in range(len(self.tfmr.layers)):
             self.qkv(index, buffers)
@@ -126,10 +132,11 @@ class FusedEngine(StaticEngine):
         return self.final_norm(buffers)
 
     def buffers(self, embeds: Tensor) -> Buffers:
-        """What the kernels of one step hand on; the residual stream begins as `embeds` [R, C]."""
+        """What the kernels of one step hand on, from embeddings [R, C] on, which stay as they are."""
         like = self.keys[0]
-        x = embeds.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        x = torch.empty_like(embeds, dtype=torch.float32)
         return Buffers(
+            embeds=embeds,
             x=x,
             q=torch.empty_like(x),
             attended=torch.empty_like(x),
@@ -142,12 +149,15 @@ class FusedEngine(StaticEngine):
     def qkv(self, index: int, b: Buffers) -> None:
         layer, (rows, width) = self.tfmr.layers[index], b.x.shape
         attention, norm, tile = layer.self_attn, layer.input_layernorm, self.tiles["rmsnorm_qkv_rope"]
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         args = (
-            *(b.x, norm.weight, attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
+            *(b.x if index else b.embeds, norm.weight),
+            *(projection.weight for projection in projections),
+            *(scale_of(projection) for projection in projections),
             *(self._cos, self._sin, b.q, self.keys[index], self.values[index]),
             *(self.position, self.pads, self.capacity, norm.variance_epsilon),
         )
-        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs}
+        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs, "SCALED": self.scaled}
         launch(decode.rmsnorm_qkv_rope, (width // (2 * tile.outputs), 3), args, sizes, tile.warps, self.overlap)
 
     def attend(self, index: int, b: Buffers) -> None:
@@ -159,24 +169,27 @@ class FusedEngine(StaticEngine):
         launch(decode.attention, (len(b.q) * heads,), args, sizes, tile.warps, self.overlap)
 
     def output(self, index: int, b: Buffers) -> None:
-        weight = self.tfmr.layers[index].self_attn.o_proj.weight
-        self._add_product(b.attended, weight, b.x, self.tiles["o_residual"])
+        product, before = self.tfmr.layers[index].self_attn.o_proj, b.x if index else b.embeds
+        self._add_product(b.attended, product, before, b.x, self.tiles["o_residual"])
 
     def gate_up(self, index: int, b: Buffers) -> None:
         layer, (rows, width), inner = self.tfmr.layers[index], b.x.shape, b.activated.shape[1]
         norm, mlp, tile = layer.post_attention_layernorm, layer.mlp, self.tiles["rmsnorm_gate_up_silu"]
-        args = b.x, norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, b.activated, norm.variance_epsilon
-        sizes = {"R": rows, "C": width, "M": inner, "B": tile.outputs}
+        args = (
+            *(b.x, norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight),
+            *(scale_of(mlp.gate_proj), scale_of(mlp.up_proj), b.activated, norm.variance_epsilon),
+        )
+        sizes = {"R": rows, "C": width, "M": inner, "B": tile.outputs, "SCALED": self.scaled}
         launch(decode.rmsnorm_gate_up_silu, (inner // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
     def down(self, index: int, b: Buffers) -> None:
-        weight = self.tfmr.layers[index].mlp.down_proj.weight
-        self._add_product(b.activated, weight, b.x, self.tiles["down_residual"])
+        self._add_product(b.activated, self.tfmr.layers[index].mlp.down_proj, b.x, b.x, self.tiles["down_residual"])
 
-    def _add_product(self, rows: Tensor, weight: Tensor, x: Tensor, tile: Tile) -> None:
-        width, inner = weight.shape
-        sizes = {"R": len(rows), "C": width, "K": inner, "B": tile.outputs}
-        launch(decode.product_residual, (width // tile.outputs,), (rows, weight, x), sizes, tile.warps, self.overlap)
+    def _add_product(self, rows: Tensor, product: Any, before: Tensor, x: Tensor, tile: Tile) -> None:
+        width, inner = product.weight.shape
+        args = rows, product.weight, scale_of(product), before, x
+        sizes = {"R": len(rows), "C": width, "K": inner, "B": tile.outputs, "SCALED": self.scaled}
+        launch(decode.product_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
     def final_norm(self, b: Buffers) -> Tensor:
         norm, (rows, width) = self.tfmr.norm, b.x.shape
@@ -191,6 +204,11 @@ class FusedEngine(StaticEngine):
         slots = torch.arange(extent, device=q.device)
         visible = self.valid_slots[:rows, :extent] & (slots <= self.position)
         return attention_rows(query, keys[:rows, head, :extent], visible, 1)
+
+
+def scale_of(product: Any) -> Tensor:
+    """The outputs' scales of 8-bit weights; where there are none a kernel is given the weight, and does not read it."""
+    return product.scale if isinstance(product, Int8Linear) else product.weight
 
 
 def launch(kernel: Any, grid: tuple[int, ...], args: tuple, sizes: dict[str, int], warps: int, overlap: bool) -> None:

@@ -1,0 +1,110 @@
+"""T3's linear layers in 8 bits, read as they are by the decode kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.pipeline import Pipeline
+from optimizations.base import Evidence, Optimization, register
+from optimizations.modules import n_bytes, replace_module, weights
+
+LARGEST = 127
+
+
+@register
+class Int8Weights(Optimization):
+    """Weights of T3's transformer as 8-bit numbers with one scale for each output.
+
+    Baseline: float32 weights, 2.0 GB in T3's linear layers, all of which are read for every token.
+    This: each row of a matrix is divided by its largest weight and rounded to one of 255 steps. The decode kernels of
+    `compile` read these numbers, sum their products with the activations in float32, and multiply the sum by the row's
+    scale; activations are not rounded. Prompts go through the layers, which unpack a matrix for the time of a product.
+    Why: decoding one token reads every weight once; a quarter of float32's bytes, half of bfloat16's, in memory and on
+    the way. Unlike bitsandbytes' INT8 (`quantization`) there is no detour for outliers, no question to the host, and a
+    CUDA graph can hold it.
+    Where not: on a CPU, whose decode step in C++ reads float32. Without `compile`, every step unpacks every matrix, so
+    that only memory is saved. In batches of more than 16 rows, which go through the layers as prompts do.
+    Not lossless: rounding moves a weight by up to half a step, one per cent of a typical weight. The evidence says by
+    how much in all; quality decides.
+    The campaign had nothing of the kind.
+    Evidence: layers replaced and called, their bytes before and now, and the relative error of the weights.
+    """
+
+    name = "int8_weights"
+    extra = True
+    lossless = False
+
+    def unavailable(self, pipeline: Pipeline) -> str | None:
+        if pipeline.device.type != "cuda":
+            return f"the kernels that read 8-bit weights are for a GPU, and the pipeline is on {pipeline.device}"
+        if not _paths(pipeline.model.t3.tfmr):
+            return "T3's linear layers are quantized already: switch quantization off for t3"
+        return None
+
+    def apply(self, pipeline: Pipeline) -> None:
+        tfmr = pipeline.model.t3.tfmr
+        self._paths = _paths(tfmr)
+        self._before = sum(n_bytes(weights(tfmr.get_submodule(path))) for path in self._paths)
+        errors: list[tuple[float, float]] = []
+
+        def build(old: Any) -> nn.Module:
+            weight = old.weight.detach().to(pipeline.device)
+            new = Int8Linear(weight)
+            difference = weight.float() - new.unpacked()
+            errors.append((float(difference.square().sum()), float(weight.float().square().sum())))
+            return new
+
+        for path in self._paths:
+            replace_module(pipeline, tfmr, path, build)
+        lost, all_of_it = map(sum, zip(*errors, strict=True))
+        self._error = (lost / all_of_it) ** 0.5
+
+    def evidence(self, pipeline: Pipeline) -> Evidence:
+        tfmr = pipeline.model.t3.tfmr
+        layers: list[Any] = [tfmr.get_submodule(path) for path in self._paths]
+        called = sum(layer.was_called for layer in layers)
+        facts = {
+            "linear_layers_replaced_count": len(layers),
+            "linear_layers_called_count": called,
+            "linear_layers_before_bytes": self._before,
+            "linear_layers_now_bytes": sum(n_bytes(weights(layer)) for layer in layers),
+            "weights_relative_error": self._error,
+        }
+        return Evidence(bool(called), facts, None if called else "no layer has been called")
+
+
+def _paths(tfmr: nn.Module) -> list[str]:
+    """The linear layers of the transformer's blocks, without bias."""
+    return [
+        f"layers.{name}"
+        for name, module in tfmr.get_submodule("layers").named_modules()
+        if type(module) is nn.Linear and module.bias is None
+    ]
+
+
+class Int8Linear(nn.Module):
+    """`nn.Linear` without bias: `weight` [outputs, inputs] int8, `scale` [outputs] float32."""
+
+    weight: Tensor
+    scale: Tensor
+    bias = None
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        scale = weight.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+        self.register_buffer("weight", (weight.float() / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.was_called = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., inputs] in any floating dtype, which holds the 8-bit numbers exactly."""
+        self.was_called = True
+        return (F.linear(x, self.weight.to(x.dtype)) * self.scale).to(x.dtype)
+
+    def unpacked(self) -> Tensor:
+        """The weights that it stands for, float32 [outputs, inputs]."""
+        return self.weight * self.scale[:, None]
