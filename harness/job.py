@@ -33,7 +33,7 @@ from harness import environment, measure, stats
 from harness.config import JobSpec, Toggles
 from harness.errors import UserError
 from harness.plugins import import_catalogue
-from harness.quality.scoring import score_run
+from harness.quality.scoring import check_judges, score_run
 from harness.results import BASELINE, PASSES, Measurement, RunFolder, Summary
 from harness.summarize import build_summary
 from harness.worker import ChildError, Order, Setup, Worker
@@ -166,6 +166,8 @@ class Experiment:
         if not self._load():
             return
         self._make_plan()
+        if self._speaks():
+            check_judges(self.spec.config["quality"])
         watch = measure.CpuWatch([worker.pid for worker in self.workers.values()])
         states = [self._device_state()]
         self._first_calls()
@@ -209,14 +211,13 @@ class Experiment:
         for name in self.toggles:
             self._report(f"loading {name}")
             with self.ledger.book("loading_s"):
-                start = time.monotonic()
                 self.workers[name] = Worker(self._setup(name))
                 loaded = self._ask(name, "load", limit_s=self.settings["load_limit_s"])
-                ready_s = time.monotonic() - start
             if loaded is None:
                 break
             device, voices = loaded.pop("device"), loaded.pop("voices")
             self.statuses = loaded.pop("optimizations")
+            ready_s = loaded["imports_s"] + loaded["load_s"]  # as if it had imported the packages for itself
             self.children[name] |= loaded | {"process_to_first_utterance_s": ready_s}
         self.folder.write_json("environment.json", environment.describe(self.spec.config_hash, device))
         if loaded is None:

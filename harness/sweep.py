@@ -84,7 +84,7 @@ def start_line(summary: Summary) -> str:
     """How long each variant's process took to speak for the first time, whatever it prepared, captured or compiled."""
     times = {name: variant.process_to_first_utterance_s for name, variant in summary.variants.items()}
     shown = [f"{name} {words.seconds(time)}" for name, time in times.items()]
-    return f"From process start to the first utterance, packages already imported: {', '.join(shown)}."
+    return f"From process start to the first utterance: {', '.join(shown)}."
 
 
 def time_line(timing: dict[str, float | None]) -> str:

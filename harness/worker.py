@@ -28,6 +28,8 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness.errors import UserError
 from harness.plugins import import_catalogue, import_path
 
@@ -39,6 +41,9 @@ PRELOADED = [
     "optimizations",
     "harness.worker",
 ]
+IMPORTS_S = time.time() - psutil.Process().create_time()
+"""From this process's start to here. The forkserver imports this module last, and its children inherit the figure: what
+a process of their own would have spent on importing the packages."""
 SILENCE_DBFS = -60.0
 TRACE_MARGIN_S = 2.0
 """A child writes where it hangs this long before the parent ends it."""
@@ -244,6 +249,7 @@ class Variant:
         measure.synchronize(self.device)
         load_s = time.perf_counter() - start
         return {
+            "imports_s": IMPORTS_S,
             "load_s": load_s,
             "model_memory_mb": measure.held_mb(self.device) - held,
             "memory_kind": measure.memory_kind(self.device),

@@ -32,7 +32,7 @@ OURS = (
     "final_rmsnorm",
     "speech_head",
 )
-"""The decode step's own kernels, as the profiler names them."""
+"""The kernels of a decode step for few rows, as the profiler names them: a probe speaks alone."""
 INDUCTOR = ("triton_", "Torch-Compiled Region")
 """How the names of inductor's kernels on a GPU begin, and of its calls from Python, which a replayed graph has not."""
 
@@ -43,8 +43,8 @@ class Compile(Optimization):
 
     Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
     result back: some 25 a layer of T3, a thousand in an estimator step.
-    Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a layer,
-    for batches up to 8; larger ones go through the layers. `decode=native` is the step in C++ for a CPU
+    Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a layer;
+    in batches of more than 8 cuBLAS multiplies, and kernels do the rest. `decode=native` is the step in C++ for a CPU
     (optimizations/native), all layers in one call. `decode=inductor` has PyTorch's compiler fuse the same step; `auto`
     is triton on CUDA and native on a CPU, where without `kv_cache` it leaves it at the estimator. `estimator` has the
     compiler fuse the flow's estimator.
@@ -55,8 +55,8 @@ class Compile(Optimization):
     TORCHINDUCTOR_CACHE_DIR, a few seconds); on a CPU its step is no faster than a lean one of operators. The estimator
     is compiled for any length at once, because free speech has a new one every time; a compilation for one length
     would come in the middle of an utterance. Its mask asks the host a question, which breaks the graph in 14 places:
-    `flash_attention` (on float32 with backend=sdpa) takes that away. The Triton kernels need `kv_cache`, plain weights
-    (float32, bfloat16 or float16; not quantized) and sizes that are powers of two; the C++ needs float32, and leaves
+    `flash_attention` (on float32 with backend=sdpa) takes that away. The Triton kernels need `kv_cache`, weights in
+    float32, bfloat16, float16 or those of `int8_weights`, and sizes that are powers of two; the C++ needs float32, and leaves
     the multilingual guard's model to the layers, whose attention the guard watches.
     The campaign had nothing of the kind.
     Evidence: kernels by name and steps made in C++ in one probe, graphs compiled and broken since the start, and which

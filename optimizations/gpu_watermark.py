@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from perth.perth_net.perth_net_implicit.model import magmask
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchaudio.functional import resample as windowed_sinc
+from torchaudio.transforms import Resample
 
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
@@ -105,17 +106,17 @@ def resampled(rows: list[Tensor], rate: int, new_rate: int) -> list[Tensor]:
 
     Padding changes nothing: alone, too, the filter sees zeros behind a row's end.
     """
-    padded = pad_sequence(rows, batch_first=True)
-    converted = windowed_sinc(
-        padded,
-        rate,
-        new_rate,
-        lowpass_filter_width=64,
-        rolloff=0.97,
-        resampling_method="sinc_interp_kaiser",
-        beta=14.77,
-    )
+    converted = _resampler(rate, new_rate, rows[0].device)(pad_sequence(rows, batch_first=True))
     return [new[: math.ceil(len(old) * new_rate / rate)] for new, old in zip(converted, rows, strict=True)]
+
+
+@cache
+def _resampler(rate: int, new_rate: int, device: torch.device) -> Resample:
+    """Keeps its filter, which would take longer to work out than to apply."""
+    steep = Resample(
+        rate, new_rate, "sinc_interp_kaiser", lowpass_filter_width=64, rolloff=0.97, beta=14.77, dtype=torch.float32
+    )
+    return steep.to(device)
 
 
 def _fit(wave: Tensor, length: int) -> Tensor:

@@ -133,7 +133,7 @@ def test_watched_heads_give_their_rows(fused):
 
 
 @interpreted
-def test_many_rows_go_through_the_layers(fused):
+def test_many_rows(fused):
     model = tiny()
     torch.testing.assert_close(walk(fused(model), 18, 4), walk(StaticEngine(model), 18, 4), atol=1e-5, rtol=1e-5)
 

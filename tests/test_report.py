@@ -135,7 +135,7 @@ def test_inactive_and_unavailable_optimizations_get_no_credit(tmp_path):
 
 def test_both_variants_say_how_long_their_first_words_took(tmp_path):
     text = report_of(tmp_path, Case())
-    assert "| process start to first utterance (packages already imported) | 6.00 s | 6.00 s |" in text
+    assert "| process start to first utterance | 6.00 s | 6.00 s |" in text
 
 
 def test_evidence_is_shown(tmp_path):

@@ -9,7 +9,7 @@ from harness.report.claims import Finding
 from harness.report.data import Run
 from harness.report.document import Table
 
-FIRST_WORDS = "process start to first utterance (packages already imported)"
+FIRST_WORDS = "process start to first utterance"
 ABSOLUTE = (
     ("rtf", "RTF"),
     ("rtf_p50", "RTF, median utterance"),

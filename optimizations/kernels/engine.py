@@ -13,10 +13,10 @@ from transformers import LlamaModel
 
 from optimizations.engines import StaticEngine, attention_rows
 from optimizations.int8_weights import Int8Linear
-from optimizations.kernels import decode
+from optimizations.kernels import decode, wide
 
 MAX_ROWS = 16
-"""Beyond that a product is no longer bound by its weights, and matrix units are faster than these kernels."""
+"""Beyond that a product is no longer bound by its weights, and matrix units are faster: see `wide.py`."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -87,7 +87,8 @@ class Buffers:
 
 
 class FusedEngine(StaticEngine):
-    """The static engine whose steps, up to MAX_ROWS rows, are the Triton kernels; prompts go through the layers.
+    """The static engine whose steps are the Triton kernels: `decode.py` up to MAX_ROWS rows, beyond that `wide.py`, with
+    weights in 8 bits the layers. Prompts go through the layers.
 
     The residual stream and all sums are float32, whatever the weights are, so bfloat16 loses less than it does in the
     layers. Work grows with the filled part of the cache alone: attention reads its bounds from `position`, and a
@@ -107,6 +108,12 @@ class FusedEngine(StaticEngine):
         self.scaled = isinstance(tfmr.layers[0].mlp.down_proj, Int8Linear)
         self.overlap = can_overlap(tfmr.norm.weight.device) if overlap is None else overlap
 
+    def _reserve(self, rows: int, length: int, like: Tensor) -> None:
+        # Many rows want weights joined: before anything is captured that knows where they were.
+        if rows > MAX_ROWS and not self.scaled and wide.join(self.tfmr):
+            self.moves += 1
+        super()._reserve(rows, length, like)
+
     def step(self, embeds: Tensor) -> Tensor:
         if self.length == self.capacity:
             self._reserve(embeds.shape[0], self.length + 1, embeds)
@@ -117,7 +124,7 @@ class FusedEngine(StaticEngine):
 
     def fixed_step(self, embeds: Tensor, extent: int) -> Tensor:
         if not few(len(embeds)):
-            return super().fixed_step(embeds, extent)
+            return super().fixed_step(embeds, extent) if self.scaled else wide.step(self, embeds, extent)
         buffers = self.buffers(embeds[:, 0].contiguous())
         self.rows = [torch.empty(0)] * len(self.heads)
         for index in range(len(self.tfmr.layers)):

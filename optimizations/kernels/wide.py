@@ -24,7 +24,7 @@ addresses, so that nothing has to be told when somebody casts or restores them.
 # ruff: noqa: N803 (a size in capitals is known when its kernel is compiled)
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +52,10 @@ class Loop:
     stages: int
 
 
-LOOP = Loop(64, 4, 3)
-"""With bfloat16, 48 KB of shared memory a program: four of them on a multiprocessor, 128 KB on their way to it."""
+LOOP = Loop(64, 4, 4)
+"""In bfloat16 48 KB of shared memory a program, so that four of them are on a multiprocessor, and 128 KB or more are on
+their way to it. Memory that gives 4.3 TB/s and answers within a microsecond wants some 35 KB, whenever one looks.
+"""
 
 
 @triton.jit
@@ -110,7 +112,8 @@ def rope_attention(
     """One row's head, over BLOCK slots at a time while the next ones are on their way.
 
     Each of the BLOCK places in a block keeps sums and a peak of its own, over the slots that come by there, and they
-    are put together behind the loop: in it, no thread waits for another's maximum.
+    are put together behind the loop: in it, no thread waits for another's maximum. The new slot's keys and values go
+    into the cache from here, and into the sums straight from the registers.
     """
     row_head = tl.program_id(0)
     r = row_head // H
@@ -133,23 +136,25 @@ def rope_attention(
     query *= scale
 
     place = tl.arange(0, BLOCK)
+    row_valid = valid + r * capacity
     peak = tl.full([BLOCK], NEVER, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     sums = tl.zeros([BLOCK, D], tl.float32)
+    visible = tl.load(row_valid + place, mask=place < end, other=0)
     for start in tl.range(0, end, BLOCK, num_stages=STAGES):
         slots = start + place
-        filled = slots < end
         at = slots[:, None] * D + d[None, :]
-        k = tl.load(row_keys + at, mask=filled[:, None], other=0.0)
-        v = tl.load(row_values + at, mask=filled[:, None], other=0.0)
-        visible = tl.load(valid + r * capacity + slots, mask=filled, other=0) != 0
-        scores = tl.where(visible, tl.sum(k.to(tl.float32) * query[None, :], axis=1), NEVER)
+        k = tl.load(row_keys + at, mask=slots[:, None] < end, other=0.0)
+        v = tl.load(row_values + at, mask=slots[:, None] < end, other=0.0)
+        next_visible = tl.load(row_valid + slots + BLOCK, mask=slots + BLOCK < end, other=0)
+        scores = tl.where(visible != 0, tl.sum(k.to(tl.float32) * query[None, :], axis=1), NEVER)
         highest = tl.maximum(peak, scores)
         fade = tl.exp2(peak - highest)
         p = tl.exp2(scores - highest)
         total = total * fade + p
         sums = sums * fade[:, None] + p[:, None] * v.to(tl.float32)
         peak = highest
+        visible = next_visible
 
     newest = tl.sum(query * key.to(tl.float32), axis=0)
     highest = tl.maximum(newest, tl.max(peak, axis=0))
@@ -173,3 +178,124 @@ def silu_product(
     gate = tl.load(gate_up + r * 2 * M + i).to(tl.float32)
     up = tl.load(gate_up + r * 2 * M + M + i).to(tl.float32)
     tl.store(activated + r * M + i, (gate / (1 + tl.exp(-gate)) * up).to(activated.dtype.element_ty))
+
+
+def step(engine: FusedEngine, embeds: Tensor, extent: int, loop: Loop = LOOP) -> Tensor:
+    """One more position [R, 1, C] at the slot `position` -> hidden [R, C], as `StaticEngine.fixed_step`.
+
+    Takes transformers that `engine.unsupported` has nothing against, with plain weights. `extent` matters to the
+    watched heads' rows alone. Parameters that lie apart are joined: run the first step, capture a later one.
+    """
+    tfmr: Any = engine.tfmr
+    if join(tfmr):
+        engine.moves += 1
+    before = embeds[:, 0].contiguous()
+    x = torch.empty_like(before, dtype=torch.float32)
+    queries, y = torch.empty_like(x), None
+    engine.rows = [torch.empty(0)] * len(engine.heads)
+    for index, layer in enumerate(tfmr.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        h = add_norm(before, y, layer.input_layernorm, x)
+        qkv = product(h, attention.q_proj, attention.k_proj, attention.v_proj)
+        attended = attend(engine, index, qkv, queries, loop)
+        for place, (watched, head) in enumerate(engine.heads):
+            if watched == index:
+                engine.rows[place] = engine._watched_row(queries, index, head, extent)
+        h = add_norm(x, product(attended, attention.o_proj), layer.post_attention_layernorm, x)
+        y = product(gated(product(h, mlp.gate_proj, mlp.up_proj)), mlp.down_proj)
+        before = x
+    return add_norm(x, y, tfmr.norm, x)
+
+
+# -- one launch each ---------------------------------------------------------------------------------------------------
+
+
+def product(h: Tensor, *linears: nn.Linear) -> Tensor:
+    """What the layers make of h [R, C], side by side: [R, sum of their outputs]."""
+    return h @ joined([linear.weight for linear in linears]).T
+
+
+def add_norm(before: Tensor, y: Tensor | None, norm: Any, x: Tensor) -> Tensor:
+    """RMSNorm [R, C], in the weights' dtype, of before + y, which is left in `x` [R, C], float32."""
+    rows, width = x.shape
+    h = norm.weight.new_empty(rows, width)
+    args = before, before if y is None else y, norm.weight, x, h, norm.variance_epsilon
+    add_rmsnorm[(rows,)](*args, C=width, ADD=y is not None, num_warps=4)
+    return h
+
+
+def attend(engine: FusedEngine, index: int, qkv: Tensor, queries: Tensor, loop: Loop = LOOP) -> Tensor:
+    """What attention gives [R, C] for a layer's qkv [R, 3 C], whose keys and values go into the cache.
+
+    Where a head of the layer is watched, its rotated queries are left in `queries` [R, C], float32.
+    """
+    keys = engine.keys[index]
+    rows, heads, _, head_dim = keys.shape
+    attended = keys.new_empty(rows, heads * head_dim)
+    rope_attention[(rows * heads,)](
+        *(qkv, engine._cos, engine._sin, keys, engine.values[index], engine.position, engine.pads),
+        *(engine.valid_slots.view(torch.uint8), attended, queries, engine.capacity, head_dim**-0.5 * LOG2_E),
+        H=heads,
+        D=head_dim,
+        BLOCK=loop.slots,
+        STAGES=loop.stages,
+        KEEP=any(watched == index for watched, _ in engine.heads),
+        num_warps=loop.warps,
+    )
+    return attended
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up [R, M] of [R, 2 M], gate first; M is a power of two."""
+    rows, inner = len(gate_up), gate_up.shape[1] // 2
+    activated = gate_up.new_empty(rows, inner)
+    block = min(inner, 1024)
+    silu_product[(rows, inner // block)](gate_up, activated, M=inner, BLOCK=block, num_warps=4)
+    return activated
+
+
+# -- parameters that lie together --------------------------------------------------------------------------------------
+
+
+def join(tfmr: LlamaModel) -> bool:
+    """Have the matrices of one product lie one behind the other, in all layers; whether any had to move.
+
+    Whoever recorded their addresses has to start again then. Nothing is held twice: the old memory of a product's
+    parameters is free as soon as the new one has their values.
+    """
+    apart = [weights for weights in _products(tfmr) if not _together(weights)]
+    for weights in apart:
+        _move_together(weights)
+    return bool(apart)
+
+
+def joined(weights: Sequence[Tensor]) -> Tensor:
+    """Matrices [n, C] that lie one behind the other, as one [sum of n, C] over the same memory."""
+    first = weights[0].data
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
+
+
+def _products(tfmr: Any) -> Iterator[list[nn.Parameter]]:
+    for layer in tfmr.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        yield [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        yield [mlp.gate_proj.weight, mlp.up_proj.weight]
+
+
+def _together(weights: list[nn.Parameter]) -> bool:
+    """Whether matrices lie one behind the other in the same piece of memory."""
+    storage, at = weights[0].untyped_storage().data_ptr(), weights[0].data_ptr()
+    for weight in weights:
+        if weight.untyped_storage().data_ptr() != storage or weight.data_ptr() != at or not weight.is_contiguous():
+            return False
+        at += weight.nbytes
+    return True
+
+
+def _move_together(weights: list[nn.Parameter]) -> None:
+    """Give matrices new memory in which they lie one behind the other."""
+    # A parameter that takes over an inference tensor becomes one, and nothing could be trained through it any more.
+    with torch.inference_mode(weights[0].is_inference()), torch.no_grad():
+        whole = torch.cat([weight.data for weight in weights])
+        for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+            weight.data = part
