@@ -56,8 +56,8 @@ class Compile(Optimization):
     is compiled for any length at once, because free speech has a new one every time; a compilation for one length
     would come in the middle of an utterance. Its mask asks the host a question, which breaks the graph in 14 places:
     `flash_attention` (on float32 with backend=sdpa) takes that away. The Triton kernels need `kv_cache`, weights in
-    float32, bfloat16, float16 or those of `int8_weights`, and sizes that are powers of two; the C++ needs float32, and leaves
-    the multilingual guard's model to the layers, whose attention the guard watches.
+    float32, bfloat16, float16 or those of `int8_weights`, and sizes that are powers of two; the C++ needs float32, and
+    leaves the multilingual guard's model to the layers, whose attention the guard watches.
     The campaign had nothing of the kind.
     Evidence: kernels by name and steps made in C++ in one probe, graphs compiled and broken since the start, and which
     utterances had to wait for a compilation.

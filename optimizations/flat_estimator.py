@@ -13,27 +13,35 @@ from diffusers.models.activations import GELU
 from torch import Tensor, nn
 
 from harness.pipeline import Pipeline
+from optimizations import kernels
 from optimizations.base import Evidence, Optimization, register
 from optimizations.probe import profile_stages
 
 
 @register
 class FlatEstimator(Optimization):
-    """The estimator's layers with the channels innermost throughout, on a CPU.
+    """The estimator's layers with the channels innermost throughout.
 
     Baseline: convolutions want time innermost, attention and layer norm want the channels, so every block transposes
     to and fro; it pads for each convolution, and multiplies by a mask that lets everything through, twice per block.
-    This: all in one layout. A causal convolution is a matrix product over windows of three frames, which lie in memory
-    one behind the other. One product gives queries, keys and values, and one all blocks' shares of the time. Mish
-    takes one exponential, by x * tanh(log(1 + e^x)) = x - 2x / (e^x (e^x + 2) + 2). There is no mask; a batch whose
-    rows are padded has one that counts, and takes upstream's way.
-    Why: products of matrices are what a CPU's matrix units are for; half of the baseline's time went into moving,
-    masking and bending numbers.
-    Where not: on a GPU, where `cuda_graphs` and `compile` see to the same with less effort.
+    This: all in one layout. A causal convolution is a matrix product over windows of three frames. One product gives
+    queries, keys and values, and one all blocks' shares of the time. Mish takes one exponential, by
+    x * tanh(log(1 + e^x)) = x - 2x / (e^x (e^x + 2) + 2).
+    On a CPU these are PyTorch's operators. There is no mask; a batch whose rows are padded has one that counts, and
+    takes upstream's way. On a GPU they are four Triton kernels (optimizations/kernels/estimator.py) that do the norms,
+    activations, biases and sums between the products as well, 22 launches for a ResNet and its four blocks; of a mask
+    they want the rows' lengths, and that for attention alone.
+    Why: products of matrices are what matrix units are for; on a CPU half of the baseline's time went into moving,
+    masking and bending numbers, on a GPU with captured steps as much, and attention was far from what the GPU can do.
+    Where not: the kernels want half precision from `mixed_precision`, and a GPU with the shared memory of those for
+    data centres; compiling them takes half a minute the first time. Without `cuda_graphs` they wait for the launches
+    from Python. `compile.estimator` finds nothing to do next to them.
     Products are in the dtype of the weights, so in bfloat16 with `mixed_precision`; sums, norms and activations in
-    float32 in any case. In float32 the mel is the baseline's to rounding.
+    float32 in any case, on a GPU what one block hands to the next too. In float32, on a CPU, the mel is the baseline's
+    to rounding.
     The campaign had nothing of the kind.
-    Evidence: calls of the estimator that took this way and that did not; convolutions that a probe saw in the flow.
+    Evidence: calls of the estimator that took this way and that did not (a captured call counts once); convolutions of
+    PyTorch's that a probe saw in the flow; on a GPU the kernels by name that it saw.
     """
 
     name = "flat_estimator"
@@ -41,32 +49,42 @@ class FlatEstimator(Optimization):
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
         estimator = pipeline.model.s3gen.flow.decoder.estimator
-        if pipeline.device.type != "cpu":
-            return f"the flat estimator is for a CPU, and the pipeline is on {pipeline.device}"
         if not _is_known(estimator):
             return "the flow's estimator has other layers than upstream's causal one, or quantized ones"
-        return None
+        if pipeline.device.type == "cpu":
+            return None
+        module = kernels.for_device("flat_flow", pipeline.device)
+        if module is None:
+            return f"on {pipeline.device} the flat estimator needs CUDA and the package triton"
+        reason: str | None = module.unsupported(estimator)
+        return reason
 
     def apply(self, pipeline: Pipeline) -> None:
         estimator = pipeline.model.s3gen.flow.decoder.estimator
-        self._flat = Flat(estimator, masked=estimator.forward)
+        self._kernels = kernels.for_device("flat_flow", pipeline.device)
+        make = self._kernels.FlatKernels if self._kernels else Flat
+        self._flat: Flat = make(estimator, masked=estimator.forward)
         pipeline.swap(estimator, "forward", self._flat.forward)
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         calls, masked = self._flat.n_calls, self._flat.n_masked
         seen = profile_stages(pipeline, ["tokens_to_mel"])["tokens_to_mel"]
-        facts = {
+        facts: dict[str, Any] = {
             "flat_calls_count": calls,
             "masked_calls_count": masked,
             "convolutions_count": seen.ops["aten::conv1d"],
         }
+        if self._kernels:
+            facts["triton_kernels_count"] = {name: seen.kernels[name] for name in self._kernels.NAMES}
+            if missing := [name for name, n in facts["triton_kernels_count"].items() if not n]:
+                return Evidence(False, facts, f"a probe did not see the kernels {', '.join(missing)}")
         return Evidence(bool(calls), facts, None if calls else "every call had padded rows")
 
 
 def _is_known(estimator: Any) -> bool:
     """Whether it is built as upstream builds it for Chatterbox: causal, one resolution, plain weights, GELU."""
     convolutions = [m for m in estimator.modules() if isinstance(m, nn.Conv1d)]
-    blocks = [b for _, blocks in _stacks(estimator) for b in blocks]
+    blocks = [b for _, blocks in stacks_of(estimator) for b in blocks]
     linears = [m for m in estimator.modules() if "Linear" in type(m).__name__]
     return (
         estimator.causal
@@ -78,7 +96,7 @@ def _is_known(estimator: Any) -> bool:
     )
 
 
-def _stacks(estimator: Any) -> list[tuple[Any, Any]]:
+def stacks_of(estimator: Any) -> list[tuple[Any, Any]]:
     """Each ResNet with the transformer blocks behind it, from the input to the output."""
     groups = (*estimator.down_blocks, *estimator.mid_blocks, *estimator.up_blocks)
     return [(group[0], group[1]) for group in groups]
@@ -90,7 +108,7 @@ class Flat:
     def __init__(self, estimator: Any, masked: Callable[..., Tensor]) -> None:
         self.estimator, self.masked = estimator, masked
         self.n_calls = self.n_masked = 0
-        stacks = _stacks(estimator)
+        stacks = stacks_of(estimator)
         self.stacks = [Stack(ResNet.of(resnet), [Block.of(block) for block in blocks]) for resnet, blocks in stacks]
         self.n_down = len(estimator.down_blocks)
         self.down = [Product.of(group[2]) for group in estimator.down_blocks]
@@ -111,13 +129,20 @@ class Flat:
         cond: Tensor | None = None,
         r: Tensor | None = None,
     ) -> Tensor:
-        """x, mu and cond [R, 80, T], mask [R, 1, T], t [R], spks [R, 80] -> velocity [R, 80, T]."""
-        if spks is None or cond is None or r is not None or not mask.all():
+        """x, mu and cond [R, 80, T], mask [R, 1, T], t [R], spks [R, 80] -> velocity [R, 80, T], float32."""
+        if spks is None or cond is None or r is not None or not self.bears(mask):
             self.n_masked += 1
             return self.masked(x=x, mask=mask, mu=mu, t=t, spks=spks, cond=cond, r=r)
         self.n_calls += 1
-        frames = torch.cat((x, mu, spks[:, :, None].expand_as(x), cond), dim=1).transpose(1, 2)
-        return self._layers(frames, self._times(t)).transpose(1, 2)
+        return self.velocity(torch.cat((x, mu, spks[:, :, None].expand_as(x), cond), dim=1), mask, self._times(t))
+
+    def bears(self, mask: Tensor) -> bool:
+        """Whether this can do without a mask, or with one that counts."""
+        return bool(mask.all())
+
+    def velocity(self, inputs: Tensor, mask: Tensor, times: tuple[Tensor, ...]) -> Tensor:
+        """All inputs [R, 320, T], of which the mask may hide none -> velocity [R, 80, T]."""
+        return self._layers(inputs.transpose(1, 2), times).transpose(1, 2)
 
     def _times(self, t: Tensor) -> tuple[Tensor, ...]:
         """What the time [R] adds in each ResNet, [R, 1, C]."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import optimizations
 from harness import checkpoints
 from optimizations.flat_estimator import mish, windows
+from optimizations.mixed_precision import cast_estimator
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +71,28 @@ def test_padded_rows_take_upstreams_way(mini):
 
 def test_it_says_where_it_does_not_fit(mini, monkeypatch):
     estimator = mini.model.s3gen.flow.decoder.estimator
-    monkeypatch.setattr(estimator, "static_chunk_size", 50)
-    assert "other layers" in optimizations.create("flat_estimator").unavailable(mini)
+    plugin = optimizations.create("flat_estimator")
+    with monkeypatch.context() as patched:
+        patched.setattr(estimator, "static_chunk_size", 50)
+        assert "other layers" in plugin.unavailable(mini)
     monkeypatch.setattr(mini, "device", torch.device("cuda"))
-    assert "is for a CPU" in optimizations.create("flat_estimator").unavailable(mini)
+    assert "switch mixed_precision on" in plugin.unavailable(mini)
+    monkeypatch.setattr(mini, "device", torch.device("mps"))
+    assert "needs CUDA" in plugin.unavailable(mini)
+
+
+def test_its_kernels_say_what_they_do_not_take(mini, monkeypatch):
+    """The miniature's weights are on a CPU, where it makes no difference."""
+    pytest.importorskip("triton")
+    estimator = mini.model.s3gen.flow.decoder.estimator
+    monkeypatch.setattr(mini, "device", torch.device("cuda"))
+    plugin = optimizations.create("flat_estimator")
+    cast_estimator(mini, torch.bfloat16)
+    assert plugin.unavailable(mini) is None
+    mini.swap(estimator, "in_channels", 300)
+    assert "multiples of 16" in plugin.unavailable(mini)
+    mini.swap(estimator, "mid_blocks", torch.nn.ModuleList())
+    assert "between the first and the last" in plugin.unavailable(mini)
 
 
 def test_mish_is_pytorchs_also_where_its_exponential_overflows():

@@ -441,6 +441,22 @@ def test_gpu_bfloat16_diverges_little_from_float32(large, capsys):
 
 
 @pytest.mark.gpu
+def test_gpu_8_bits_diverge_little_from_float32(large, capsys):
+    t3, tokens = large.model.t3, random_tokens()
+    exact = forced_logits(t3, StaticEngine(t3.tfmr), tokens).log_softmax(-1)
+    plugin = apply(large, "int8_weights")
+    cast_parameters(large, t3.tfmr, torch.bfloat16)
+    logits = forced_logits(t3, engine_of(t3.tfmr), tokens).log_softmax(-1)
+    divergence = (exact.exp() * (exact - logits)).sum(-1)[1:].mean().item()
+    evidence = plugin.evidence(large)
+    with capsys.disabled():
+        print(f"\nKL from float32 in 8 bits, mean of {N_FORCED} steps: {divergence}; {evidence.facts}")
+    assert evidence.active
+    assert evidence.facts["linear_layers_now_bytes"] < 0.26 * evidence.facts["linear_layers_before_bytes"]
+    assert divergence < 0.01
+
+
+@pytest.mark.gpu
 def test_gpu_head_takes_both_precisions(large):
     head = large.model.t3.speech_head
     hidden = torch.randn(2, head.in_features, device="cuda")

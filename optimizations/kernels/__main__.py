@@ -8,25 +8,28 @@ comes again. Prints tables in Markdown, for bfloat16 and for 8-bit weights: tile
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton
 from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from optimizations.int8_weights import Int8Linear
-from optimizations.kernels.engine import TILES, Buffers, FusedEngine, Tile, can_overlap, head_logits
+from optimizations.kernels.engine import Buffers, FusedEngine, Tile, Tiles, can_overlap, head_logits
 
 BANDWIDTH = 4.3e12
 """Bytes per second that an H200's memory gives in practice; its data sheet says 4.8e12."""
 VOCABULARY = 8194
 ROWS, FILLED, CAPACITY = 2, 300, 1280
 """Rows of guided decoding at batch 1, and filled slots: the middle of ten seconds of speech."""
+EXTENT = 512
+"""Slots for which attention's programs stand ready, or a multiple: a captured step has whole buckets of them."""
 CANDIDATES = {
     "rmsnorm_qkv_rope": [Tile(1, 1), Tile(2, 1), Tile(2, 2), Tile(4, 2)],
-    "attention": [Tile(128, 4), Tile(128, 8), Tile(256, 8), Tile(256, 16)],
+    "attention": [Tile(32, 1), Tile(64, 2), Tile(64, 4), Tile(128, 4), Tile(128, 8), Tile(256, 8)],
     "o_residual": [Tile(1, 1), Tile(2, 1), Tile(4, 2), Tile(8, 4)],
     "rmsnorm_gate_up_silu": [Tile(2, 1), Tile(4, 2), Tile(8, 4)],
     "down_residual": [Tile(1, 2), Tile(1, 4), Tile(2, 4), Tile(2, 8), Tile(4, 8)],
@@ -61,9 +64,7 @@ def in_8_bits(tfmr: LlamaModel) -> None:
                 setattr(owner, name, Int8Linear(module.weight))
 
 
-def engine_at(
-    tfmr: LlamaModel, rows: int, filled: int, tiles: Mapping[str, Tile], overlap: bool | None = None
-) -> FusedEngine:
+def engine_at(tfmr: LlamaModel, rows: int, filled: int, tiles: Tiles, overlap: bool | None = None) -> FusedEngine:
     """An engine with room for CAPACITY slots that writes the slot `filled` next."""
     engine = FusedEngine(tfmr, tiles=tiles, overlap=overlap)
     engine.reserve(rows, CAPACITY - 1)
@@ -74,7 +75,8 @@ def engine_at(
 def step_of(engine: FusedEngine, head: nn.Linear, rows: int) -> Callable[[], object]:
     """One step with the head, without sampling."""
     embeds = torch.randn(rows, 1, head.in_features)
-    return lambda: head_logits(head, engine.fixed_step(embeds, CAPACITY), engine.tiles["speech_head"])
+    extent = triton.cdiv(int(engine.position) + 1, EXTENT) * EXTENT
+    return lambda: head_logits(head, engine.fixed_step(embeds, extent), engine.tiles["speech_head"])
 
 
 def microseconds(work: Callable[[], object], replays: int = 30) -> float:
@@ -99,7 +101,7 @@ def microseconds(work: Callable[[], object], replays: int = 30) -> float:
 
 def best_tiles(tfmr: LlamaModel, head: nn.Linear) -> dict[str, Tile]:
     """Of each kernel in turn the tile with which the whole step is fastest."""
-    chosen = dict(TILES)
+    chosen = dict(FusedEngine(tfmr).tiles)
     print("| kernel | outputs x warps: step, us |\n|---|---|")
     for kernel, candidates in CANDIDATES.items():
         times = {}
@@ -112,10 +114,10 @@ def best_tiles(tfmr: LlamaModel, head: nn.Linear) -> dict[str, Tile]:
     return chosen
 
 
-def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) -> None:
+def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Tiles) -> None:
     """Each kernel by itself, overlapping with the next of its kind."""
     engine = engine_at(tfmr, ROWS, FILLED, tiles)
-    buffers = engine.buffers(torch.randn(ROWS, head.in_features))
+    buffers = engine.buffers(torch.randn(ROWS, head.in_features), EXTENT)
     for left_by_another in (buffers.x, buffers.attended, buffers.activated, buffers.hidden):
         left_by_another.zero_()
     n_layers = len(tfmr.layers)
@@ -143,7 +145,7 @@ def print_kernels(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) 
     print("\n`speech_head` is one matrix over and over, which stays in the cache.\n")
 
 
-def print_steps(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) -> None:
+def print_steps(tfmr: LlamaModel, head: nn.Linear, tiles: Tiles) -> None:
     """Whole steps with the head, without sampling, over rows, filled slots and what hides the waiting."""
     print("| rows | filled | overlap | us a step | tokens/s | share of 4.3 TB/s |")
     print("|---|---|---|---|---|---|")
@@ -164,17 +166,16 @@ def print_steps(tfmr: LlamaModel, head: nn.Linear, tiles: Mapping[str, Tile]) ->
 
 def bytes_moved(tfmr: LlamaModel, head: nn.Linear, rows: int, filled: int) -> dict[str, int]:
     """Bytes that each kernel has to read from memory: weights, and what is filled of the cache."""
-    config: Any = tfmr.config
-    width, inner = config.hidden_size, config.intermediate_size
     layers: Any = tfmr.layers
-    each = layers[0].mlp.down_proj.weight.element_size()
+    attention, mlp, width = layers[0].self_attn, layers[0].mlp, len(tfmr.norm.weight)
+    cached = 2 * rows * (filled + 1) * width * tfmr.norm.weight.element_size()
     return {
-        "rmsnorm_qkv_rope": 3 * width * width * each,
-        "attention": 2 * rows * (filled + 1) * width * tfmr.norm.weight.element_size(),
-        "o_residual": width * width * each,
-        "rmsnorm_gate_up_silu": 2 * width * inner * each,
-        "down_residual": width * inner * each,
-        "speech_head": head.out_features * width * head.weight.element_size(),
+        "rmsnorm_qkv_rope": 3 * attention.q_proj.weight.nbytes,
+        "attention": cached,
+        "o_residual": attention.o_proj.weight.nbytes,
+        "rmsnorm_gate_up_silu": 2 * mlp.up_proj.weight.nbytes,
+        "down_residual": mlp.down_proj.weight.nbytes,
+        "speech_head": head.weight.nbytes,
     }
 
 

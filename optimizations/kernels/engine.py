@@ -28,13 +28,19 @@ class Tile:
     warps: int
 
 
-TILES = {
-    "rmsnorm_qkv_rope": Tile(2, 1),
-    "attention": Tile(256, 8),
+Tiles = Mapping[str, Tile]
+TILES: dict[str, Tile] = {
+    "rmsnorm_qkv_rope": Tile(1, 1),
+    "attention": Tile(64, 2),
     "o_residual": Tile(4, 2),
     "rmsnorm_gate_up_silu": Tile(4, 2),
     "down_residual": Tile(2, 8),
     "speech_head": Tile(4, 4),
+}
+TILES_OF_8_BITS: dict[str, Tile] = TILES | {
+    "rmsnorm_qkv_rope": Tile(2, 2),
+    "attention": Tile(32, 1),
+    "o_residual": Tile(8, 4),
 }
 
 
@@ -81,32 +87,38 @@ class Buffers:
     embeds: Tensor  # [R, C]: what the first layer reads
     x: Tensor  # [R, C] float32: the residual stream behind it
     q: Tensor  # [R, C] float32: rotated queries
+    peaks: Tensor  # [R, H, S] float32: what attention's S programs for a head leave for the last of them
+    totals: Tensor  # [R, H, S]
+    sums: Tensor  # [R, H, S, D]
     attended: Tensor  # [R, C] float32: what attention gives
     activated: Tensor  # [R, M]: the MLP's inner activations
     hidden: Tensor  # [R, C]: what the step returns
 
 
 class FusedEngine(StaticEngine):
-    """The static engine whose steps are the Triton kernels: `decode.py` up to MAX_ROWS rows, beyond that `wide.py`, with
-    weights in 8 bits the layers. Prompts go through the layers.
+    """The static engine whose steps are the Triton kernels: `decode.py` up to MAX_ROWS rows, beyond that `wide.py`.
+
+    Prompts go through the layers, as do many rows against weights in 8 bits.
 
     The residual stream and all sums are float32, whatever the weights are, so bfloat16 loses less than it does in the
-    layers. Work grows with the filled part of the cache alone: attention reads its bounds from `position`, and a
-    step's `extent` does not matter to it.
+    layers. Work grows with the filled part of the cache alone: attention reads its bounds from `position`; a step's
+    `extent` says how many programs stand ready.
     """
 
     def __init__(
         self,
         tfmr: LlamaModel,
         bucket: int = 256,
-        tiles: Mapping[str, Tile] = TILES,
+        tiles: Tiles | None = None,
         overlap: bool | None = None,
     ) -> None:
-        """`overlap`: start kernels before the ones in front of them have ended; None: where the device can."""
+        """`tiles`: None for those that were fastest. `overlap`: start kernels before the ones in front of them have
+        ended; None: where the device can."""
         super().__init__(tfmr, bucket)
-        self.tiles = tiles
         self.scaled = isinstance(tfmr.layers[0].mlp.down_proj, Int8Linear)
+        self.tiles = tiles or (TILES_OF_8_BITS if self.scaled else TILES)
         self.overlap = can_overlap(tfmr.norm.weight.device) if overlap is None else overlap
+        self._arrived = torch.zeros(0, dtype=torch.int32)  # of attention's programs for a head; 0 between launches
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         # Many rows want weights joined: before anything is captured that knows where they were.
@@ -125,7 +137,7 @@ class FusedEngine(StaticEngine):
     def fixed_step(self, embeds: Tensor, extent: int) -> Tensor:
         if not few(len(embeds)):
             return super().fixed_step(embeds, extent) if self.scaled else wide.step(self, embeds, extent)
-        buffers = self.buffers(embeds[:, 0].contiguous())
+        buffers = self.buffers(embeds[:, 0].contiguous(), extent)
         self.rows = [torch.empty(0)] * len(self.heads)
         for index in range(len(self.tfmr.layers)):
             self.qkv(index, buffers)
@@ -138,14 +150,20 @@ class FusedEngine(StaticEngine):
             self.down(index, buffers)
         return self.final_norm(buffers)
 
-    def buffers(self, embeds: Tensor) -> Buffers:
+    def buffers(self, embeds: Tensor, extent: int) -> Buffers:
         """What the kernels of one step hand on, from embeddings [R, C] on, which stay as they are."""
-        like = self.keys[0]
+        like, heads = self.keys[0], self.tfmr.config.num_attention_heads
         x = torch.empty_like(embeds, dtype=torch.float32)
+        if self._arrived.numel() < len(x) * heads or self._arrived.device != x.device:
+            self._arrived = torch.zeros(len(x) * heads, dtype=torch.int32, device=x.device)
+        parts = x.new_empty(len(x), heads, triton.next_power_of_2(triton.cdiv(extent, self.tiles["attention"].outputs)))
         return Buffers(
             embeds=embeds,
             x=x,
             q=torch.empty_like(x),
+            peaks=parts,
+            totals=torch.empty_like(parts),
+            sums=parts.new_empty(*parts.shape, like.shape[3]),
             attended=torch.empty_like(x),
             activated=like.new_empty(len(x), self.tfmr.config.intermediate_size),
             hidden=like.new_empty(x.shape),
@@ -169,11 +187,14 @@ class FusedEngine(StaticEngine):
 
     def attend(self, index: int, b: Buffers) -> None:
         keys, tile = self.keys[index], self.tiles["attention"]
-        _, heads, _, head_dim = keys.shape
-        valid = self.valid_slots.view(torch.uint8)
-        args = b.q, keys, self.values[index], self.position, valid, b.attended, self.capacity, head_dim**-0.5
-        sizes = {"H": heads, "D": head_dim, "BLOCK": tile.outputs}
-        launch(decode.attention, (len(b.q) * heads,), args, sizes, tile.warps, self.overlap)
+        rows, heads, _, head_dim = keys.shape
+        valid, n_splits = self.valid_slots.view(torch.uint8), b.peaks.shape[2]
+        args = (
+            *(b.q, keys, self.values[index], self.position, valid, b.peaks, b.totals, b.sums, self._arrived),
+            *(b.attended, self.capacity, head_dim**-0.5),
+        )
+        sizes = {"H": heads, "D": head_dim, "BLOCK": tile.outputs, "SPLITS": n_splits}
+        launch(decode.attention, (rows * heads, n_splits), args, sizes, tile.warps, self.overlap)
 
     def output(self, index: int, b: Buffers) -> None:
         product, before = self.tfmr.layers[index].self_attn.o_proj, b.x if index else b.embeds
@@ -193,9 +214,8 @@ class FusedEngine(StaticEngine):
         self._add_product(b.activated, self.tfmr.layers[index].mlp.down_proj, b.x, b.x, self.tiles["down_residual"])
 
     def _add_product(self, rows: Tensor, product: Any, before: Tensor, x: Tensor, tile: Tile) -> None:
-        width, inner = product.weight.shape
-        args = rows, product.weight, scale_of(product), before, x
-        sizes = {"R": len(rows), "C": width, "K": inner, "B": tile.outputs, "SCALED": self.scaled}
+        width, args = x.shape[1], (rows, product.weight, scale_of(product), before, x)
+        sizes = {"R": len(rows), "C": width, "K": rows.shape[1], "B": tile.outputs, "SCALED": self.scaled}
         launch(decode.product_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
     def final_norm(self, b: Buffers) -> Tensor:

@@ -52,9 +52,9 @@ class Loop:
     stages: int
 
 
-LOOP = Loop(64, 4, 4)
-"""In bfloat16 48 KB of shared memory a program, so that four of them are on a multiprocessor, and 128 KB or more are on
-their way to it. Memory that gives 4.3 TB/s and answers within a microsecond wants some 35 KB, whenever one looks.
+LOOP = Loop(64, 4, 3)
+"""In bfloat16 32 KB of shared memory a program, so that several of them are on a multiprocessor and two blocks of each
+on their way to it. Memory that gives 4.3 TB/s and answers within a microsecond wants some 35 KB, whenever one looks.
 """
 
 
