@@ -211,9 +211,10 @@ def test_production_on_the_miniature_from_the_command_to_the_report(command, tmp
     (run,) = find_runs([tmp_path / "results"])
     summary = run.summary()
     assert summary.status == "ok"
-    only_on_a_gpu = {name for name, o in summary.optimizations.items() if o["status"] == "unavailable"}
-    assert only_on_a_gpu == {"cuda_graphs"}
-    assert set(summary.active) == set(summary.enabled) - only_on_a_gpu, summary.optimizations
+    unavailable = {name for name, o in summary.optimizations.items() if o["status"] == "unavailable"}
+    only_on_a_gpu = {"cuda_graphs", "int8_weights", "cpu_offload"}
+    assert only_on_a_gpu <= unavailable <= only_on_a_gpu | {"mixed_precision"}  # which not every CPU can do
+    assert set(summary.active) == set(summary.enabled) - unavailable, summary.optimizations
     assert summary.comparison["rtf"].n == 6
     speed = [row for row in run.measurements()[0] if row.pass_name == "speed"]
     assert all(row.stages_s["generate_tokens"] > 0 and row.stages_s["mel_to_wave"] > 0 for row in speed)

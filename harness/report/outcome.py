@@ -38,7 +38,7 @@ def _ratio(record: Comparison) -> str:
 
 def _quality_clause(run: Run) -> str:
     if run.quality() == stats.NOT_MEASURED:
-        if run.combo.wer is not None:
+        if not run.combo.quality_note:
             pairs = words.count(run.change("wer").n, "pair")
             return f"quality not judged ({pairs} of clips give no interval: {stats.MIN_PAIRS} do)"
         note = words.last_line(run.combo.quality_note).removeprefix("WER and similarity are not measured: ")
