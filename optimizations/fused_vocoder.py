@@ -80,10 +80,18 @@ def harmonic_source(generator: Any, f0: Tensor) -> tuple[Tensor, Tensor, Tensor]
     Returns:
         source [B, harmonics, samples], voicing [B, 1, samples], noise [B, harmonics, samples].
     """
-    n = generator.harmonic_num + 1
-    overtones = torch.arange(1, n + 1, device=f0.device, dtype=f0.dtype)[:, None]
-    cycles = torch.cumsum(f0 * overtones / generator.sampling_rate, dim=-1) % 1
-    phases = torch.rand(f0.shape[0], n, 1, device=f0.device) * (2 * math.pi) - math.pi
+    return sines_and_noise(generator, f0, torch.cumsum(cycles_a_sample(generator, f0), dim=-1) % 1)
+
+
+def cycles_a_sample(generator: Any, f0: Tensor) -> Tensor:
+    """Of each harmonic, [B, harmonics, T], for f0 [B, 1, T] in Hz."""
+    overtones = torch.arange(1, generator.harmonic_num + 2, device=f0.device, dtype=f0.dtype)[:, None]
+    return f0 * overtones / generator.sampling_rate
+
+
+def sines_and_noise(generator: Any, f0: Tensor, cycles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`harmonic_source`, the harmonics having come through `cycles` [B, harmonics, samples] at each sample."""
+    phases = torch.rand(*cycles.shape[:2], 1, device=f0.device) * (2 * math.pi) - math.pi
     phases[:, 0].zero_()
     sines = generator.sine_amp * torch.sin(2 * math.pi * cycles + phases)
     voiced = (f0 > generator.voiced_threshold).float()

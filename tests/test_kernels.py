@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chatterbox.models.s3gen.hifigan import Snake
 from interpreter import interpreted, not_interpreted
 from llamas import prompts, tiny, walk
 
@@ -145,20 +144,6 @@ def test_head_takes_a_vocabulary_of_any_size():
     torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
 
 
-def assert_kernel_activates(device, channels, longest, length):
-    """The kernel of `snake.py` against upstream's module, on what is not contiguous either."""
-    with torch.device(device):
-        torch.manual_seed(0)
-        x = 5 * torch.randn(2, longest, channels).transpose(1, 2)
-        activation = Snake(channels)
-        torch.nn.init.uniform_(activation.alpha, 0.1, 3)
-        expected = activation(x)
-        expected[:, :, length:] = 0
-        end = torch.tensor([length])
-        actual = import_module("optimizations.kernels.snake").masked_snake(x, activation, end)
-    torch.testing.assert_close(actual, expected)
-
-
 def assert_kernel_samples(sampling, device, n_ids, width, rows=3):
     """The kernel of `choose.py` against `sample` with the same random numbers."""
     written = 4
@@ -199,11 +184,6 @@ OTHERS = Sampling(temperature=1.3, min_p=0.3, cfg_weight=0.1, repetition_penalty
 def test_what_follows_the_logits(sampling):
     for rows in (1, 3):
         assert_kernel_samples(sampling, "cpu", n_ids=1003, width=48, rows=rows)
-
-
-@interpreted
-def test_snake():
-    assert_kernel_activates("cpu", channels=3, longest=2050, length=1500)
 
 
 @interpreted
@@ -473,11 +453,6 @@ def test_gpu_head_takes_both_precisions(large):
 def test_gpu_what_follows_the_logits(sampling):
     for rows in (1, 3):
         assert_kernel_samples(sampling, "cuda", n_ids=8194, width=1024, rows=rows)
-
-
-@pytest.mark.gpu
-def test_gpu_snake():
-    assert_kernel_activates("cuda", channels=64, longest=60001, length=50000)
 
 
 @pytest.mark.gpu

@@ -75,6 +75,13 @@ def can_overlap(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have at most."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    n_bytes: int = properties.shared_memory_per_block_optin
+    return n_bytes
+
+
 def few(rows: int) -> bool:
     """Whether the kernels take that many rows: pairs, up to MAX_ROWS."""
     return rows % 2 == 0 and rows <= MAX_ROWS

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from optimizations.flat_estimator import Block, Flat, Norm, Product, stacks_of
 from optimizations.kernels import estimator as kernels
-from optimizations.kernels.engine import can_overlap
+from optimizations.kernels.engine import can_overlap, shared_bytes
 
 NAMES = ("convolution", "norm_product", "row_attention", "add_product")
 """The kernels as the profiler names them."""
@@ -73,19 +73,12 @@ def unsupported(estimator: Any) -> str | None:
     if estimator.in_channels % 16 or net[2].in_features % 16:
         return "the flow's kernels want multiples of 16 for the input's channels and the feed-forward nets"
     device = net[2].weight.device
-    if device.type == "cuda" and _shared_bytes(device) < SHARED_BYTES:
+    if device.type == "cuda" and shared_bytes(device) < SHARED_BYTES:
         return (
             f"the flow's kernels need {SHARED_BYTES >> 10} KB of shared memory a program, as GPUs for data centres "
-            f"have, and this one has {_shared_bytes(device) >> 10} KB"
+            f"have, and this one has {shared_bytes(device) >> 10} KB"
         )
     return None
-
-
-def _shared_bytes(device: torch.device) -> int:
-    """What one program may have at most."""
-    properties: Any = torch.cuda.get_device_properties(device)
-    n_bytes: int = properties.shared_memory_per_block_optin
-    return n_bytes
 
 
 @dataclass
