@@ -13,6 +13,7 @@ optimizations.vocos.enabled=false. Exit codes: 0 measured, 1 a job failed or is 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -33,6 +34,7 @@ PERTH_WARNING = "pkg_resources is deprecated"
 
 def main() -> int:
     """The command; returns its exit code."""
+    signal.signal(signal.SIGTERM, interrupt)  # a time limit's way of saying Ctrl-C
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what is wrong, and here it becomes one line
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{PERTH_WARNING}:UserWarning")  # for the children
     warnings.filterwarnings("ignore", PERTH_WARNING)
@@ -52,11 +54,18 @@ def main() -> int:
         say_error(str(error))
         return 2
     except KeyboardInterrupt:
-        say_error("interrupted: what was measured until then is in the results folder")
+        say_error(
+            "interrupted: what was measured until then is in the results folder, and `python -m harness report` with "
+            "the folder's path tells it"
+        )
         return 130
     except SystemExit as end:  # --help and its like, and bad input found inside a job
         return end.code if isinstance(end.code, int) else 0
     return ReportCallback.exit_code
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")

@@ -193,8 +193,7 @@ class Experiment:
 
     def summarize(self) -> Summary:
         """Write the side files and, last, the summary, of whatever is there."""
-        self.folder.write_json("children.json", self.children)
-        self.folder.write_json("optimizations.json", {self.spec.combo: self._all_statuses()})
+        self._write_records()
         self.folder.write_json("timing.json", {**self.ledger.read(), "warnings": self.warnings})
         summary = build_summary(self.folder)
         timing = self.ledger.read()  # once more: now the summary's own time is in it
@@ -202,6 +201,11 @@ class Experiment:
         summary.timing = {name: timing[name] for name in summary.timing}
         self.folder.write_summary(summary)
         return summary
+
+    def _write_records(self) -> None:
+        """What is known of the children; also before the end, which not every run lives to see."""
+        self.folder.write_json("children.json", self.children)
+        self.folder.write_json("optimizations.json", {self.spec.combo: self._all_statuses()})
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -225,6 +229,7 @@ class Experiment:
                 if child["status"] == "ok":
                     child |= {"status": "failed", "error": "not measured: the other process could not load"}
             return False
+        self._write_records()
         self.items, replaced = fit_voices(self.items, voices)
         self.warnings += replaced
         return True

@@ -39,6 +39,7 @@ SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).parent / "schema" / "summary.schema.json"
 BASELINE = "baseline"
 PASSES = ("first", "warmup", "speed", "quality")
+NO_EVIDENCE = "no evidence was taken yet"  # of an optimization that was applied, and asked for nothing since
 SIMILARITY = "sim_"  # every similarity metric is named after its speaker model: sim_resemblyzer, ...
 
 

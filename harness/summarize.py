@@ -13,10 +13,12 @@ from typing import Any
 from harness import stats
 from harness.comparison import SINGLE, compare, duration_problem
 from harness.figures import calls, figures, similarities, timed
-from harness.results import BASELINE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
+from harness.results import BASELINE, NO_EVIDENCE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
 from harness.workload import SINGLE_STREAM
 
 TIMING = ("job_s", "loading_s", "measured_s", "evidence_s", "scoring_s", "orchestration_s", "orchestration_share")
+
+UNPROVEN = "the run ended before its optimizations were asked for evidence: no figure is credited to them."
 
 
 def build_summary(folder: RunFolder) -> Summary:
@@ -50,7 +52,8 @@ def build_summary(folder: RunFolder) -> Summary:
 
     thresholds = _thresholds(job, similarities(scores))
     comparison = compare(rows, scores, variants, candidate, thresholds)
-    optimizations = folder.read_json("optimizations.json").get(candidate or "", {})
+    optimizations = _records(folder, job, candidate or "")
+    gaps += [UNPROVEN] if any(record.get("reason") == NO_EVIDENCE for record in optimizations.values()) else []
     idle = _is_idle(optimizations)
     if idle:
         comparison = {name: _withheld(record) for name, record in comparison.items()}
@@ -75,6 +78,15 @@ def build_summary(folder: RunFolder) -> Summary:
         timing={key: timing.get(key) for key in TIMING},
         warnings=list(dict.fromkeys(warnings)),
     )
+
+
+def _records(folder: RunFolder, job: dict[str, Any], candidate: str) -> dict[str, Any]:
+    """What became of each optimization; those that the job switched on and nobody asked for evidence say so."""
+    recorded = folder.read_json("optimizations.json").get(candidate, {})
+    switches = job.get("optimizations") or {}
+    asked_for = [name for name, settings in switches.items() if (settings or {}).get("enabled")]
+    silent = {"enabled": True, "status": "inactive", "reason": NO_EVIDENCE, "evidence": {}}
+    return recorded | {name: silent for name in asked_for if name not in recorded}
 
 
 def _name(group: Any, default: str = "unknown") -> str:

@@ -32,6 +32,7 @@ import psutil
 
 from harness.errors import UserError
 from harness.plugins import import_catalogue, import_path
+from harness.results import NO_EVIDENCE
 
 PRELOADED = [
     "torch",
@@ -189,7 +190,8 @@ def _exit_words(code: int | None) -> str:
 
 def serve(connection: Connection, setup: Setup) -> None:
     """Answer the parent's questions until it closes the pipe; end with the parent, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends its children
+    for interruption in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle: it ends its children
+        signal.signal(interruption, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log = _redirect_output(setup.log)
     os.environ.update(setup.environment)
@@ -288,7 +290,7 @@ class Variant:
         except Exception:
             return _status("failed", traceback.format_exc())
         self.plugins[plugin.name] = plugin
-        return _status("inactive", "no evidence was taken yet")
+        return _status("inactive", NO_EVIDENCE)
 
     def speak(self, orders: Sequence[Order]) -> list[dict[str, Any]]:
         """Speak in one call: for each utterance the figures of a row of utterances.jsonl, and its share of the call.

@@ -14,10 +14,11 @@ import psutil
 import pytest
 import yaml
 
-from harness import job, measure
+from harness import job, measure, stats
 from harness.config import JobSpec
 from harness.errors import UserError
-from harness.results import Measurement, RunFolder, Summary
+from harness.results import NO_EVIDENCE, Measurement, RunFolder, Summary
+from harness.summarize import build_summary
 from harness.worker import ChildError, Setup, Worker, _context, start_server
 
 TEXTS = ("one day", "two cats and a dog", "three of us")
@@ -55,6 +56,7 @@ def spec(
         "combo": "combo",
         "device": "cpu",
         "measure": MEASURE | measure,
+        "optimizations": {plugin: {"enabled": True} | params for plugin, params in (toggles or {}).items()},
         "pipeline": {"name": name, "loader": "fakes.load", "checkpoint_dir": None, "seed": 0, "threads": 1},
         "plugin_modules": ["fakes"],
         "quality": {},
@@ -377,6 +379,17 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_the_children(tmp_path):
     assert RunFolder.open(folder).summary().status == "incomplete"
     assert len(RunFolder.open(folder).measurements()[0]) == 7
     assert no_children()
+
+
+def test_a_run_that_was_killed_before_its_evidence_is_credited_with_nothing(tmp_path):
+    _, folder = run(tmp_path, {"fake_fast": {"factor": 3.0}})
+    for name in ("summary.json", "optimizations.json", "children.json", "timing.json"):
+        (folder.path / name).unlink()
+    summary = build_summary(folder)
+    assert summary.status == "incomplete"
+    assert summary.optimizations["fake_fast"]["reason"] == NO_EVIDENCE
+    assert summary.comparison["rtf"].value < 1
+    assert summary.comparison["rtf"].verdict == stats.NOT_MEASURED
 
 
 def test_an_interruption_before_the_speed_pass_is_no_failure(tmp_path):
