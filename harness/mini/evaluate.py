@@ -105,6 +105,14 @@ def with_nf4(pipeline: Pipeline, _weights: Path) -> None:
             pipeline.swap(module.weight, "data", dequantize_4bit(codes, state).to(module.weight.dtype))
 
 
+def with_int8(pipeline: Pipeline, _weights: Path) -> None:
+    """T3's transformer rounded to 8 bits with one scale for each output, and back."""
+    for module in pipeline.model.t3.tfmr.modules():
+        if isinstance(module, nn.Linear):
+            scale = module.weight.data.abs().amax(dim=1, keepdim=True) / 127
+            pipeline.swap(module.weight, "data", (module.weight.data / scale).round() * scale)
+
+
 def with_one_flow_step(pipeline: Pipeline, _weights: Path) -> None:
     """One Euler step in the flow instead of ten."""
     s3gen = pipeline.model.s3gen
@@ -135,7 +143,9 @@ DAMAGES: dict[str, Callable[[Pipeline, Path], None]] = {
     "random_adapter": with_random_adapter,
     "temperature_3": with_temperature_3,
 }
-VARIANTS = {"baseline": lambda pipeline, weights: None, "vocos": with_vocos} | DAMAGES
+AS_GOOD: dict[str, Callable[[Pipeline, Path], None]] = {"vocos": with_vocos, "int8": with_int8}
+"""What is no damage, or should not be."""
+VARIANTS = {"baseline": lambda pipeline, weights: None} | AS_GOOD | DAMAGES
 REFERENCE_CLIP = "reference_clip"  # the baseline, given a clip's path instead of a voice's name
 
 
@@ -237,10 +247,10 @@ def hear_all(clips: list[Clip], weights: Path, workers: int) -> Iterable[Heard]:
 def plan(sentences: list[str], seeds: int, damage: bool) -> list[Clip]:
     """The baseline says everything in every voice; each other variant says each sentence once, the voices in turn.
 
-    Vocos, which has to be *as good* rather than worse, says each sentence in every voice.
+    What has to be *as good* rather than worse says each sentence in every voice.
     """
     clips = [Clip("baseline", *what) for what in product(sentences, models.VOICES, range(seeds))]
-    clips += [Clip("vocos", text, voice, 0) for text, voice in product(sentences, models.VOICES)]
+    clips += [Clip(*what, 0) for what in product(AS_GOOD, sentences, models.VOICES)]
     in_turn = [(text, models.VOICES[i % len(models.VOICES)], 0) for i, text in enumerate(sentences)]
     others = [REFERENCE_CLIP, *(DAMAGES if damage else ())]
     return clips + [Clip(variant, *what) for variant, what in product(others, in_turn)]
