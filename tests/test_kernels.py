@@ -21,7 +21,6 @@ from harness.errors import UserError
 from harness.pipeline import HELD_BACK, Sampling, Segment
 from optimizations.compile import OURS, Compilations
 from optimizations.engines import StaticEngine
-from optimizations.int8_weights import Int8Linear
 from optimizations.modules import cast_parameters
 from optimizations.sampling import Dials, guide, sample
 from optimizations.tape import Tape
@@ -102,11 +101,7 @@ def test_half_precision_stays_closer_to_float32_than_the_layers_do(fused):
 
 def in_8_bits(model):
     """The model with the linear layers of `int8_weights`."""
-    for layer in model.layers:
-        for owner in (layer.self_attn, layer.mlp):
-            for name, module in list(owner.named_children()):
-                if isinstance(module, torch.nn.Linear):
-                    setattr(owner, name, Int8Linear(module.weight.detach()))
+    import_module("optimizations.kernels.__main__").in_8_bits(model)
     return model
 
 

@@ -42,10 +42,8 @@ def main() -> None:
         raise SystemExit("these kernels are timed on a CUDA device, and there is none here")
     torch.manual_seed(0)
     with torch.device("cuda"), torch.inference_mode():
-        tfmr = LlamaModel(LlamaConfig(**LLAMA_CONFIGS["Llama_520M"])).eval()
-        for parameter in tfmr.parameters():
-            parameter.data = parameter.data.bfloat16()
-        head = nn.Linear(tfmr.config.hidden_size, VOCABULARY, bias=False, dtype=torch.bfloat16)
+        tfmr = full_size()
+        head = nn.Linear(len(tfmr.norm.weight), VOCABULARY, bias=False, dtype=torch.bfloat16)
         for name in ("bfloat16", "int8"):
             if name == "int8":
                 in_8_bits(tfmr)
@@ -53,6 +51,14 @@ def main() -> None:
             tiles = best_tiles(tfmr, head)
             print_kernels(tfmr, head, tiles)
             print_steps(tfmr, head, tiles)
+
+
+def full_size() -> LlamaModel:
+    """T3's transformer with random weights in bfloat16."""
+    tfmr = LlamaModel(LlamaConfig(**LLAMA_CONFIGS["Llama_520M"])).eval()
+    for parameter in tfmr.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return tfmr
 
 
 def in_8_bits(tfmr: LlamaModel) -> None:

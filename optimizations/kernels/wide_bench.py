@@ -13,18 +13,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
-from transformers import LlamaConfig, LlamaModel
 
 from optimizations.kernels import wide
-from optimizations.kernels.__main__ import BANDWIDTH, microseconds
+from optimizations.kernels.__main__ import BANDWIDTH, full_size, microseconds
 from optimizations.kernels.engine import FusedEngine
 from optimizations.kernels.wide import LOOP, Loop
 
 ROWS, FILLED, CAPACITY = 128, 350, 640
 """64 utterances with guidance, and filled slots: the middle of ten seconds of speech, voice and text included."""
 SIZES = [(rows, filled) for rows in (32, 64, 128) for filled in (150, 350, 600)]
-LOOPS = [Loop(64, 4, 3), LOOP, Loop(64, 4, 5), Loop(32, 2, 5), Loop(128, 8, 3), Loop(128, 4, 3)]
+LOOPS = [LOOP, Loop(64, 4, 4), Loop(64, 4, 5), Loop(32, 2, 5), Loop(128, 8, 3), Loop(128, 4, 3)]
 
 
 def main() -> None:
@@ -32,9 +30,7 @@ def main() -> None:
         raise SystemExit("these kernels are timed on a CUDA device, and there is none here")
     torch.manual_seed(0)
     with torch.device("cuda"), torch.inference_mode():
-        tfmr = LlamaModel(LlamaConfig(**LLAMA_CONFIGS["Llama_520M"])).eval()
-        for parameter in tfmr.parameters():
-            parameter.data = parameter.data.bfloat16()
+        tfmr = full_size()
         wide.join(tfmr)
         engine = FusedEngine(tfmr)
         engine.reserve(ROWS, CAPACITY - 1)
