@@ -74,6 +74,8 @@ METRICS = {
     "wer": Metric("delta", 0.02, below="better", above="worse"),
 }
 SIMILARITY = Metric("delta", 0.02, below="worse", above="better")
+RSS_THRESHOLD = 0.05
+"""Of memory that is a process's resident set: by up to 4 % it depends on the process, which one pair cannot tell."""
 GOOD = ("faster", "less", "better")
 BAD = ("slower", "more", "worse")
 

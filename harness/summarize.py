@@ -50,7 +50,7 @@ def build_summary(folder: RunFolder) -> Summary:
         warnings += [f"{name}: {text}" for text in child.get("warnings", [])]
         warnings += _variant_warnings(name, variant, own)
 
-    thresholds = _thresholds(job, similarities(scores))
+    thresholds = _thresholds(job, similarities(scores), variants[BASELINE].memory_kind)
     comparison = compare(rows, scores, variants, candidate, thresholds)
     optimizations = _records(folder, job, candidate or "")
     gaps += [UNPROVEN] if any(record.get("reason") == NO_EVIDENCE for record in optimizations.values()) else []
@@ -207,10 +207,12 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
     return warnings
 
 
-def _thresholds(job: dict[str, Any], similarity_names: Iterable[str]) -> dict[str, float]:
+def _thresholds(job: dict[str, Any], similarity_names: Iterable[str], memory_kind: str) -> dict[str, float]:
     """The practical threshold of every metric; `measure.thresholds` in the configuration overrides."""
     given = (job.get("measure") or {}).get("thresholds") or {}
     memory = float(given.get("memory", stats.METRICS["peak_memory_mb"].threshold))
+    if memory_kind == "rss":
+        memory = float(given.get("rss", stats.RSS_THRESHOLD))
     time = float(given.get("rtf", stats.METRICS["rtf"].threshold))
     similarity = float(given.get("sim", stats.SIMILARITY.threshold))
     return {

@@ -125,7 +125,7 @@ class FusedEngine(StaticEngine):
         self.scaled = isinstance(tfmr.layers[0].mlp.down_proj, Int8Linear)
         self.tiles = tiles or (TILES_OF_8_BITS if self.scaled else TILES)
         self.overlap = can_overlap(tfmr.norm.weight.device) if overlap is None else overlap
-        self._arrived = torch.zeros(0, dtype=torch.int32)  # of attention's programs for a head; 0 between launches
+        self._arrived: Tensor | None = None  # of attention's programs for each row's head; 0 between launches
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         # Many rows want weights joined: before anything is captured that knows where they were.
@@ -161,8 +161,8 @@ class FusedEngine(StaticEngine):
         """What the kernels of one step hand on, from embeddings [R, C] on, which stay as they are."""
         like, heads = self.keys[0], self.tfmr.config.num_attention_heads
         x = torch.empty_like(embeds, dtype=torch.float32)
-        if self._arrived.numel() < len(x) * heads or self._arrived.device != x.device:
-            self._arrived = torch.zeros(len(x) * heads, dtype=torch.int32, device=x.device)
+        if self._arrived is None:  # once and for any number of rows, as captured steps know where it lies
+            self._arrived = torch.zeros(MAX_ROWS * heads, dtype=torch.int32, device=x.device)
         parts = x.new_empty(len(x), heads, triton.next_power_of_2(triton.cdiv(extent, self.tiles["attention"].outputs)))
         return Buffers(
             embeds=embeds,
