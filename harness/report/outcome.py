@@ -5,6 +5,9 @@ from harness.report import words
 from harness.report.data import Run
 from harness.results import Comparison
 
+A_FRACTION = 0.2
+"""A ratio below which a percentage says little: 96 and 98 % less time are twice as different as they sound."""
+
 
 def verdict_sentence(run: Run) -> str:
     """What the run found, with figures, intervals and the number of pairs."""
@@ -25,9 +28,10 @@ def _change_clause(run: Run, metric: str) -> str:
     if record.verdict == stats.NO_CHANGE:
         return f"{record.verdict} in {name}, {_ratio(record)}"
     verdict = record.verdict if metric == "rtf" else f"{record.verdict} {name}"
+    times = f", {1 / record.value:.3g} times as fast" if metric == "rtf" and record.value < A_FRACTION else ""
     before, after = (words.figure(metric, variant.figure(metric)) for variant in (run.baseline, run.combo))
     return (
-        f"**{verdict}**, {words.amount_of_change(metric, record.value)} "
+        f"**{verdict}**, {words.amount_of_change(metric, record.value)}{times} "
         f"({words.label(metric)} {before} to {after}, {_ratio(record)})"
     )
 
