@@ -34,8 +34,8 @@ class FlatEstimator(Optimization):
     Why: products of matrices are what matrix units are for; on a CPU half of the baseline's time went into moving,
     masking and bending numbers, on a GPU with captured steps as much, and attention was far from what the GPU can do.
     Where not: the kernels want half precision from `mixed_precision`, and a GPU from Ampere on; compiling them takes
-    half a minute the first time. Their tiles were chosen on an H200; elsewhere a sweep has to say whether they pay. Without `cuda_graphs` they wait for the launches
-    from Python. `compile.estimator` finds nothing to do next to them.
+    half a minute the first time. Their tiles were chosen on an H200; elsewhere a sweep has to say whether they pay.
+    Without `cuda_graphs` they wait for the launches from Python. `compile.estimator` finds nothing to do next to them.
     Products are in the dtype of the weights, so in bfloat16 with `mixed_precision`; sums, norms and activations in
     float32 in any case, on a GPU what one block hands to the next too. In float32, on a CPU, the mel is the baseline's
     to rounding.

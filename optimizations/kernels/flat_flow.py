@@ -23,7 +23,7 @@ LOG2_E = 1.4426950408889634
 MANY = 16384
 """Frames in all rows from which on there are programs enough for any tile, and reading little counts for more."""
 SHARED_BYTES = 96 * 1024
-"""Shared memory that the largest of the tiles below needs for one program; on Hopper, which has it, half as much more."""
+"""Shared memory that the largest of the tiles below needs for one program; on Hopper, which has it, a quarter more."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def unsupported(estimator: Any) -> str | None:
     device = net[2].weight.device
     if device.type == "cuda" and shared_bytes(device) < SHARED_BYTES:
         return (
-            f"the flow's kernels need {SHARED_BYTES >> 10} KB of shared memory a program, as GPUs from Ampere on have, and "
-            f"this one has {shared_bytes(device) >> 10} KB"
+            f"the flow's kernels need {SHARED_BYTES >> 10} KB of shared memory a program, as GPUs from Ampere on have, "
+            f"and this one has {shared_bytes(device) >> 10} KB"
         )
     return None
 
