@@ -204,9 +204,10 @@ def test_a_typo_in_a_combo_file_is_found(tmp_path):
 
 def test_production_on_the_miniature_from_the_command_to_the_report(command, tmp_path):
     """Nothing is faked: upstream's model, the real optimizations, the real scoring where the weights can speak."""
-    texts = "workload.texts=['She put the letters back. It was late.', 'Who left the garden gate open?']"
+    texts = "workload.texts=['It was late. Sit down.', 'Who is there?']"
     rounds = ["measure.min_rounds=3", "measure.max_rounds=3", "measure.warmup_calls=0"]
-    code, out, _ = command("+combo=production", "device=cpu", texts, "workload.seeds=[1]", *rounds)
+    brief = "optimizations.warmup.shapes=[8]"
+    code, out, _ = command("+combo=production", "device=cpu", texts, "workload.seeds=[1]", brief, *rounds)
     assert code == 0, out
     (run,) = find_runs([tmp_path / "results"])
     summary = run.summary()

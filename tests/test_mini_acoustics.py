@@ -217,6 +217,7 @@ def test_mask_helper_is_replaced_only_for_a_while(lines: flow.Lines):
     assert flow.upstream_decoder.add_optional_chunk_mask is original
 
 
+@pytest.mark.slow
 def test_flow_stage_trains_saves_and_loads_into_upstreams_class(corpus: Corpus, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(flow, "TOKENS_A_STEP", 90)
     monkeypatch.setattr(flow, "WINDOWS", (30, 45))
@@ -282,6 +283,7 @@ def quick(steps: int) -> vocoder.Recipe:
     return vocoder.Recipe(steps, batch=2, frames=16, critics_from=0.5)
 
 
+@pytest.mark.slow
 def test_hift_stage_trains_saves_and_loads_into_upstreams_class(corpus: Corpus, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(hift, "Recipe", quick)
     monkeypatch.setattr(hift, "PITCH_STEPS", 6)
@@ -338,6 +340,7 @@ def test_vocos_load_explains_itself(tmp_path: Path):
         vocos.load(tmp_path / "other.safetensors")
 
 
+@pytest.mark.slow
 def test_training_brings_vocos_nearer_to_the_speech(corpus: Corpus, tmp_path: Path):
     torch.manual_seed(0)
     crops = vocoder.SpeechCrops.of(corpus, torch.Generator().manual_seed(0))

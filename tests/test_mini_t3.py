@@ -124,6 +124,7 @@ def test_batches_hold_every_utterance_once_within_the_budget():
     assert sum(costs) < 1.15 * lengths[rows].sum()
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn_a_tiny_language(model):
     torch.manual_seed(0)
     model.tfmr.layers = model.tfmr.layers[:4]
