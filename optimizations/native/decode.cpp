@@ -31,8 +31,14 @@ struct Model {
 
 namespace {
 
-// The compiler splits a vector for machines with narrower ones.
-using Vector = float __attribute__((vector_size(64), aligned(4)));
+// As wide as the machine's registers: where the compiler has to split a vector, two rows' sums of four outputs no longer
+// fit into them.
+#ifdef __AVX512F__
+constexpr int VECTOR_BYTES = 64;
+#else
+constexpr int VECTOR_BYTES = 32;
+#endif
+using Vector = float __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
 constexpr Size LANES = sizeof(Vector) / sizeof(float);
 constexpr Size BLOCK = 4;  // outputs computed together, so that an input once loaded serves four products
 
