@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from chatterbox.models.s3gen.decoder import ConditionalDecoder
 from interpreter import interpreted
+from test_kernels import relative_error
 
 import optimizations
 from harness import checkpoints
@@ -71,10 +72,6 @@ def alone(arguments, row, length):
     """One row's arguments, cut to its length."""
     one = {name: tensor[row : row + 1] for name, tensor in arguments.items()}
     return one | {name: one[name][..., :length] for name in ("x", "mask", "mu", "cond")}
-
-
-def relative_error(a, b):
-    return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
 @interpreted

@@ -6,7 +6,7 @@ import pytest
 import torch
 from interpreter import interpreted
 from llamas import prompts, tiny, walk
-from test_kernels import gpu_embeds, recorded_walk
+from test_kernels import gpu_embeds, recorded_walk, relative_error
 
 from harness import checkpoints
 from optimizations.engines import StaticEngine
@@ -26,10 +26,6 @@ def wide_engine(model, bucket=256):
             return wide().step(self, embeds, extent)
 
     return WideEngine(model, bucket)
-
-
-def relative_error(a, b):
-    return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
 def addresses(model):

@@ -6,7 +6,7 @@ from harness.report.data import Run
 from harness.results import Comparison
 
 A_FRACTION = 0.2
-"""A ratio below which a percentage says little: 96 and 98 % less time are twice as different as they sound."""
+"""A ratio below which a percentage hides the difference: 98 % less time is twice as fast as 96 %."""
 
 
 def verdict_sentence(run: Run) -> str:

@@ -34,10 +34,14 @@ token's random numbers is.
 # ruff: noqa: N803, RET505 (a size in capitals is known when its kernel is compiled; only an `else` is left out then)
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+LOG2_E = math.log2(math.e)
+"""What turns a score into a logarithm to the base of 2, for kernels whose softmax is in powers of two."""
 NEVER = tl.constexpr(-1e30)
 """The score of a slot that a row does not see: no real one is as low, and its exponential is zero."""
 

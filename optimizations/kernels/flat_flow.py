@@ -14,12 +14,12 @@ from torch import Tensor
 
 from optimizations.flat_estimator import Block, Flat, Norm, Product, stacks_of
 from optimizations.kernels import estimator as kernels
+from optimizations.kernels.decode import LOG2_E
 from optimizations.kernels.engine import can_overlap, shared_bytes
 
 NAMES = ("convolution", "norm_product", "row_attention", "add_product")
 """The kernels as the profiler names them."""
 HALF = (torch.bfloat16, torch.float16)
-LOG2_E = 1.4426950408889634
 MANY = 16384
 """Frames in all rows from which on there are programs enough for any tile, and reading little counts for more."""
 SHARED_BYTES = 96 * 1024

@@ -13,6 +13,7 @@ import triton
 from chatterbox.models.s3gen.hifigan import ResBlock
 from torch import Tensor, nn
 
+from optimizations.fixed_flow import padded_length
 from optimizations.kernels import vocoder
 from optimizations.kernels.engine import can_overlap, shared_bytes
 
@@ -153,11 +154,6 @@ class Level:
     mirrored: bool
 
 
-def multiple(size: int, of: int) -> int:
-    """`size` rounded up to a multiple."""
-    return -(-size // of) * of
-
-
 def operands(x: Tensor, precision: Precision) -> Tensor:
     """x rounded to what the matrix units read, as the kernels do it."""
     if precision == TF32:
@@ -173,7 +169,7 @@ def plain(convolution: Any, inputs: int, precision: Precision) -> Convolution:
     `inputs`: as many as its signal has with those.
     """
     weight, bias = convolution.weight.permute(2, 0, 1), _bias(convolution)  # [taps, OUT, IN]
-    spare = multiple(len(bias), 16) - len(bias)
+    spare = padded_length(len(bias), 16) - len(bias)
     weight = F.pad(weight, (0, inputs - weight.shape[2], 0, spare))
     bias = F.pad(bias, (0, spare))
     taps, (padding,), (stride,) = len(weight), convolution.padding, convolution.stride
@@ -260,7 +256,7 @@ class FlatHiFT:
         self.hift, self.precision, self.tiles = hift, precision, tiles
         device = hift.conv_pre.bias.device
         self.overlap = can_overlap(device)
-        self.pre = plain(hift.conv_pre, multiple(hift.conv_pre.in_channels, 32), precision)
+        self.pre = plain(hift.conv_pre, padded_length(hift.conv_pre.in_channels, 32), precision)
         self.post = plain(hift.conv_post, hift.conv_post.in_channels, precision)
         self.window = hift.stft_window.to(device)
         self.forward_basis = forward_basis(self.window)

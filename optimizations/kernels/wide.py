@@ -33,14 +33,12 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from optimizations.kernels.decode import NEVER
+from optimizations.kernels.decode import LOG2_E, NEVER
 
 if TYPE_CHECKING:
     from transformers import LlamaModel
 
     from optimizations.kernels.engine import FusedEngine
-
-LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
