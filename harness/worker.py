@@ -34,16 +34,9 @@ from harness.errors import UserError
 from harness.plugins import import_catalogue, import_path
 from harness.results import NO_EVIDENCE
 
-PRELOADED = [
-    "torch",
-    "transformers",
-    "chatterbox.tts",
-    "chatterbox.mtl_tts",
-    "optimizations",
-    "harness.worker",
-]
+PRELOADED = ["harness.preload"]
 IMPORTS_S = time.time() - psutil.Process().create_time()
-"""From this process's start to here. The forkserver imports this module last, and its children inherit the figure: what
+"""From this process's start to here. `preload` imports this module last, and its children inherit the figure: what
 a process of their own would have spent on importing the packages."""
 SILENCE_DBFS = -60.0
 TRACE_MARGIN_S = 2.0

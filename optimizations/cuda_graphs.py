@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment, Stage
+from optimizations import kernels
 from optimizations.base import Evidence, Optimization, register
 from optimizations.decoder import Decoder, decoder_of
 from optimizations.engines import StaticEngine
@@ -110,7 +111,10 @@ class CudaGraphs(Optimization):
 
         def prepare() -> None:
             with self._preparing(pipeline):
-                loop.prepare({1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS, PROMPT_POSITIONS)
+                batches, positions = {1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS
+                with self._rehearsing(pipeline):
+                    loop.prepare(batches, positions, prompt=0)
+                loop.prepare(batches, positions, PROMPT_POSITIONS)
 
         pipeline.swap_item(vars(decoder), "prepare", prepare)
 
@@ -122,8 +126,12 @@ class CudaGraphs(Optimization):
 
         def prepare(stage: Stage) -> None:
             voices = sorted(pipeline.voices.values(), key=_prompt_tokens)
-            for length in self._lengths(_prompt_tokens(voices[0]), _prompt_tokens(voices[-1])):
+            lengths = self._lengths(_prompt_tokens(voices[0]), _prompt_tokens(voices[-1]))
+
+            def speak(length: int) -> None:
                 stage([torch.zeros(length, dtype=torch.long, device=pipeline.device)], [voices[0]])
+
+            self._prepare_each(pipeline, lengths, speak)
 
         self._make_ready(pipeline, "tokens_to_mel", prepare)
 
@@ -137,8 +145,11 @@ class CudaGraphs(Optimization):
         def prepare(stage: Stage) -> None:
             n_mels = pipeline.model.s3gen.flow.output_size
             longest = FRAMES_PER_TOKEN * self.config.tokens
-            for frames in range(-(-longest // bucket) * bucket, 0, -bucket):
+
+            def speak(frames: int) -> None:
                 stage([torch.zeros(1, n_mels, frames, device=pipeline.device)])
+
+            self._prepare_each(pipeline, range(-(-longest // bucket) * bucket, 0, -bucket), speak)
 
         self._make_ready(pipeline, "mel_to_wave", prepare)
 
@@ -147,6 +158,21 @@ class CudaGraphs(Optimization):
         bucket = self.config.flow_bucket // FRAMES_PER_TOKEN
         last = -(-(longest + self.config.tokens) // bucket) * bucket
         return [total - shortest for total in range(last, shortest, -bucket)]
+
+    def _prepare_each(self, pipeline: Pipeline, lengths: Sequence[int], speak: Callable[[int], None]) -> None:
+        """Capture what each length takes, the longest first; kernels that the first and the last share, all do."""
+        with self._rehearsing(pipeline):
+            speak(lengths[0])
+            speak(lengths[-1])
+        for length in lengths:
+            speak(length)
+
+    @contextmanager
+    def _rehearsing(self, pipeline: Pipeline) -> Iterator[None]:
+        """Within, our kernels are compiled, all at once, and not run; PyTorch's run."""
+        launching = kernels.for_device("launching", pipeline.device)
+        with self.graphs.rehearsing(), launching.compiled_together() if launching else nullcontext():
+            yield
 
     def _make_ready(self, pipeline: Pipeline, name: str, prepare: Callable[[Stage], None]) -> None:
         """Have the warm-up call `prepare` with the stage as it is now."""

@@ -49,19 +49,19 @@ class Int8Weights(Optimization):
         tfmr = pipeline.model.t3.tfmr
         self._paths = _paths(tfmr)
         self._before = sum(n_bytes(weights(tfmr.get_submodule(path))) for path in self._paths)
-        errors: list[tuple[float, float]] = []
+        lost = whole = torch.zeros((), device=pipeline.device)
 
         def build(old: Any) -> nn.Module:
+            nonlocal lost, whole  # on the device, which is asked once for all layers
             weight = old.weight.detach().to(pipeline.device)
             new = Int8Linear(weight)
-            difference = weight.float() - new.unpacked()
-            errors.append((float(difference.square().sum()), float(weight.float().square().sum())))
+            lost = lost + (weight.float() - new.unpacked()).square().sum()
+            whole = whole + weight.float().square().sum()
             return new
 
         for path in self._paths:
             replace_module(pipeline, tfmr, path, build)
-        lost, all_of_it = map(sum, zip(*errors, strict=True))
-        self._error = (lost / all_of_it) ** 0.5
+        self._error = float((lost / whole).sqrt())
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         tfmr = pipeline.model.t3.tfmr

@@ -509,3 +509,18 @@ def test_captured_kernels(gpu: Pipeline, capsys: pytest.CaptureFixture[str]) -> 
         with capsys.disabled():
             print(f"\nbatch {batch_size}: {speed:.0f} tokens/s")
     assert plugin.graphs.replays["generate_tokens"] > 3 * 240
+
+
+def test_a_rehearsal_runs_each_shape_once_and_leaves_no_trace():
+    graphs, runs = Graphs(), []
+
+    def body() -> int:
+        runs.append("run")
+        return len(runs)
+
+    with graphs.rehearsing():
+        assert [graphs.run("stage", shape, body) for shape in (1, 1, 2)] == [1, 1, 2]
+    assert not graphs.captured
+    assert not graphs.unprepared
+    assert graphs.run("stage", 1, body) == 3
+    assert graphs.captured == {"stage": 1}

@@ -127,6 +127,21 @@ def test_watched_heads_give_their_rows(fused):
 
 
 @interpreted
+def test_nothing_runs_while_kernels_are_compiled_together(fused):
+    launching, model = import_module("optimizations.kernels.launching"), tiny()
+    engine, newest = fused(model), prompts(2, 1, seed=2)
+    with torch.inference_mode():
+        engine.prefill(prompts(2, 5), None, None)
+        engine.reserve(2, 6)
+        engine.position.fill_(5)
+        with launching.compiled_together():
+            engine.fixed_step(newest, 6)
+        assert not any(keys[:, :, 5].any() for keys in engine.keys)
+        engine.fixed_step(newest, 6)
+        assert all(keys[:, :, 5].any() for keys in engine.keys)
+
+
+@interpreted
 def test_many_rows(fused):
     model = tiny()
     expected = walk(StaticEngine(model), 18, 4, steps=1)
@@ -208,9 +223,9 @@ def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
     launched = Counter()
     launch = engine.launch
 
-    def counted(kernel, *args):
+    def counted(kernel, *args, **options):
         launched[kernel.fn.__name__] += 1
-        launch(kernel, *args)
+        launch(kernel, *args, **options)
 
     monkeypatch.setattr(engine, "launch", counted)
     mini = checkpoints.load("mini", "cpu")
@@ -449,6 +464,24 @@ def test_gpu_head_takes_both_precisions(large):
 def test_gpu_what_follows_the_logits(sampling):
     for rows in (1, 3):
         assert_kernel_samples(sampling, "cuda", n_ids=8194, width=1024, rows=rows)
+
+
+@pytest.mark.gpu
+def test_gpu_what_was_compiled_together_is_ready(monkeypatch):
+    jit, launching = import_module("triton.runtime.jit"), import_module("optimizations.kernels.launching")
+    model = tiny(intermediate_size=256).cuda()  # a size that no other test has compiled anything for
+    embeds, newest = prompts(2, 5).cuda(), prompts(2, 1, seed=2).cuda()
+    with torch.inference_mode():
+        engines = StaticEngine(model, 64), engine_of(model)
+        for engine in engines:
+            engine.prefill(embeds, None, None)
+            engine.reserve(2, 6)
+            engine.position.fill_(5)
+        with launching.compiled_together():
+            engines[1].fixed_step(newest, 6)
+        monkeypatch.delattr(jit.JITFunction, "_do_compile")
+        expected, given = [engine.fixed_step(newest, 6) for engine in engines]
+    assert relative_error(given, expected) < 1e-4
 
 
 @pytest.mark.gpu

@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_wait
 
 from harness.pipeline import HELD_BACK
 from optimizations.kernels.engine import can_overlap
+from optimizations.kernels.launching import launch
 from optimizations.sampling import Dials
 from optimizations.tape import Tape
 
@@ -116,7 +117,9 @@ def choose_tokens(
     width = token_table.shape[1]
     alone = rows == 1  # several programs would count for one another
     overlap = can_overlap(logits.device)
-    choose[(rows,)](
+    launch(
+        choose,
+        (rows,),
         *(logits, times, tape.seen.view(torch.uint8), tape.held.view(torch.uint8)),
         *(dials.cfg_weight, dials.repetition_penalty, dials.temperature, dials.min_p),
         *(tape.written, position, tape.token, tape.tokens, tape.finished.view(torch.uint8)),

@@ -14,6 +14,7 @@ from transformers import LlamaModel
 from optimizations.engines import StaticEngine, attention_rows
 from optimizations.int8_weights import Int8Linear
 from optimizations.kernels import decode, wide
+from optimizations.kernels.launching import launch
 
 MAX_ROWS = 16
 """Beyond that a product is no longer bound by its weights, and matrix units are faster: see `wide.py`."""
@@ -190,7 +191,7 @@ class FusedEngine(StaticEngine):
             *(self.position, self.pads, self.capacity, norm.variance_epsilon),
         )
         sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs, "SCALED": self.scaled}
-        launch(decode.rmsnorm_qkv_rope, (width // (2 * tile.outputs), 3), args, sizes, tile.warps, self.overlap)
+        run(decode.rmsnorm_qkv_rope, (width // (2 * tile.outputs), 3), args, sizes, tile.warps, self.overlap)
 
     def attend(self, index: int, b: Buffers) -> None:
         keys, tile = self.keys[index], self.tiles["attention"]
@@ -201,7 +202,7 @@ class FusedEngine(StaticEngine):
             *(b.attended, self.capacity, head_dim**-0.5),
         )
         sizes = {"H": heads, "D": head_dim, "BLOCK": tile.outputs, "SPLITS": n_splits}
-        launch(decode.attention, (rows * heads, n_splits), args, sizes, tile.warps, self.overlap)
+        run(decode.attention, (rows * heads, n_splits), args, sizes, tile.warps, self.overlap)
 
     def output(self, index: int, b: Buffers) -> None:
         product, before = self.tfmr.layers[index].self_attn.o_proj, b.x if index else b.embeds
@@ -215,7 +216,7 @@ class FusedEngine(StaticEngine):
             *(scale_of(mlp.gate_proj), scale_of(mlp.up_proj), b.activated, norm.variance_epsilon),
         )
         sizes = {"R": rows, "C": width, "M": inner, "B": tile.outputs, "SCALED": self.scaled}
-        launch(decode.rmsnorm_gate_up_silu, (inner // tile.outputs,), args, sizes, tile.warps, self.overlap)
+        run(decode.rmsnorm_gate_up_silu, (inner // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
     def down(self, index: int, b: Buffers) -> None:
         self._add_product(b.activated, self.tfmr.layers[index].mlp.down_proj, b.x, b.x, self.tiles["down_residual"])
@@ -223,12 +224,12 @@ class FusedEngine(StaticEngine):
     def _add_product(self, rows: Tensor, product: Any, before: Tensor, x: Tensor, tile: Tile) -> None:
         width, args = x.shape[1], (rows, product.weight, scale_of(product), before, x)
         sizes = {"R": len(rows), "C": width, "K": rows.shape[1], "B": tile.outputs, "SCALED": self.scaled}
-        launch(decode.product_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
+        run(decode.product_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
     def final_norm(self, b: Buffers) -> Tensor:
         norm, (rows, width) = self.tfmr.norm, b.x.shape
         args = b.x, norm.weight, b.hidden, norm.variance_epsilon
-        launch(decode.final_rmsnorm, (rows,), args, {"C": width}, 4, self.overlap)
+        run(decode.final_rmsnorm, (rows,), args, {"C": width}, 4, self.overlap)
         return b.hidden
 
     def _watched_row(self, q: Tensor, index: int, head: int, extent: int) -> Tensor:
@@ -245,9 +246,9 @@ def scale_of(product: Any) -> Tensor:
     return product.scale if isinstance(product, Int8Linear) else product.weight
 
 
-def launch(kernel: Any, grid: tuple[int, ...], args: tuple, sizes: dict[str, int], warps: int, overlap: bool) -> None:
+def run(kernel: Any, grid: tuple[int, ...], args: tuple, sizes: dict[str, int], warps: int, overlap: bool) -> None:
     """Launch a kernel; with `overlap` it may start before the one in front of it has ended."""
-    kernel[grid](*args, **sizes, OVERLAP=overlap, num_warps=warps, launch_pdl=overlap)
+    launch(kernel, grid, *args, **sizes, OVERLAP=overlap, num_warps=warps, launch_pdl=overlap)
 
 
 def head_logits(linear: nn.Linear, hidden: Tensor, tile: Tile = TILES["speech_head"]) -> Tensor:
@@ -257,5 +258,5 @@ def head_logits(linear: nn.Linear, hidden: Tensor, tile: Tile = TILES["speech_he
     args = hidden.contiguous(), linear.weight, logits, size
     sizes = {"R": rows, "C": width, "B": tile.outputs}
     grid = (triton.cdiv(size, tile.outputs),)
-    launch(decode.speech_head, grid, args, sizes, tile.warps, can_overlap(hidden.device))
+    run(decode.speech_head, grid, args, sizes, tile.warps, can_overlap(hidden.device))
     return logits

@@ -16,6 +16,7 @@ from optimizations.flat_estimator import Block, Flat, Norm, Product, stacks_of
 from optimizations.kernels import estimator as kernels
 from optimizations.kernels.decode import LOG2_E
 from optimizations.kernels.engine import can_overlap, shared_bytes
+from optimizations.kernels.launching import launch
 
 NAMES = ("convolution", "norm_product", "row_attention", "add_product")
 """The kernels as the profiler names them."""
@@ -245,4 +246,4 @@ class FlatKernels(Flat):
 
     def _launch(self, kernel: Any, n_programs: int, args: tuple, sizes: dict[str, int], tile: Tile) -> None:
         options = {"num_warps": tile.warps, "num_stages": tile.stages, "launch_pdl": self.overlap}
-        kernel[(n_programs,)](*args, **sizes, OVERLAP=self.overlap, **options)
+        launch(kernel, (n_programs,), *args, **sizes, OVERLAP=self.overlap, **options)

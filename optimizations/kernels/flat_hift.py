@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from optimizations.fixed_flow import padded_length
 from optimizations.kernels import vocoder
 from optimizations.kernels.engine import can_overlap, shared_bytes
+from optimizations.kernels.launching import launch
 
 N_BRANCHES = 3
 
@@ -350,7 +351,10 @@ class FlatHiFT:
             activated = x.new_empty((copies, *shape[1:]))
         n_residuals = 0 if residual is None else N_BRANCHES if c.joined else 1
         apart = 0 if residual is None or len(residual) == 1 else residual[0].numel()
-        vocoder.convolution[(n_out * rows * triton.cdiv(positions, tile.rows) * (outputs // tile.columns),)](
+        n_programs = n_out * rows * triton.cdiv(positions, tile.rows) * (outputs // tile.columns)
+        launch(
+            vocoder.convolution,
+            (n_programs,),
             *(x, c.weight, c.bias),
             *(x if residual is None else residual, x if beside is None else beside, c.bias if alpha is None else alpha),
             *(end.length, total_out, activated, 0.0 if slope is None else slope),
@@ -384,7 +388,9 @@ class FlatHiFT:
         steps = samples // hop + 1
         out = signal.new_empty((1, rows, steps, width), dtype=self.precision.dtype)
         block = 64
-        vocoder.spectrum[(rows * triton.cdiv(steps, block),)](
+        launch(
+            vocoder.spectrum,
+            (rows * triton.cdiv(steps, block),),
             *(signal.contiguous(), self.forward_basis, end.length, out, samples, steps, end.rate),
             SIZE=size,
             HOP=hop,
@@ -403,7 +409,9 @@ class FlatHiFT:
         out = coefficients.new_empty(rows, (steps - 1) * hop)
         cosines, sines = self.inverse_basis
         block = 64
-        vocoder.wave[(rows * triton.cdiv(steps - 1, block),)](
+        launch(
+            vocoder.wave,
+            (rows * triton.cdiv(steps - 1, block),),
             *(coefficients, cosines, sines, self.window, end.length, out, steps, end.rate, self.hift.audio_limit),
             BINS=size // 2 + 1,
             FULL=len(cosines),

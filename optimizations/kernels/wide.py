@@ -34,6 +34,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from optimizations.kernels.decode import LOG2_E, NEVER
+from optimizations.kernels.launching import launch
 
 if TYPE_CHECKING:
     from transformers import LlamaModel
@@ -218,7 +219,7 @@ def add_norm(before: Tensor, y: Tensor | None, norm: Any, x: Tensor) -> Tensor:
     rows, width = x.shape
     h = norm.weight.new_empty(rows, width)
     args = before, before if y is None else y, norm.weight, x, h, norm.variance_epsilon
-    add_rmsnorm[(rows,)](*args, C=width, ADD=y is not None, num_warps=4)
+    launch(add_rmsnorm, (rows,), *args, C=width, ADD=y is not None, num_warps=4)
     return h
 
 
@@ -230,7 +231,9 @@ def attend(engine: FusedEngine, index: int, qkv: Tensor, queries: Tensor, loop: 
     keys = engine.keys[index]
     rows, heads, _, head_dim = keys.shape
     attended = keys.new_empty(rows, heads * head_dim)
-    rope_attention[(rows * heads,)](
+    launch(
+        rope_attention,
+        (rows * heads,),
         *(qkv, engine._cos, engine._sin, keys, engine.values[index], engine.position, engine.pads),
         *(engine.valid_slots.view(torch.uint8), attended, queries, engine.capacity, head_dim**-0.5 * LOG2_E),
         H=heads,
@@ -248,7 +251,7 @@ def gated(gate_up: Tensor) -> Tensor:
     rows, inner = len(gate_up), gate_up.shape[1] // 2
     activated = gate_up.new_empty(rows, inner)
     block = min(inner, 1024)
-    silu_product[(rows, inner // block)](gate_up, activated, M=inner, BLOCK=block, num_warps=4)
+    launch(silu_product, (rows, inner // block), gate_up, activated, M=inner, BLOCK=block, num_warps=4)
     return activated
 
 
