@@ -164,7 +164,7 @@ class FixedSolver:
 
         state = self._state(mu, spks)
         state.fill(noise, mask, mu, spks, cond)
-        for step in range(n_timesteps):
+        for step in range(1 if self.graphs.is_preparing else n_timesteps):
             state.time.copy_(times[step : step + 1])
             state.passing.copy_(times[step + 1 : step + 2] - times[step : step + 1])
             self.graphs.run(STAGE, ("step", *state.x.shape), lambda: self._step(state))

@@ -43,7 +43,7 @@ class FusedVocoder(Optimization):
         vocoder = parts(pipeline)["vocoder"]
         paths = [path for path, module in vocoder.named_modules() if is_parametrized(module, "weight")]
         for path in paths:
-            replace_module(pipeline, vocoder, path, lambda old: folded(old, pipeline.device))
+            replace_module(pipeline, vocoder, path, folded)
         source = pipeline.model.s3gen.mel2wav.m_source.l_sin_gen
         pipeline.swap(source, "forward", lambda f0: harmonic_source(source, f0))
         self.n_folded = len(paths)
@@ -57,16 +57,18 @@ class FusedVocoder(Optimization):
         return Evidence(True, facts)
 
 
-def folded(convolution: Any, device: torch.device) -> nn.Module:
-    """A plain convolution with a weight-normed one's weight, on `device`."""
+def folded(convolution: Any) -> nn.Module:
+    """A plain convolution with a weight-normed one's weight."""
     kind = nn.ConvTranspose1d if isinstance(convolution, nn.ConvTranspose1d) else nn.Conv1d
     same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    plain = kind(**{name: getattr(convolution, name) for name in same}, bias=convolution.bias is not None)
+    settings = {name: getattr(convolution, name) for name in same}
+    has_bias, device = convolution.bias is not None, convolution.weight.device
+    plain = nn.utils.skip_init(kind, **settings, bias=has_bias, device=device)
     with torch.no_grad():
         plain.weight.copy_(convolution.weight)
-        if plain.bias is not None:
+        if has_bias:
             plain.bias.copy_(convolution.bias)
-    return plain.to(device).requires_grad_(False).eval()
+    return plain.requires_grad_(False).eval()
 
 
 @torch.no_grad()

@@ -90,9 +90,10 @@ class Graphs:
         self.replays: Counter[str] = Counter()
         self.unprepared: Counter[str] = Counter()
         """Captures that an utterance had to wait for, by stage."""
+        self.is_preparing = False
+        """Nobody waits for what runs now, nor listens to it: one repetition of a graph is as good as all."""
         self._make = make
         self._graphs: dict[str, dict[Hashable, Body]] = {}
-        self._preparing = False
         self._rehearsed: dict[tuple[str, Hashable], Any] | None = None
 
     def run(self, stage: str, shape: Hashable, body: Body) -> Any:
@@ -107,7 +108,7 @@ class Graphs:
         else:
             graphs[shape] = self._make(body)
             self.captured[stage] += 1
-            if not self._preparing:
+            if not self.is_preparing:
                 self.unprepared[stage] += 1
         return graphs[shape]()
 
@@ -122,11 +123,11 @@ class Graphs:
     @contextmanager
     def preparing(self) -> Iterator[None]:
         """Captures in here keep nobody waiting."""
-        self._preparing = True
+        self.is_preparing = True
         try:
             yield
         finally:
-            self._preparing = False
+            self.is_preparing = False
 
     @contextmanager
     def rehearsing(self) -> Iterator[None]:

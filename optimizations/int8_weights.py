@@ -53,7 +53,7 @@ class Int8Weights(Optimization):
 
         def build(old: Any) -> nn.Module:
             nonlocal lost, whole  # on the device, which is asked once for all layers
-            weight = old.weight.detach().to(pipeline.device)
+            weight = old.weight.detach()
             new = Int8Linear(weight)
             lost = lost + (weight.float() - new.unpacked()).square().sum()
             whole = whole + weight.float().square().sum()

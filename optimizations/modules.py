@@ -118,14 +118,15 @@ def _scale_bytes(module: nn.Module, tensor: Tensor) -> int:
 def replace_module(pipeline: Pipeline, root: nn.Module, path: str, build: Callable[[nn.Module], nn.Module]) -> None:
     """Put `build(old)` in the place of the submodule at `path`, a dotted name below `root`.
 
-    The old module moves to the CPU before `build` sees it, and back when the pipeline is reset.
+    The old module moves to the CPU once `build` has seen it, and back when the pipeline is reset.
     """
     parent, _, name = path.rpartition(".")
     owner = root.get_submodule(parent)
     old = getattr(owner, name)
     device = next(old.parameters()).device
+    pipeline.swap(owner, name, build(old))
     pipeline.on_undo(lambda: old.to(device))
-    pipeline.swap(owner, name, build(old.to("cpu")))
+    old.to("cpu")
 
 
 def cast_parameters(

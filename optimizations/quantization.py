@@ -137,11 +137,11 @@ def _model(pipeline: Pipeline) -> nn.ModuleDict:
 
 
 def quantized(linear: nn.Module, kind: str, device: torch.device) -> nn.Module:
-    """A bitsandbytes layer on `device` with the weights of `linear`, which is on the CPU and stays as it is."""
+    """A bitsandbytes layer on `device` with the weights of `linear`, which stays as it is."""
     bnb: Any = import_module("bitsandbytes.nn")
     assert isinstance(linear, nn.Linear)
     size = (linear.in_features, linear.out_features)
-    weight = linear.weight.detach()
+    weight = linear.weight.detach().cpu()  # moving to the device is what quantizes
     if kind == INT8:
         new = bnb.Linear8bitLt(*size, bias=False, has_fp16_weights=False, threshold=OUTLIER, device="meta")
         new.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)

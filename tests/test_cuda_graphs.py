@@ -208,6 +208,7 @@ def test_what_is_prepared_is_not_captured_again(mini: Pipeline) -> None:
     prepare(mini)
     captured = dict(graphs.captured)
     assert captured.keys() == {"generate_tokens", "tokens_to_mel", "mel_to_wave"}
+    assert not graphs.replays["tokens_to_mel"], "one step of the solver is enough to be ready"
     for n_tokens in (40, 23):
         mini.synthesize(TEXTS[1], next(iter(mini.voices)), seed=0, n_tokens=n_tokens)
     assert dict(graphs.captured) == captured

@@ -563,4 +563,4 @@ def test_gpu_all_of_it_is_captured(large):
 def test_gpu_quantized_weights_are_refused(large):
     apply(large, "kv_cache")
     apply(large, "quantization", strategy="aggressive")
-    assert "quantized" in optimizations.create("compile", {"estimator": False}).unavailable(large)
+    assert "bitsandbytes" in optimizations.create("compile", {"estimator": False}).unavailable(large)

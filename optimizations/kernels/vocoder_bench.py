@@ -61,7 +61,7 @@ def full_size() -> Any:
     )
     for path, module in list(hift.named_modules()):
         if is_parametrized(module, "weight"):
-            hift.set_submodule(path, folded(module, torch.device("cpu")))
+            hift.set_submodule(path, folded(module))
     hift.stft_window = hift.stft_window.cuda()
     return hift.cuda().eval().requires_grad_(False)
 
