@@ -8,6 +8,7 @@ Exit codes: 0 done or passed, 1 regression, 2 bad input, 3 a run is incomplete o
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,4 +94,5 @@ def _gate(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` that has seen enough is no error
     sys.exit(main())
