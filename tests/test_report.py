@@ -1,6 +1,7 @@
 """The report says what the results say: verdicts with figures, claims with verdicts, nothing without a source."""
 
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -395,9 +396,18 @@ def test_bad_folders_are_one_line_and_exit_code_two(tmp_path, capsys):
     assert "nowhere" in error
 
 
-def test_reading_results_needs_no_torch():
-    import subprocess
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    run = make_run(tmp_path, Case())
+    command = [sys.executable, "-m", "harness", "report", run.path, "--out", tmp_path / "report"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert (tmp_path / "report" / "report.md").exists()
 
+
+def test_reading_results_needs_no_torch():
     code = (
         "import sys, harness.report, harness.gate, harness.summarize, harness.ablation; print('torch' in sys.modules)"
     )
