@@ -337,6 +337,15 @@ def _large_back_to_baseline(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("large").reset()
 
 
+def bits(pipeline: Pipeline) -> dict[str, int]:
+    """A sum over the bits of each weight: what has come back is the same, though it may lie elsewhere.
+
+    Where it lies decides which kernel a library chooses, so waves are compared more loosely.
+    """
+    parameters = {**dict(pipeline.model.t3.named_parameters()), **dict(pipeline.model.s3gen.named_parameters())}
+    return {name: int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for name, p in parameters.items()}
+
+
 @pytest.mark.gpu
 def test_gpu_flash_needs_half_precision_and_then_runs(large: Pipeline) -> None:
     assert "mixed_precision" in (create("flash_attention").unavailable(large) or "")
@@ -360,7 +369,7 @@ def test_gpu_dropping_the_mask_is_lossless_in_float32(large: Pipeline) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_gpu_mixed_precision_saves_memory_and_comes_back(large: Pipeline, dtype: str) -> None:
-    reference, full = speak(large), torch.cuda.memory_allocated()
+    before, reference, full = bits(large), speak(large), torch.cuda.memory_allocated()
     plugin = apply(large, "mixed_precision", dtype=dtype)
     assert np.isfinite(speak(large).wave).all()
     assert torch.cuda.memory_allocated() < full - 1_000_000_000
@@ -370,14 +379,15 @@ def test_gpu_mixed_precision_saves_memory_and_comes_back(large: Pipeline, dtype:
     assert evidence.facts["tf32"]
     large.reset()
     assert not torch.backends.cuda.matmul.allow_tf32
-    assert_same(speak(large), reference, tolerance=0)
+    assert bits(large) == before
+    assert_same(speak(large), reference, tolerance=1e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [None, "bfloat16", "float16"])
 @pytest.mark.parametrize("strategy", ["conservative", "mixed", "aggressive"])
 def test_gpu_quantization(large: Pipeline, strategy: str, precision: str | None) -> None:
-    reference, full = speak(large), torch.cuda.memory_allocated()
+    before, reference, full = bits(large), speak(large), torch.cuda.memory_allocated()
     plugin = apply(large, "quantization", strategy=strategy, parts=["t3", "flow"])
     if precision:
         apply(large, "mixed_precision", dtype=precision)
@@ -385,7 +395,8 @@ def test_gpu_quantization(large: Pipeline, strategy: str, precision: str | None)
     assert torch.cuda.memory_allocated() < full - 1_200_000_000
     assert plugin.evidence(large).active
     large.reset()
-    assert_same(speak(large), reference, tolerance=0)
+    assert bits(large) == before
+    assert_same(speak(large), reference, tolerance=1e-5)
 
 
 @pytest.mark.gpu
