@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -43,11 +44,11 @@ class Compile(Optimization):
 
     Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
     result back: some 25 a layer of T3, a thousand in an estimator step.
-    Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a layer;
-    in batches of more than 8 cuBLAS multiplies, and kernels do the rest. `decode=native` is the step in C++ for a CPU
-    (optimizations/native), all layers in one call. `decode=inductor` has PyTorch's compiler fuse the same step; `auto`
-    is triton on CUDA and native on a CPU, where without `kv_cache` it leaves it at the estimator. `estimator` has the
-    compiler fuse the flow's estimator.
+    Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a
+    layer; in batches of more than 8 cuBLAS multiplies, and kernels do the rest. `decode=native` is the step in C++
+    for a CPU (optimizations/native), all layers in one call, and T3's head in another. `decode=inductor` has
+    PyTorch's compiler fuse the same step; `auto` is triton on CUDA and native on a CPU, where without `kv_cache` it
+    leaves it at the estimator. `estimator` has the compiler fuse the flow's estimator.
     Why: a decode step is bound by reading T3's weights once; whatever is launched, waited for or written between two
     reads is lost. The estimator is bound by arithmetic, and its norms, activations and transposes are not.
     Where not: on a GPU, launching from Python still costs more than the kernels, so it needs `cuda_graphs` to tell.
@@ -56,8 +57,8 @@ class Compile(Optimization):
     is compiled for any length at once, because free speech has a new one every time; a compilation for one length
     would come in the middle of an utterance. Its mask asks the host a question, which breaks the graph in 14 places:
     `flash_attention` (on float32 with backend=sdpa) takes that away. The Triton kernels need `kv_cache`, weights in
-    float32, bfloat16, float16 or those of `int8_weights`, and sizes that are powers of two; the C++ needs float32, and
-    leaves the multilingual guard's model to the layers, whose attention the guard watches.
+    float32, bfloat16, float16 or those of `int8_weights`, and sizes that are powers of two; the C++ needs float32 or
+    `int8_weights`, and leaves the multilingual guard's model to the layers, whose attention the guard watches.
     The campaign had nothing of the kind.
     Evidence: kernels by name and steps made in C++ in one probe, graphs compiled and broken since the start, and which
     utterances had to wait for a compilation.
@@ -115,6 +116,8 @@ class Compile(Optimization):
             assert isinstance(engine, StaticEngine)
             step = native.NativeEngine if decode == "native" else CompiledEngine
             pipeline.swap(decoder, "engine", step(pipeline.model.t3.tfmr, engine.bucket))
+        if decode == "native":
+            _use_for_few(pipeline, native.linear, lambda rows: rows <= native.MAX_ROWS)
         if self.config.estimator:
             estimator = pipeline.model.s3gen.flow.decoder.estimator
             pipeline.swap(estimator, "forward", torch.compile(estimator.forward, dynamic=True))
@@ -163,16 +166,21 @@ def _native_steps(pipeline: Pipeline) -> int:
 def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
     """The Triton engine in the place of the static one, and its product for the head."""
     kernels: Any = import_module("optimizations.kernels.engine")
-    engine, head = decoder.engine, pipeline.model.t3.speech_head
+    engine = decoder.engine
     assert isinstance(engine, StaticEngine)
     fused = kernels.FusedEngine(pipeline.model.t3.tfmr, engine.bucket)
+    pipeline.swap(decoder, "engine", fused)
+    _use_for_few(pipeline, partial(kernels.head_logits, tile=fused.tiles["speech_head"]), kernels.few)
+
+
+def _use_for_few(pipeline: Pipeline, product: Callable[..., Tensor], few: Callable[[int], bool]) -> None:
+    """`product` in the head's place, where the rows are few."""
+    head = pipeline.model.t3.speech_head
     layers = head.forward
 
     def forward(hidden: Tensor) -> Tensor:
-        few = hidden.dim() == 2 and kernels.few(len(hidden))
-        return kernels.head_logits(head, hidden, fused.tiles["speech_head"]) if few else layers(hidden)
+        return product(head, hidden) if hidden.dim() == 2 and few(len(hidden)) else layers(hidden)
 
-    pipeline.swap(decoder, "engine", fused)
     if isinstance(head, nn.Linear) and head.bias is None:
         pipeline.swap(head, "forward", forward)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,14 +21,16 @@ class Int8Weights(Optimization):
     """Weights of T3's transformer as 8-bit numbers with one scale for each output.
 
     Baseline: float32 weights, 2.0 GB in T3's linear layers, all of which are read for every token.
-    This: each row of a matrix is divided by its largest weight and rounded to one of 255 steps. The decode kernels of
-    `compile` read these numbers, sum their products with the activations in float32, and multiply the sum by the row's
-    scale; activations are not rounded. Prompts go through the layers, which unpack a matrix for the time of a product.
+    This: each row of a matrix is divided by its largest weight and rounded to one of 255 steps. The decode step of
+    `compile`, in Triton or in C++, reads these numbers, sums their products with the activations in float32, and
+    multiplies the sum by the row's scale; activations are not rounded. Prompts go through the layers, which unpack a
+    matrix for the time of a product.
     Why: decoding one token reads every weight once; a quarter of float32's bytes, half of bfloat16's, in memory and on
-    the way. Unlike bitsandbytes' INT8 (`quantization`) there is no detour for outliers, no question to the host, and a
-    CUDA graph can hold it.
-    Where not: on a CPU, whose decode step in C++ reads float32. Without `compile`, every step unpacks every matrix, so
-    that only memory is saved. In batches of more than 16 rows, which go through the layers as prompts do.
+    the way: a CPU's cache may even hold them all. Unlike bitsandbytes' INT8 (`quantization`) there is no detour for
+    outliers, no question to the host, and a CUDA graph can hold it.
+    Where not: without `compile`, every step unpacks every matrix, so that only memory is saved; for the same reason on
+    a CPU that has no compiler, or with the multilingual guard, whose steps go through the layers there. In batches of
+    more than 16 rows, which go through the layers as prompts do.
     Not lossless: rounding moves a weight by up to half a step, one per cent of a typical weight. The evidence says by
     how much in all; quality decides.
     The campaign had nothing of the kind.
@@ -39,11 +42,16 @@ class Int8Weights(Optimization):
     lossless = False
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
-        if pipeline.device.type != "cuda":
-            return f"the kernels that read 8-bit weights are for a GPU, and the pipeline is on {pipeline.device}"
-        if not _paths(pipeline.model.t3.tfmr):
+        t3 = pipeline.model.t3
+        if not _paths(t3.tfmr):
             return "T3's linear layers are quantized already: switch quantization off for t3"
-        return None
+        if pipeline.device.type != "cpu":
+            return None
+        if t3.hp.is_multilingual:
+            return (
+                "the multilingual guard's decode step goes through the layers on a CPU, which would unpack each weight"
+            )
+        return import_module("optimizations.native.engine").unsupported(t3.tfmr)
 
     def apply(self, pipeline: Pipeline) -> None:
         tfmr = pipeline.model.t3.tfmr
@@ -84,6 +92,13 @@ def _paths(tfmr: nn.Module) -> list[str]:
         for name, module in tfmr.get_submodule("layers").named_modules()
         if type(module) is nn.Linear and module.bias is None and module.in_features % 4 == 0
     ]
+
+
+def in_8_bits(tfmr: Any) -> Any:
+    """The transformer with its layers as the plugin has them, for good."""
+    for path in _paths(tfmr):
+        tfmr.set_submodule(path, Int8Linear(tfmr.get_submodule(path).weight.detach()))
+    return tfmr
 
 
 class Int8Linear(nn.Module):

@@ -52,6 +52,7 @@ def test_fused_vocoder_gives_the_same_wave_without_weight_norm(mini, baseline):
     evidence = plugin.evidence(mini)
     assert evidence.active
     assert evidence.facts["convolutions_folded_count"] > 50
+    assert evidence.facts["channels_innermost_count"] > 50
     assert evidence.facts["weight_norm_calls_count"] == 0
 
 

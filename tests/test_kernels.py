@@ -21,6 +21,7 @@ from harness.errors import UserError
 from harness.pipeline import HELD_BACK, Sampling, Segment
 from optimizations.compile import OURS, Compilations
 from optimizations.engines import StaticEngine
+from optimizations.int8_weights import in_8_bits
 from optimizations.modules import cast_parameters
 from optimizations.sampling import Dials, guide, sample
 from optimizations.tape import Tape
@@ -97,12 +98,6 @@ def test_half_precision_stays_closer_to_float32_than_the_layers_do(fused):
     kernels = walk(fused(tiny(torch.bfloat16)), 2, 20)
     assert kernels.dtype == torch.bfloat16
     assert relative_error(kernels[1:], exact[1:]) < relative_error(layers[1:], exact[1:]) < 0.05
-
-
-def in_8_bits(model):
-    """The model with the linear layers of `int8_weights`."""
-    import_module("optimizations.kernels.__main__").in_8_bits(model)
-    return model
 
 
 @interpreted

@@ -8,8 +8,9 @@ from llamas import prompts, tiny, walk
 import optimizations
 from harness import checkpoints
 from optimizations.engines import StaticEngine
+from optimizations.int8_weights import in_8_bits
 from optimizations.native import library
-from optimizations.native.engine import MAX_ROWS, NativeEngine, unsupported
+from optimizations.native.engine import MAX_ROWS, NativeEngine, linear, unsupported
 
 INNER = {"intermediate_size": 96}  # no power of two is needed here
 
@@ -41,6 +42,24 @@ def test_rows_padded_behind_a_prefix():
     assert not torch.allclose(unpadded, expected, atol=1e-2), "padding must matter for this test to say anything"
 
 
+@pytest.mark.parametrize(("rows", "length"), [(2, 5), (3, 20)], ids=["two rows", "an odd number of rows"])
+def test_weights_in_8_bits_are_read_as_they_are(rows, length):
+    model = in_8_bits(tiny())
+    engine = NativeEngine(model, 64)
+    torch.testing.assert_close(walk(engine, rows, length), walk(StaticEngine(model, 64), rows, length))
+    assert engine.n_steps == 3
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("outputs", [64, 67, 3])
+def test_a_product_of_any_number_of_outputs(rows, outputs):
+    layer, x = torch.nn.Linear(32, outputs, bias=False), torch.randn(rows, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(layer, x), layer(x))
+        across = torch.randn(32, rows).T  # other strides than the C++ reads
+        torch.testing.assert_close(linear(layer, across), layer(across))
+
+
 def test_watched_heads_and_many_rows_go_through_the_layers():
     model = tiny(**INNER)
     watched = NativeEngine(model, 64)
@@ -57,6 +76,8 @@ def test_what_it_cannot_run():
     assert "multiples of 16" in unsupported(tiny(intermediate_size=72))
     assert "every head" in unsupported(tiny(num_key_value_heads=1))
     assert "float32" in unsupported(tiny(torch.bfloat16))
+    assert unsupported(in_8_bits(tiny())) is None
+    assert "multiples of 16" in unsupported(in_8_bits(tiny(**INNER))), "a row of 96 is 24 words"
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):
@@ -89,3 +110,35 @@ def test_compile_takes_it_on_a_cpu(mini):
     assert evidence.facts["native_steps_count"] > 0
     mini.reset()
     np.testing.assert_array_equal(spoken().wave, expected.wave)
+
+
+def test_weights_in_8_bits_on_a_cpu(mini):
+    def spoken():
+        return mini.synthesize("Good morning, how are you?", next(iter(mini.voices)), 3, n_tokens=20)
+
+    expected = spoken()
+    plugins = {}
+    for name, params in (("int8_weights", {}), ("kv_cache", {}), ("compile", {"estimator": False})):
+        plugins[name] = optimizations.create(name, params)
+        assert plugins[name].unavailable(mini) is None
+        plugins[name].apply(mini)
+    changed = spoken()
+    assert np.isfinite(changed.wave).all()
+    assert changed.audio_s == pytest.approx(expected.audio_s, abs=0.04)
+    assert plugins["compile"].evidence(mini).facts["native_steps_count"] > 0
+    evidence = plugins["int8_weights"].evidence(mini)
+    assert evidence.active
+    assert evidence.facts["linear_layers_now_bytes"] < 0.3 * evidence.facts["linear_layers_before_bytes"]
+    assert 0 < evidence.facts["weights_relative_error"] < 0.02
+    mini.reset()
+    np.testing.assert_array_equal(spoken().wave, expected.wave)
+
+
+def test_weights_in_8_bits_step_back_where_every_step_would_unpack_them(mini, monkeypatch):
+    plugin = optimizations.create("int8_weights")
+    monkeypatch.setattr(type(mini.model.t3.hp), "is_multilingual", True)
+    assert "guard" in plugin.unavailable(mini)
+    monkeypatch.undo()
+    library.load.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    assert "C++ compiler" in plugin.unavailable(mini)

@@ -17,7 +17,7 @@ from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from optimizations.int8_weights import Int8Linear
+from optimizations.int8_weights import in_8_bits
 from optimizations.kernels.engine import Buffers, FusedEngine, Tile, Tiles, can_overlap, head_logits
 
 BANDWIDTH = 4.3e12
@@ -59,15 +59,6 @@ def full_size() -> LlamaModel:
     for parameter in tfmr.parameters():
         parameter.data = parameter.data.bfloat16()
     return tfmr
-
-
-def in_8_bits(tfmr: LlamaModel) -> None:
-    """Put the layers of `int8_weights` in the place of the linear ones."""
-    layers: Any = tfmr.layers
-    for owner in [part for layer in layers for part in (layer.self_attn, layer.mlp)]:
-        for name, module in list(owner.named_children()):
-            if isinstance(module, nn.Linear):
-                setattr(owner, name, Int8Linear(module.weight))
 
 
 def engine_at(tfmr: LlamaModel, rows: int, filled: int, tiles: Tiles, overlap: bool | None = None) -> FusedEngine:

@@ -1,23 +1,32 @@
-// One decode step of T3's transformer in float32: all layers in one parallel region.
+// One decode step of T3's transformer in float32: all layers in one parallel region. And its head.
 //
 // At two rows a step is matrix-vector products: every weight is read once and used twice, so memory sets the pace, and
 // operators called one by one take longer to call than to run. Here the threads enter once, share out each product's
 // outputs, and meet where one's result is the other's input.
 //
-// Matrices lie as nn.Linear keeps them, [outputs, inputs]; the cache as StaticEngine does, [rows, heads, capacity, dim].
+// Matrices lie as nn.Linear keeps them, [outputs, inputs], or as Int8Linear does: [outputs, inputs / 4] words of four
+// weights, the lowest byte first, those at a word's own place in each quarter of the inputs; and a scale for each
+// output. The cache lies as StaticEngine keeps it, [rows, heads, capacity, dim].
 
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 using Size = int64_t;
 
-// `engine.py` has the same two structures.
+// `engine.py` has the same structures.
+struct Matrix {
+    const void* numbers;
+    const float* scale;  // of each output of 8-bit numbers; none if they are floats
+};
+
 struct Layer {
-    const float *input_norm, *q, *k, *v, *o, *post_norm, *gate, *up, *down;
+    const float *input_norm, *post_norm;
+    Matrix q, k, v, o, gate, up, down;
     float *keys, *values;
 };
 
@@ -39,6 +48,7 @@ constexpr int VECTOR_BYTES = 64;
 constexpr int VECTOR_BYTES = 32;
 #endif
 using Vector = float __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
+using Words = int32_t __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
 constexpr Size LANES = sizeof(Vector) / sizeof(float);
 constexpr Size BLOCK = 4;  // outputs computed together, so that an input once loaded serves four products
 
@@ -62,17 +72,50 @@ void products(const float* w, const float* x, Size n, Use use) {
         for (int o = 0; o < OUTPUTS; ++o) use(r, o, sum(partial[r][o]));
 }
 
-// use(row, output, w[output] . x[row]) for all rows and this thread's share of the outputs, in whole blocks
-template <class Use>
-void multiply(const float* w, const float* x, Size rows, Size n, Size outputs, Use use) {
+// The same for words of four 8-bit numbers, whose scale is for `use` to apply; `n` a multiple of 4 LANES
+template <int ROWS, int OUTPUTS, class Use>
+void products(const int32_t* w, const float* x, Size n, Use use) {
+    const Size quarter = n / 4;
+    Vector partial[ROWS][OUTPUTS] = {};
+    for (Size i = 0; i < quarter; i += LANES)
+        for (int o = 0; o < OUTPUTS; ++o) {
+            const Words words = *reinterpret_cast<const Words*>(w + o * quarter + i);
+            for (int byte = 0; byte < 4; ++byte) {
+                const Vector numbers = __builtin_convertvector((words << (24 - 8 * byte)) >> 24, Vector);
+                for (int r = 0; r < ROWS; ++r) partial[r][o] += numbers * at(x + r * n + byte * quarter + i);
+            }
+        }
+    for (int r = 0; r < ROWS; ++r)
+        for (int o = 0; o < OUTPUTS; ++o) use(r, o, sum(partial[r][o]));
+}
+
+// use(row, output, w[output] . x[row]) for all rows and OUTPUTS outputs from `output` on
+template <int OUTPUTS, class Number, class Use>
+void multiply_rows(const Number* w, const float* x, Size rows, Size n, Size output, Use use) {
+    const auto from = [&](Size row) { return [=](Size r, Size o, float y) { use(row + r, output + o, y); }; };
+    w += output * (std::is_same_v<Number, float> ? n : n / 4);
+    Size row = 0;
+    for (; row + 2 <= rows; row += 2) products<2, OUTPUTS>(w, x + row * n, n, from(row));
+    if (row < rows) products<1, OUTPUTS>(w, x + row * n, n, from(row));
+}
+
+// The same for this thread's share of the outputs, in whole blocks; what is left over is the last thread's.
+template <class Number, class Use>
+void multiply_share(const Number* w, const float* x, Size rows, Size n, Size outputs, Use use) {
     const Size blocks = outputs / BLOCK, threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    for (Size block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block) {
-        const Size output = block * BLOCK;
-        const auto from = [&](Size row) { return [=](Size r, Size o, float y) { use(row + r, output + o, y); }; };
-        Size row = 0;
-        for (; row + 2 <= rows; row += 2) products<2, BLOCK>(w + output * n, x + row * n, n, from(row));
-        if (row < rows) products<1, BLOCK>(w + output * n, x + row * n, n, from(row));
-    }
+    for (Size block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block)
+        multiply_rows<BLOCK>(w, x, rows, n, block * BLOCK, use);
+    if (thread == threads - 1)
+        for (Size output = blocks * BLOCK; output < outputs; ++output) multiply_rows<1>(w, x, rows, n, output, use);
+}
+
+template <class Use>
+void multiply(const Matrix& w, const float* x, Size rows, Size n, Size outputs, Use use) {
+    if (w.scale)
+        multiply_share(static_cast<const int32_t*>(w.numbers), x, rows, n, outputs,
+                       [&](Size row, Size output, float y) { use(row, output, y * w.scale[output]); });
+    else
+        multiply_share(static_cast<const float*>(w.numbers), x, rows, n, outputs, use);
 }
 
 void rms_norm(const float* x, const float* weight, double epsilon, Size rows, Size n, float* out) {
@@ -164,4 +207,10 @@ extern "C" void decode_step(const Model* model, Size rows, Size position, const 
             std::copy(normed.begin(), normed.end(), x);
         }
     }
+}
+
+// x [rows, n] -> out [rows, outputs], without bias
+extern "C" void linear(const float* w, Size rows, Size n, Size outputs, const float* x, float* out, int threads) {
+#pragma omp parallel num_threads(threads)
+    multiply_share(w, x, rows, n, outputs, [=](Size row, Size o, float y) { out[row * outputs + o] = y; });
 }
