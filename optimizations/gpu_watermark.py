@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from perth.perth_net.perth_net_implicit.model import magmask
+from perth.perth_net.perth_net_implicit.utils import denormalize_spectrogram, normalize
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.transforms import Resample
@@ -27,10 +28,11 @@ class GpuWatermark(Optimization):
     Baseline: the wave is copied to the host, resampled to 32 kHz by libsoxr, marked by a small network on the CPU,
     and resampled back.
     This: the same network and the same spectrogram on the pipeline's device, with a windowed-sinc resampler, for all
-    waves of a batch together; one copy to the host at the end.
-    Why: on a GPU the marking itself is a few small convolutions, while the CPU takes tens of milliseconds.
-    Waves of any lengths go together, each marked as it would be alone.
-    Where not: on a CPU only the resampler is another one.
+    waves of a batch together; one copy to the host at the end. What the network does not change of a spectrum is not
+    taken apart and put together again.
+    Why: on a GPU the marking itself is a few small convolutions, while the CPU takes tens of milliseconds, half of them
+    for what this leaves out. Waves of any lengths go together, each marked as it would be alone.
+    Where not: nowhere, but on a CPU it is no more than that.
     The watermark is never dropped: the wave differs by the resampler's filter alone, and Perth's own detector has the
     last word.
     The campaign left the watermark where it was.
@@ -81,24 +83,33 @@ class GpuWatermark(Optimization):
 def mark(net: Any, signals: list[Tensor]) -> list[Tensor]:
     """Signals [samples] of any lengths at the network's rate, marked as each would be alone.
 
+    The network adds decibels to some of a spectrum's bins. Upstream takes the whole spectrum apart into level and phase
+    and puts it together again; here those bins are multiplied, and all others stay as they are.
+
     Spectra are made and undone row by row, because they reflect a signal at its own end; that is little work. The
     network goes over all rows at once, and behind each row's end every layer sees the zeros that it would see alone.
     """
-    magnitudes, phases = zip(*(net.ap.signal_to_magphase(signal) for signal in signals), strict=True)
-    frames = [magnitude.shape[1] for magnitude in magnitudes]
+    hp, subband = net.hp, net.subband
+    spectra = [net.ap.spectrogram(signal) for signal in signals]
+    frames = [spectrum.shape[1] for spectrum in spectra]
     longest = max(frames)
-    spectra = torch.stack([F.pad(magnitude, (0, longest - magnitude.shape[1])) for magnitude in magnitudes])
-    within = torch.arange(longest, device=spectra.device) < torch.tensor(frames, device=spectra.device)[:, None]
-    valid = within[:, None].to(spectra.dtype)
-    loud = magmask(spectra)[:, None]  # relative to a row's loudest frame; padding is at the floor of the scale
-    residual = spectra[:, : net.subband]
+    levels = torch.stack([F.pad(_level(hp, spectrum), (0, longest - spectrum.shape[1])) for spectrum in spectra])
+    within = torch.arange(longest, device=levels.device) < torch.tensor(frames, device=levels.device)[:, None]
+    valid = within[:, None].to(levels.dtype)
+    loud = magmask(levels)[:, None]  # relative to a row's loudest frame; padding is at the floor of the scale
+    residual = levels[:, :subband]
     for layer in net.encoder.layers:
         residual = layer(residual) * valid
-    spectra[:, : net.subband] += residual * loud
-    return [
-        net.ap.magphase_to_signal(spectrum[:, :n], phase)
-        for spectrum, phase, n in zip(spectra, phases, frames, strict=True)
-    ]
+    decibels = denormalize_spectrogram(hp, 1) - denormalize_spectrogram(hp, 0)  # of 1 on the network's scale
+    gains = 10 ** (residual * loud * (decibels / 20))
+    for spectrum, gain, n in zip(spectra, gains, frames, strict=True):
+        spectrum[:subband] *= gain[:, :n]
+    return [net.ap.inv_spectrogram(spectrum) for spectrum in spectra]
+
+
+def _level(hp: Any, spectrum: Tensor) -> Tensor:
+    """What the network sees of a complex spectrum [bins, frames]: decibels, on a scale from silence to loud."""
+    return normalize(hp, 20 * torch.log10(spectrum.abs().clip(hp.stft_magnitude_min)))
 
 
 def resampled(rows: list[Tensor], rate: int, new_rate: int) -> list[Tensor]:

@@ -8,6 +8,7 @@ import torch
 import optimizations
 from harness import checkpoints
 from harness.errors import UserError
+from optimizations.gpu_watermark import mark
 
 TEXT, N_TOKENS = "Leave the window open tonight.", 20
 
@@ -86,6 +87,16 @@ def test_the_device_watermark_is_found_by_upstreams_detector(mini, baseline):
     evidence = plugin.evidence(mini)
     assert evidence.active
     assert evidence.facts["detector_on_marked"] > 0.9
+
+
+def test_the_mark_is_upstreams_where_nothing_is_resampled(mini, baseline):
+    marker = mini.model.watermarker
+    rate, wave = marker.perth_net.hp.sample_rate, baseline.wave
+    expected = marker.apply_watermark(wave, sample_rate=rate)
+    with torch.inference_mode():
+        (marked,) = mark(marker.perth_net, [torch.from_numpy(wave)])
+    np.testing.assert_allclose(marked.numpy(), expected, atol=1e-6)
+    assert np.abs(expected[: len(wave)] - wave[: len(expected)]).max() > 1e-3
 
 
 def test_waves_of_any_lengths_are_marked_together_as_they_are_alone(mini):
