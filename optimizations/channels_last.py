@@ -62,13 +62,13 @@ class ChannelsLast(Optimization):
         auto = chosen == "auto"
         if not auto and (isinstance(chosen, str) or not chosen or set(chosen) - set(PARTS)):
             raise UserError(f"optimizations.channels_last.modules={chosen}: give auto, or a list of {', '.join(PARTS)}")
-        convolutions = convolutions_of(pipeline, PARTS if auto else chosen)
+        convolutions = _convolutions(pipeline, PARTS if auto else chosen)
         self.timings: dict[Signature, Timing] = {}
         if auto:
             self.timings, signatures = _try(pipeline, convolutions)
             self._seen = Counter(signatures.values())
             convolutions = [c for c, signature in signatures.items() if self.timings[signature].pays]
-        self.converted = [convert(pipeline, convolution) for convolution in convolutions]
+        self.converted = [_convert(pipeline, convolution) for convolution in convolutions]
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         ran = [convolution for convolution in self.converted if convolution.n_calls]
@@ -139,14 +139,14 @@ def _geometry(convolution: nn.Conv1d) -> tuple[int, int, int, int]:
     return int(stride), int(padding), int(dilation), convolution.groups
 
 
-def convolutions_of(pipeline: Pipeline, names: Sequence[str]) -> list[nn.Conv1d]:
+def _convolutions(pipeline: Pipeline, names: Sequence[str]) -> list[nn.Conv1d]:
     """The parts' 1-D convolutions that `conv2d` can stand in for."""
     modules = [module for name in names for module in parts(pipeline)[name].modules()]
     convolutions = [module for module in modules if isinstance(module, nn.Conv1d)]
     return [c for c in convolutions if c.padding_mode == "zeros" and not isinstance(c.padding, str)]
 
 
-def convert(pipeline: Pipeline, convolution: nn.Conv1d) -> ChannelsLastConvolution:
+def _convert(pipeline: Pipeline, convolution: nn.Conv1d) -> ChannelsLastConvolution:
     """Lay the weight out, where it is stored as such, and take over the call; undone by `pipeline.reset`."""
     stand_in = ChannelsLastConvolution(convolution)
     if not is_parametrized(convolution, "weight"):

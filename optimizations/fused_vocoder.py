@@ -13,8 +13,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
-from optimizations.channels_last import convert, convolutions_of
 from optimizations.modules import parts, replace_module
+from optimizations.native.convolution import Convolution, fits
+from optimizations.native.library import CompilerError
 from optimizations.probe import profile_stages
 
 
@@ -26,17 +27,17 @@ class FusedVocoder(Optimization):
     changes after training. The random phases of the source's harmonics are drawn on the CPU and copied over, and its
     harmonics are filled in one by one.
     This: the weights are computed once; the harmonics are one tensor, their phases drawn on the device; Snake makes
-    three passes over the signal instead of five. On a CPU the convolutions have the channels innermost, as
-    `channels_last` lays them out, and what lies between them keeps that layout.
+    three passes over the signal instead of five. On a CPU with a compiler, convolutions are C++ (optimizations/native)
+    with the channels innermost, and what lies between them keeps that layout.
     Why: on a GPU it saves some five launches for each of 70 convolutions, and a copy that the device waits for. On a
-    CPU a convolution of 16 channels takes a quarter of the time in that layout and one of 256 nine tenths; what
-    `channels_last` gains by itself goes into laying out weights that are computed anew in each call.
+    CPU, PyTorch's layout has time innermost, which a convolution of few channels pays for with two thirds of its time;
+    and its library makes machine code for each new length of a signal, which the C++ does not need.
     Where not: where another vocoder is in HiFT's place.
     On a CPU the wave is the baseline's to rounding. On a GPU the phases come from another generator: other random
     phases, of the same distribution, for harmonics above the first.
     The campaign had nothing of the kind. (Upstream's own `remove_weight_norm` predates parametrizations and raises.)
-    Evidence: convolutions folded, those that ran with the channels innermost, and calls of the weight-norm operator and
-    copies to the device in one probe.
+    Evidence: convolutions folded, those that ran in C++, and calls of the weight-norm operator and copies to the device
+    in one probe.
     """
 
     name = "fused_vocoder"
@@ -55,9 +56,7 @@ class FusedVocoder(Optimization):
         for module in vocoder.modules():
             if isinstance(module, Snake) and not module.alpha_logscale:
                 pipeline.swap(module, "forward", partial(snake, *snake_parameters(module)))
-        on_cpu = pipeline.device.type == "cpu"
-        convolutions = convolutions_of(pipeline, ["vocoder"]) if on_cpu else []
-        self._laid_out = [convert(pipeline, convolution) for convolution in convolutions]
+        self._in_cpp = _convolve_in_cpp(pipeline, vocoder) if pipeline.device.type == "cpu" else []
         source = pipeline.model.s3gen.mel2wav.m_source.l_sin_gen
         pipeline.swap(source, "forward", lambda f0: harmonic_source(source, f0))
         self.n_folded = len(paths)
@@ -67,13 +66,25 @@ class FusedVocoder(Optimization):
         norms = sum(n for op, n in seen.ops.items() if "weight_norm" in op)
         facts = {
             "convolutions_folded_count": self.n_folded,
-            "channels_innermost_count": sum(c.channels_innermost for c in self._laid_out if c.n_calls),
+            "convolutions_in_cpp_count": sum(c.n_calls > 0 for c in self._in_cpp),
             "weight_norm_calls_count": norms,
             **seen.copies,
         }
         if norms or not self.n_folded:
             return Evidence(False, facts, "weights are still normalized in each call")
         return Evidence(True, facts)
+
+
+def _convolve_in_cpp(pipeline: Pipeline, vocoder: nn.Module) -> list[Convolution]:
+    """Have C++ compute what it can; nothing where there is no compiler."""
+    modules = [module for module in vocoder.modules() if type(module) is nn.Conv1d and fits(module)]
+    try:
+        stand_ins = [Convolution(module) for module in modules]
+    except CompilerError:
+        return []
+    for module, stand_in in zip(modules, stand_ins, strict=True):
+        pipeline.swap_item(vars(module), "_conv_forward", stand_in)
+    return stand_ins
 
 
 def folded(convolution: Any) -> nn.Module:

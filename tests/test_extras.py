@@ -9,6 +9,7 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from optimizations.gpu_watermark import mark
+from optimizations.native import library
 
 TEXT, N_TOKENS = "Leave the window open tonight.", 20
 
@@ -53,8 +54,17 @@ def test_fused_vocoder_gives_the_same_wave_without_weight_norm(mini, baseline):
     evidence = plugin.evidence(mini)
     assert evidence.active
     assert evidence.facts["convolutions_folded_count"] > 50
-    assert evidence.facts["channels_innermost_count"] > 50
+    assert evidence.facts["convolutions_in_cpp_count"] > 50
     assert evidence.facts["weight_norm_calls_count"] == 0
+
+
+def test_fused_vocoder_does_without_a_compiler(mini, baseline, monkeypatch):
+    library.load.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    plugin = apply(mini, "fused_vocoder")
+    wave = speak(mini).wave
+    assert np.linalg.norm(wave - baseline.wave) < 1e-4 * np.linalg.norm(baseline.wave)
+    assert plugin.evidence(mini).facts["convolutions_in_cpp_count"] == 0
 
 
 def test_fused_vocoder_steps_back_where_another_vocoder_speaks(mini):

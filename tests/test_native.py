@@ -10,6 +10,7 @@ from harness import checkpoints
 from optimizations.engines import StaticEngine
 from optimizations.int8_weights import in_8_bits
 from optimizations.native import library
+from optimizations.native.convolution import Convolution, fits
 from optimizations.native.engine import MAX_ROWS, NativeEngine, linear, unsupported
 
 INNER = {"intermediate_size": 96}  # no power of two is needed here
@@ -58,6 +59,29 @@ def test_a_product_of_any_number_of_outputs(rows, outputs):
         torch.testing.assert_close(linear(layer, x), layer(x))
         across = torch.randn(32, rows).T  # other strides than the C++ reads
         torch.testing.assert_close(linear(layer, across), layer(across))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "taps", "dilation", "padding"),
+    [(16, 16, 11, 5, 25), (80, 48, 7, 1, 3), (5, 18, 3, 1, 1), (4, 1, 1, 1, 0), (8, 32, 4, 2, 0), (8, 16, 3, 1, 5)],
+)
+@pytest.mark.parametrize("length", [7, 23, 400])
+def test_convolutions_of_any_length(inputs, outputs, taps, dilation, padding, length):
+    layer = torch.nn.Conv1d(inputs, outputs, taps, dilation=dilation, padding=padding, bias=outputs > 1)
+    assert fits(layer)
+    x = torch.randn(2, inputs, length)
+    with torch.inference_mode():
+        expected = layer(x)
+        torch.testing.assert_close(Convolution(layer)(x), expected, rtol=1e-4, atol=1e-5)
+        innermost = x.transpose(1, 2).contiguous().transpose(1, 2)
+        result = Convolution(layer)(innermost)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    assert result.stride(1) == 1
+
+
+def test_convolutions_that_stay_as_they_are():
+    for other in ({"stride": 2}, {"groups": 2}, {"padding_mode": "reflect"}, {"padding": "same"}):
+        assert not fits(torch.nn.Conv1d(4, 4, 3, **other))
 
 
 def test_watched_heads_and_many_rows_go_through_the_layers():

@@ -212,13 +212,13 @@ def test_channels_last_auto_converts_only_what_pays(mini, monkeypatch):
     assert facts["convolutions_converted_count"] == kept[0]["modules_count"]
 
 
-def test_channels_last_leaves_what_is_laid_out_already(mini, baseline, monkeypatch):
+def test_channels_last_leaves_what_another_computes(mini, baseline, monkeypatch):
     monkeypatch.setattr(channels_last, "PROBE_TOKENS", 4)
     monkeypatch.setattr(channels_last, "_compare", lambda *_: Timing(plain_s=1.0, channels_last_s=1.0))
     fused = applied(mini, "fused_vocoder")
     applied(mini, "channels_last")
     assert relative_error(speak(mini).wave, baseline.wave) < 1e-4
-    assert fused.evidence(mini).facts["channels_innermost_count"] > 50
+    assert fused.evidence(mini).facts["convolutions_in_cpp_count"] > 50
 
 
 @pytest.mark.parametrize("modules", ["vocodr", [], ["flow"]])
@@ -232,7 +232,7 @@ def test_a_converted_convolution_computes_the_same(mini, geometry):
     convolution = nn.Conv1d(8, 12, 5, **geometry)
     x = torch.randn(2, 8, 40)
     plain = convolution(x)
-    channels_last.convert(mini, convolution)
+    channels_last._convert(mini, convolution)
     torch.testing.assert_close(convolution(x), plain, rtol=1e-5, atol=1e-5)
 
 
