@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from chatterbox.models.s3gen.hifigan import Snake
 from llamas import prompts, tiny, walk
 
 import optimizations
@@ -10,8 +11,8 @@ from harness import checkpoints
 from optimizations.engines import StaticEngine
 from optimizations.int8_weights import in_8_bits
 from optimizations.native import library
-from optimizations.native.convolution import Convolution, fits
 from optimizations.native.engine import MAX_ROWS, NativeEngine, linear, unsupported
+from optimizations.native.hift import ConvolutionInCpp, SnakeInCpp, fits
 
 INNER = {"intermediate_size": 96}  # no power of two is needed here
 
@@ -72,16 +73,32 @@ def test_convolutions_of_any_length(inputs, outputs, taps, dilation, padding, le
     x = torch.randn(2, inputs, length)
     with torch.inference_mode():
         expected = layer(x)
-        torch.testing.assert_close(Convolution(layer)(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ConvolutionInCpp(layer)(x), expected, rtol=1e-4, atol=1e-5)
         innermost = x.transpose(1, 2).contiguous().transpose(1, 2)
-        result = Convolution(layer)(innermost)
+        result = ConvolutionInCpp(layer)(innermost)
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
     assert result.stride(1) == 1
 
 
-def test_convolutions_that_stay_as_they_are():
+@pytest.mark.parametrize("size", [0.01, 1, 100])
+def test_snakes_of_any_size(size):
+    module = Snake(32)
+    module.alpha.data.uniform_(0.05, 4)
+    x = size * torch.randn(2, 32, 501)
+    with torch.inference_mode():
+        turned = (x * module.alpha[:, None]).double()
+        exact = x + turned.sin() ** 2 / (module.alpha[:, None] + module.no_div_by_zero)
+        # As sine's argument is rounded, so is the sine; as far from it as PyTorch's, which has the same argument.
+        torch.testing.assert_close(SnakeInCpp(module)(x).double(), exact, rtol=1e-6, atol=1e-5 * max(1, size / 10))
+        torch.testing.assert_close(SnakeInCpp(module)(x), module(x), rtol=1e-6, atol=1e-5 * max(1, size / 10))
+
+
+def test_modules_that_stay_as_they_are():
     for other in ({"stride": 2}, {"groups": 2}, {"padding_mode": "reflect"}, {"padding": "same"}):
         assert not fits(torch.nn.Conv1d(4, 4, 3, **other))
+    assert not fits(Snake(24))
+    assert not fits(Snake(32, alpha_logscale=True))
+    assert not fits(torch.nn.Linear(4, 4))
 
 
 def test_watched_heads_and_many_rows_go_through_the_layers():

@@ -1,4 +1,4 @@
-// A 1-D convolution in float32 over signals with the channels innermost.
+// What HiFT is made of, in float32 over signals with the channels innermost: 1-D convolutions, and Snake between them.
 //
 // A library's convolution is made for one length of its input, with machine code of its own, and speech has a new
 // length every time; this one takes any. A few frames by 16 outputs stay in registers while their inputs go by: every
@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 using Size = int64_t;
 
@@ -22,7 +23,7 @@ constexpr int FRAMES = 6;
 #endif
 using Vector = float __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
 constexpr Size LANES = sizeof(Vector) / sizeof(float);
-constexpr Size OUTPUTS = 16;  // computed together; `convolution.py` has the same number
+constexpr Size OUTPUTS = 16;  // computed together; `hift.py` has the same number
 constexpr Size VECTORS = OUTPUTS / LANES;
 constexpr Size SHARE = 16 * FRAMES;  // frames that a thread takes at once
 
@@ -41,12 +42,34 @@ void tile(const float* x, const float* w, const float* bias, Size taps, Size dil
             for (int n = 0; n < N; ++n)
                 for (int v = 0; v < VECTORS; ++v) sums[n][v] += x[n * inputs + i] * at(w + v * LANES);
     for (int n = 0; n < N; ++n, y += outputs) {
-        const float* row = reinterpret_cast<const float*>(sums[n]);
+        float row[OUTPUTS];
+        std::memcpy(row, sums[n], sizeof row);
         std::copy_n(row, kept, y);
     }
 }
 
+// The nearest multiple of pi taken off, what is left is within a quarter turn, where a few terms of the sine's series
+// are exact to rounding; what the turn does to the sign, the square undoes.
+Vector squared_sine(const Vector& x) {
+    constexpr float NEAREST = 1.5f * (1 << 23);  // what is added to this has no room for a fraction
+    constexpr float PI = 3.140625f, MORE_PI = 9.67653589793e-4f;  // together pi; the first times a turn is exact
+    const Vector turns = (x * 0.318309886f + NEAREST) - NEAREST;
+    const Vector r = (x - turns * PI) - turns * MORE_PI, s = r * r;
+    const Vector series =
+        1 + s * (-1 / 6.f + s * (1 / 120.f + s * (-1 / 5040.f + s * (1 / 362880.f + s * (-1 / 39916800.f)))));
+    return s * series * series;
+}
+
 }  // namespace
+
+// y = x + scale * sin(alpha x)^2 over [frames, channels], alpha and scale [channels]; whole vectors of channels.
+extern "C" void snake(const float* x, const float* alpha, const float* scale, Size frames, Size channels, float* y,
+                      int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (Size frame = 0; frame < frames; ++frame)
+        for (Size c = 0, i = frame * channels; c < channels; c += LANES, i += LANES)
+            at(y + i) = at(x + i) + at(scale + c) * squared_sine(at(x + i) * at(alpha + c));
+}
 
 // x [rows, frames, inputs], zero before its begin and behind its end -> y [rows, frames, outputs]; the first tap of
 // frame t reads frame t - padding. w [blocks of OUTPUTS outputs, taps, inputs, OUTPUTS] and bias [blocks * OUTPUTS].

@@ -1,4 +1,4 @@
-"""1-D convolutions in C++ with the channels innermost, see `convolution.cpp`."""
+"""HiFT's convolutions and snakes in C++ with the channels innermost, see `hift.cpp`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,47 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from chatterbox.models.s3gen.hifigan import Snake
 from torch import Tensor, nn
 
 from optimizations.native.library import load
 
-SOURCE = Path(__file__).with_name("convolution.cpp")
+SOURCE = Path(__file__).with_name("hift.cpp")
 OUTPUTS = 16
-"""As in `convolution.cpp`."""
+"""As in `hift.cpp`."""
 
 
-def fits(convolution: nn.Conv1d) -> bool:
-    """Whether this is a convolution that the C++ computes: it keeps to steps of 1, one group and zeros around."""
-    numeric = not isinstance(convolution.padding, str)
-    plain = convolution.stride == (1,) and convolution.groups == 1 and convolution.padding_mode == "zeros"
-    return numeric and plain and convolution.weight.dtype == torch.float32
+def fits(module: nn.Module) -> bool:
+    """Whether the C++ computes this: a convolution in steps of 1, of one group and with zeros around, or a snake."""
+    if isinstance(module, Snake):
+        return not module.alpha_logscale and len(module.alpha) % OUTPUTS == 0
+    if type(module) is not nn.Conv1d or isinstance(module.padding, str):
+        return False
+    return module.stride == (1,) and module.groups == 1 and module.padding_mode == "zeros"
 
 
-class Convolution:
+class SnakeInCpp:
+    """Stands in for `Snake.forward`."""
+
+    def __init__(self, module: Any) -> None:
+        self._alpha = module.alpha.detach()
+        self._scale = 1 / (self._alpha + module.no_div_by_zero)
+        self._snake = load(SOURCE).snake
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [B, C, T] -> x + scale * sin(alpha x)^2, the channels innermost."""
+        x = x.transpose(1, 2).contiguous()
+        y = torch.empty_like(x)
+        self._snake(
+            *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, self._alpha, self._scale)),
+            *(ctypes.c_int64(number) for number in (x.shape[0] * x.shape[1], x.shape[2])),
+            ctypes.c_void_p(y.data_ptr()),
+            torch.get_num_threads(),
+        )
+        return y.transpose(1, 2)
+
+
+class ConvolutionInCpp:
     """Stands in for a convolution's `_conv_forward`; its weights are laid out here, once."""
 
     def __init__(self, convolution: Any) -> None:
