@@ -46,9 +46,9 @@ class Compile(Optimization):
     result back: some 25 a layer of T3, a thousand in an estimator step.
     Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a
     layer; in batches of more than 8 cuBLAS multiplies, and kernels do the rest. `decode=native` is the step in C++
-    for a CPU (optimizations/native), all layers in one call, and T3's head in another. `decode=inductor` has
-    PyTorch's compiler fuse the same step; `auto` is triton on CUDA and native on a CPU, where without `kv_cache` it
-    leaves it at the estimator. `estimator` has the compiler fuse the flow's estimator.
+    for a CPU (optimizations/native), all layers in one call, T3's head in another, and the draw in a third.
+    `decode=inductor` has PyTorch's compiler fuse the same step; `auto` is triton on CUDA and native on a CPU, where
+    without `kv_cache` it leaves it at the estimator. `estimator` has the compiler fuse the flow's estimator.
     Why: a decode step is bound by reading T3's weights once; whatever is launched, waited for or written between two
     reads is lost. The estimator is bound by arithmetic, and its norms, activations and transposes are not.
     Where not: on a GPU, launching from Python still costs more than the kernels, so it needs `cuda_graphs` to tell.
@@ -118,6 +118,7 @@ class Compile(Optimization):
             pipeline.swap(decoder, "engine", step(pipeline.model.t3.tfmr, engine.bucket))
         if decode == "native":
             _use_for_few(pipeline, native.linear, lambda rows: rows <= native.MAX_ROWS)
+            pipeline.swap(decoder_of(pipeline, self.name), "sample", native.sample)
         if self.config.estimator:
             estimator = pipeline.model.s3gen.flow.decoder.estimator
             pipeline.swap(estimator, "forward", torch.compile(estimator.forward, dynamic=True))

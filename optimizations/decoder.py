@@ -24,7 +24,7 @@ from chatterbox.models.t3.inference import alignment_stream_analyzer
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from torch import Tensor
 
-from harness.pipeline import HELD_BACK, Pipeline, Segment, speech_only
+from harness.pipeline import HELD_BACK, Pipeline, Sampling, Segment, speech_only
 from optimizations.engines import Engine, GrowingEngine, Heads, StaticEngine
 from optimizations.fixed_loop import FixedLoop
 from optimizations.guard import Guard
@@ -59,6 +59,7 @@ class Decoder:
         self.pipeline = pipeline
         self.t3 = pipeline.model.t3
         self.engine: Engine = GrowingEngine(self.t3.tfmr)
+        self.sample: Callable[[Tensor, Tensor, Sampling], Tensor] = sample
         self.batch_size = 1
         self.reuse_prefix = False
         self.fixed_loop: FixedLoop | None = None
@@ -140,7 +141,7 @@ class Decoder:
                 logits = logits if pinned else judged
             if pinned:
                 logits[:, SPEECH_VOCAB_SIZE:] = HELD_BACK
-            token = sample(logits, seen, sampling)
+            token = self.sample(logits, seen, sampling)
             tokens[:, step : step + 1] = token
             seen.scatter_(1, token, True)
             finished |= token == hp.stop_speech_token

@@ -8,11 +8,13 @@ from llamas import prompts, tiny, walk
 
 import optimizations
 from harness import checkpoints
+from harness.pipeline import Sampling
 from optimizations.engines import StaticEngine
 from optimizations.int8_weights import in_8_bits
 from optimizations.native import library
-from optimizations.native.engine import MAX_ROWS, NativeEngine, linear, unsupported
+from optimizations.native.engine import MAX_ROWS, NativeEngine, linear, sample, unsupported
 from optimizations.native.hift import ConvolutionInCpp, SnakeInCpp, fits
+from optimizations.sampling import sample as sample_by_operators
 
 INNER = {"intermediate_size": 96}  # no power of two is needed here
 
@@ -60,6 +62,30 @@ def test_a_product_of_any_number_of_outputs(rows, outputs):
         torch.testing.assert_close(linear(layer, x), layer(x))
         across = torch.randn(32, rows).T  # other strides than the C++ reads
         torch.testing.assert_close(linear(layer, across), layer(across))
+
+
+@pytest.mark.parametrize("min_p", [0.0, 0.05])
+@pytest.mark.parametrize("temperature", [0.3, 0.8, 1.0])
+def test_it_draws_what_the_operators_draw(temperature, min_p):
+    sampling = Sampling(temperature=temperature, min_p=min_p, repetition_penalty=1.4)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(50):
+        logits = 3 * torch.randn(3, 501, generator=generator)
+        seen = torch.rand(3, 501, generator=generator) < 0.1
+        drawn = []
+        for draw in (sample, sample_by_operators):
+            torch.manual_seed(seed)
+            drawn.append(draw(logits, seen, sampling))
+        assert torch.equal(*drawn)
+
+
+def test_what_needs_more_than_a_draw_goes_through_the_operators():
+    logits, seen = torch.randn(2, 9), torch.zeros(2, 9, dtype=torch.bool)
+    assert torch.equal(sample(logits, seen, Sampling(temperature=0)), logits.argmax(dim=-1, keepdim=True))
+    torch.manual_seed(0)
+    nucleus = sample(logits, seen, Sampling(top_p=0.5))
+    torch.manual_seed(0)
+    assert torch.equal(nucleus, sample_by_operators(logits, seen, Sampling(top_p=0.5)))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-// One decode step of T3's transformer in float32: all layers in one parallel region. And its head.
+// One decode step of T3's transformer in float32: all layers in one parallel region. And its head, and the draw.
 //
 // At two rows a step is matrix-vector products: every weight is read once and used twice, so memory sets the pace, and
 // operators called one by one take longer to call than to run. Here the threads enter once, share out each product's
@@ -213,4 +213,28 @@ extern "C" void decode_step(const Model* model, Size rows, Size position, const 
 extern "C" void linear(const float* w, Size rows, Size n, Size outputs, const float* x, float* out, int threads) {
 #pragma omp parallel num_threads(threads)
     multiply_share(w, x, rows, n, outputs, [=](Size row, Size o, float y) { out[row * outputs + o] = y; });
+}
+
+// `sampling.py`'s draw for logits [rows, n] and exponential times of the same shape -> ids [rows]. An id's probability
+// matters only beside others', so nothing is normalized, and what min-p drops needs no exponential.
+extern "C" void draw(const float* logits, const bool* seen, const float* times, Size rows, Size n, float penalty,
+                     float temperature, float min_p, Size* ids) {
+    std::vector<float> heated(n);
+    for (Size row = 0; row < rows; ++row, logits += n, seen += n, times += n) {
+        float highest = -INFINITY;
+        for (Size i = 0; i < n; ++i) {
+            const float pushed = logits[i] < 0 ? logits[i] * penalty : logits[i] / penalty;
+            heated[i] = (seen[i] ? pushed : logits[i]) / temperature;
+            highest = std::max(highest, heated[i]);
+        }
+        const float hopeless = highest + std::log(min_p) - 1e-3f;
+        float best = -1;
+        for (Size i = 0; i < n; ++i) {
+            if (heated[i] < hopeless) continue;
+            const float likelihood = std::exp(heated[i] - highest);
+            if (likelihood < min_p || likelihood / times[i] <= best) continue;
+            best = likelihood / times[i];
+            ids[row] = i;
+        }
+    }
 }

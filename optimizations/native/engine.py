@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaModel
 
+from harness.pipeline import Sampling
 from optimizations.engines import StaticEngine
 from optimizations.int8_weights import Int8Linear
 from optimizations.native.library import CompilerError, load
+from optimizations.sampling import sample as sample_by_operators
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 MAX_ROWS = 16
@@ -97,6 +99,21 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
         torch.get_num_threads(),
     )
     return out
+
+
+def sample(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
+    """`sampling.sample` in one call, by the same random numbers; greedy choices and a nucleus are left to it."""
+    if sampling.temperature == 0 or sampling.top_p < 1:
+        return sample_by_operators(logits, seen, sampling)
+    logits = logits.contiguous()
+    times, ids = torch.empty_like(logits).exponential_(), torch.zeros(len(logits), 1, dtype=torch.long)
+    load(SOURCE).draw(
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (logits, seen, times)),
+        *(ctypes.c_int64(size) for size in logits.shape),
+        *(ctypes.c_float(x) for x in (sampling.repetition_penalty, sampling.temperature, sampling.min_p)),
+        ctypes.c_void_p(ids.data_ptr()),
+    )
+    return ids
 
 
 class NativeEngine(StaticEngine):
