@@ -120,16 +120,19 @@ class Measurement:
 
 @dataclass(kw_only=True)
 class Score:
-    """How one clip of the quality pass was judged: a row of scores.jsonl.
+    """How one clip was judged: a row of scores.jsonl.
 
-    `similarity` maps the metric's full name (sim_resemblyzer, ...) to a cosine; in the file the names
-    are columns. `missing` marks a clip that was absent, silent or not finite, `reason` says which.
+    `pass_name` is the pass that made the clip: "quality", or "speed" for a clip that was timed (the column is called
+    "pass"). `similarity` maps the metric's full name (sim_resemblyzer, ...) to a cosine; in the file the names are
+    columns. `watermark` is what the watermark's own detector said of the clip, from 0 (none) to 1; None where it was
+    not asked. `missing` marks a clip that was absent, silent or not finite, `reason` says which.
     """
 
     variant: str
     text_id: str
     voice: str
     seed: int
+    pass_name: str = "quality"
     audio: str | None = None
     reference: str = ""
     hypothesis: str = ""
@@ -139,6 +142,7 @@ class Score:
     deletions: int = 0
     insertions: int = 0
     similarity: dict[str, float | None] = field(default_factory=dict)
+    watermark: float | None = None
     missing: bool = False
     reason: str | None = None
 
@@ -147,18 +151,19 @@ class Score:
         return self.text_id, self.voice, self.seed
 
     def figure(self, metric: str) -> float | None:
-        """The word error rate or the similarity of that name."""
-        return self.wer if metric == "wer" else self.similarity.get(metric)
+        """The word error rate, the watermark or the similarity of that name."""
+        return self.similarity.get(metric) if metric.startswith(SIMILARITY) else getattr(self, metric)
 
     def to_row(self) -> dict[str, Any]:
-        return _with_similarity_columns(asdict(self))
+        row = _with_similarity_columns(asdict(self))
+        return {"variant": row.pop("variant"), "pass": row.pop("pass_name"), **row}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
         """Raises TypeError for a row that is not a score."""
         similarity = {name: value for name, value in row.items() if name.startswith(SIMILARITY)}
         rest = {name: value for name, value in row.items() if name not in similarity}
-        return cls(similarity=similarity, **rest)
+        return cls(similarity=similarity, pass_name=rest.pop("pass", "quality"), **rest)
 
 
 def _with_similarity_columns(row: dict[str, Any]) -> dict[str, Any]:

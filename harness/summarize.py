@@ -27,7 +27,8 @@ def build_summary(folder: RunFolder) -> Summary:
     Works on whatever a run left behind, also an interrupted one. Raises UserError for damaged files.
     """
     rows, row_warnings = folder.measurements()
-    scores, score_warnings = folder.scores()
+    judged, score_warnings = folder.scores()
+    scores = [score for score in judged if score.pass_name == "quality"]
     children, timing = folder.read_json("children.json"), folder.read_json("timing.json")
     job, environment = folder.job(), folder.read_json("environment.json")
     plans = folder.read_json("plan.json")
