@@ -3,6 +3,7 @@
     score     judge the clips of finished quality passes again, and rebuild the summaries
     report    write one report over all the runs named
     gate      exit with 1 if a run got worse than its limits allow
+    index     write reports/README.md, the table of all runs under results/reference
 
 Exit codes: 0 done or passed, 1 regression, 2 bad input, 3 a run is incomplete or failed.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from harness import gate
 from harness.errors import UserError
 from harness.report import report_name, verdict_line, write_report
+from harness.report.index import write_index
 from harness.results import RunFolder, find_runs
 from harness.summarize import build_summary
 
@@ -34,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="score|report|gate")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="score|report|gate|index")
     for name, run, says in (
         ("score", _score, "judge clips and rebuild summaries"),
         ("report", _report, "write a report"),
@@ -54,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         help="such as rtf:5%% or wer:+0.02; repeatable (default: the run's own gate.limits)",
     )
     limits.add_argument("--reference", type=Path, metavar="RESULTS_DIR", help="compare with this run's ratios")
+    index = commands.add_parser("index", help="write the index of the reference runs")
+    index.set_defaults(run=_index)
     return parser
 
 
@@ -74,6 +78,11 @@ def _report(options: argparse.Namespace) -> int:
     print(path)
     for folder in folders:
         print(verdict_line(folder.summary()))
+    return gate.PASSED
+
+
+def _index(_options: argparse.Namespace) -> int:
+    print(write_index(Path("results"), Path("reports")))
     return gate.PASSED
 
 

@@ -409,7 +409,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
 def test_reading_results_needs_no_torch():
     code = (
-        "import sys, harness.report, harness.gate, harness.summarize, harness.ablation; print('torch' in sys.modules)"
+        "import sys, harness.report, harness.gate, harness.summarize, harness.ablation, harness.__main__\n"
+        "print('torch' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

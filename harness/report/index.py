@@ -1,0 +1,100 @@
+"""The index of the reference runs: what was measured where, at which commit, and what came of it.
+
+Reference runs live in `results/reference/<device>/<combo>-<pipeline>/`, sweeps as a folder of such runs, and the report
+of each under the same name in `reports/reference/`. The index is `reports/README.md`; links in it are relative to it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import stats
+from harness.errors import UserError
+from harness.report import data, markdown, words
+from harness.report.data import Run
+from harness.report.document import Document, Heading, Paragraph, Table
+from harness.results import Comparison, find_runs, is_run, write_atomically
+
+REFERENCE = "reference"
+METRICS = {"rtf": "time", "peak_memory_mb": "peak memory"}
+INTRODUCTION = (
+    "Written by `python -m harness index` from the summaries under `results/reference`. Figures are combo / baseline "
+    "with their 95 % interval: below 1 is faster or smaller. Ratios are what may be compared between devices; each "
+    "report has the absolute figures, and says how to repeat its run. Quality is kept where the intervals of word error "
+    "rate and similarity rule out a loss that counts; random weights have no quality that could be measured."
+)
+
+
+def write_index(results: Path, reports: Path) -> Path:
+    """Write `reports/README.md` over all runs under `results/reference`; gives its path.
+
+    Raises UserError for results without a report, and for a report without results.
+    """
+    document = Document("Reference runs")
+    document.add(Paragraph(INTRODUCTION))
+    _refuse_orphans(results / REFERENCE, reports / REFERENCE)
+    for device in _folders(results / REFERENCE):
+        experiments = {folder: data.load(find_runs([folder])) for folder in _folders(device)}
+        names = dict.fromkeys(run.summary.device for runs in experiments.values() for run in runs)
+        document.add(Heading(2, f"{words.listing(list(names))}, `{device.name}`"))
+        links = {folder: _link(folder, results, reports) for folder in experiments}
+        combos = [(links[folder], run) for folder, runs in experiments.items() if is_run(folder) for run in runs]
+        if combos:
+            document.add(_table(combos))
+        for folder, runs in experiments.items():
+            if not is_run(folder):
+                document.add(Heading(3, f"Sweep: [{folder.name}]({links[folder]})"))
+                document.add(_table([(None, run) for run in data.ranked(runs)]))
+    path = reports / "README.md"
+    write_atomically(path, markdown.render(document))
+    return path
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+
+
+def _refuse_orphans(results: Path, reports: Path) -> None:
+    measured, told = (
+        {path.relative_to(root) for device in _folders(root) for path in _folders(device)}
+        for root in (results, reports)
+    )
+    for name in sorted(measured - told):
+        raise UserError(
+            f"{results / name} has no report: `python -m harness report {results / name} --out {reports / name}`"
+        )
+    for name in sorted(told - measured):
+        raise UserError(f"{reports / name} tells of results that are not in {results / name}: remove it")
+
+
+def _link(folder: Path, results: Path, reports: Path) -> str:
+    report = reports / folder.relative_to(results) / "report.md"
+    return report.relative_to(reports).as_posix()
+
+
+def _table(rows: Sequence[tuple[str | None, Run]]) -> Table:
+    """One row a run, its name a link where it has a report of its own; a metric that no run has gets no column."""
+    metrics = {name: title for name, title in METRICS.items() if any(name in run.summary.comparison for _, run in rows)}
+    columns = ["combo", "pipeline", "workload", "scenario", *metrics.values(), "quality", "commit"]
+    return Table(columns, [[_name(link, run), *_cells(run, metrics)] for link, run in rows])
+
+
+def _name(link: str | None, run: Run) -> str:
+    """The combo, or the optimizations that were on; in brackets what takes weight from its figures."""
+    enabled, records = run.summary.enabled, run.summary.optimizations
+    name = words.listing([f"`{name}`" for name in enabled]) if run.name == "custom" else f"`{run.name}`"
+    doubts = [] if run.summary.status == "ok" else [run.summary.status]
+    if not run.summary.active:
+        doubts += dict.fromkeys(records[name]["status"] for name in enabled)
+    return (f"[{name}]({link})" if link else name) + (f" ({', '.join(doubts)})" if doubts else "")
+
+
+def _cells(run: Run, metrics: dict[str, str]) -> list[str]:
+    summary = run.summary
+    where = [summary.pipeline, summary.workload, summary.scenario.replace("_", " ")]
+    return [*where, *(_change(summary.comparison.get(name)) for name in metrics), run.quality(), summary.git]
+
+
+def _change(record: Comparison | None) -> str:
+    if record is None or record.value is None:
+        return words.NOT_MEASURED
+    return f"{words.change(record)}, {'no verdict' if record.verdict == stats.NOT_MEASURED else record.verdict}"

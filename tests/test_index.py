@@ -1,0 +1,100 @@
+"""The index of reference runs: every run in it, none without a report, and the committed one up to date."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from factories import Case, Effect, make_run
+
+from harness.__main__ import main
+from harness.errors import UserError
+from harness.report import write_report
+from harness.report.index import write_index
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty checkout to be in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def reference(name: str, *cases: Case) -> None:
+    """Results and report of that name; several runs are a sweep."""
+    results, report = Path("results/reference") / name, Path("reports/reference") / name
+    runs = [make_run(Path("made"), case, minute) for minute, case in enumerate(cases)]
+    for run in runs:
+        target = results / run.summary().combo if len(runs) > 1 else results
+        shutil.copytree(run.path, target)
+    write_report(runs, report)
+    shutil.rmtree("made")
+
+
+def rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(("| `", "| ["))]
+
+
+def test_the_committed_index_is_what_the_command_writes(tmp_path):
+    for folder in ("results", "reports"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "reference").symlink_to(ROOT / folder / "reference")
+    written = write_index(tmp_path / "results", tmp_path / "reports").read_text()
+    assert (ROOT / "reports" / "README.md").read_text() == written, "run `python -m harness index`"
+
+
+def test_each_reference_run_is_a_row_that_leads_to_its_report(here, capsys):
+    reference("gpu/production-mini", Case(effect=Effect(time=0.5, memory=0.8)))
+    reference("gpu/careful-mini", Case(combo="careful", effect=Effect(time=1.0)))
+    assert main(["index"]) == 0
+    assert capsys.readouterr().out.strip() == "reports/README.md"
+    text = Path("reports/README.md").read_text()
+    careful, production = rows(text)
+    assert production.startswith("| [`production`](reference/gpu/production-mini/report.md) | mini | quick |")
+    assert "faster | 0.8" in production
+    assert production.endswith("| kept | 0123456789ab |")
+    assert "no detectable change" in careful
+    for row in rows(text):
+        assert (Path("reports") / row.split("](")[1].split(")")[0]).is_file()
+
+
+def test_a_sweep_is_a_table_fastest_first(here):
+    cases = [
+        Case(combo=name, enabled=(name,), effect=Effect(time=time))
+        for name, time in (("vocos", 0.9), ("kv_cache", 0.7))
+    ]
+    reference("gpu/one_at_a_time-mini", *cases)
+    text = write_index(Path("results"), Path("reports")).read_text()
+    assert "### Sweep: [one_at_a_time-mini](reference/gpu/one_at_a_time-mini/report.md)" in text
+    assert [row.split("`")[1] for row in rows(text)] == ["kv_cache", "vocos"]
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        (Case(scored=False), "(incomplete)"),
+        (Case(effect=Effect(audio=0.5)), "(failed)"),
+        (Case(enabled=("vocos",), statuses={"vocos": ("inactive", "none pays")}), "(inactive)"),
+        (Case(unmeasured="random weights speak noise"), "| not measured |"),
+        (Case(texts=2, rounds=1, seeds=1), "no verdict"),
+    ],
+)
+def test_what_takes_weight_from_a_figure_stands_beside_it(here, case, says):
+    reference("gpu/production-mini", case)
+    (row,) = rows(write_index(Path("results"), Path("reports")).read_text())
+    assert says in row
+
+
+def test_results_and_reports_come_in_pairs(here):
+    reference("gpu/production-mini", Case())
+    Path("reports/reference/gpu/production-mini").rename("reports/reference/gpu/other-mini")
+    with pytest.raises(UserError, match="has no report: `python -m harness report results/reference/gpu/production"):
+        write_index(Path("results"), Path("reports"))
+    shutil.rmtree("results/reference/gpu/production-mini")
+    with pytest.raises(UserError, match="other-mini tells of results that are not in"):
+        write_index(Path("results"), Path("reports"))
+
+
+def test_nothing_measured_yet_is_an_index_too(here):
+    Path("reports").mkdir()
+    assert rows(write_index(Path("results"), Path("reports")).read_text()) == []
