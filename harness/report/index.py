@@ -19,8 +19,8 @@ METRICS = {"rtf": "time", "peak_memory_mb": "peak memory"}
 INTRODUCTION = (
     "Written by `python -m harness index` from the summaries under `results/reference`. Figures are combo / baseline "
     "with their 95 % interval: below 1 is faster or smaller. Ratios are what may be compared between devices; each "
-    "report has the absolute figures, and says how to repeat its run. Quality is kept where the intervals of word error "
-    "rate and similarity rule out a loss that counts; random weights have no quality that could be measured."
+    "report has the absolute figures, and says how to repeat its run. Quality is kept where the intervals of word "
+    "error rate and similarity rule out a loss that counts; random weights have no quality that could be measured."
 )
 
 
