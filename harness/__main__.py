@@ -67,7 +67,7 @@ def _score(options: argparse.Namespace) -> int:
     for folder in find_runs(options.runs):
         score_run(folder, folder.job().get("quality") or {})
         summary = build_summary(folder)
-        folder.write_summary(summary)
+        folder.rewrite_summary(summary)
         print(verdict_line(summary))
     return gate.PASSED
 

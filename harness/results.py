@@ -11,7 +11,8 @@ A run is a folder, `results/<date>-<time>-<combo>-<pipeline>/`:
     children.json       per variant: load time, model memory, status and error of its process
     optimizations.json  per variant and optimization: enabled, status, reason, evidence
     timing.json         where the job's own time went
-    summary.json        a `Summary`: written last, atomically, and only if it satisfies the schema
+    summary.json        a `Summary`: written last, atomically, only if it satisfies the schema, and with a hash of
+                        every other file (`harness.integrity`)
 
 Rows are flushed one by one, so a crash loses at most the row in flight; a reader meets that row as an
 unfinished last line, drops it and says so. A number that is not finite is stored as null: JSON has no
@@ -26,13 +27,15 @@ import json
 import math
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import jsonschema
 import yaml
 
+from harness import integrity, stats
 from harness.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -279,6 +282,9 @@ class Summary:
     timing: dict[str, float | None]
     warnings: list[str] = field(default_factory=list)
     scenario: str = "single_stream"
+    files: dict[str, str] = field(default_factory=dict)
+    digest: str | None = None
+    replaces: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -293,6 +299,16 @@ class Summary:
     @property
     def active(self) -> list[str]:
         return [name for name, record in self.optimizations.items() if record["status"] == "active"]
+
+    def distrust(self, reasons: Sequence[str]) -> None:
+        """Withdraw everything: the figures stay, and nothing may be concluded from them."""
+        self.status = "failed"
+        self.warnings = [*reasons, *self.warnings]
+        for variant in self.variants.values():
+            variant.status, variant.error = "failed", reasons[0]
+        self.comparison = {
+            name: replace(record, verdict=stats.NOT_MEASURED) for name, record in self.comparison.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         parts = {
@@ -506,14 +522,32 @@ class RunFolder:
             raise UserError(f"{path}: does not parse ({problem}); restore the file, or measure again.") from None
 
     def write_summary(self, summary: Summary) -> None:
-        """Raises ValueError if the summary violates its own schema: a defect, not a user's mistake."""
+        """The run's own, which seals its files. Raises ValueError if it violates its schema: a defect, no mistake."""
+        summary.files = integrity.file_hashes(self.path)
+        self._write_summary(summary)
+
+    def rewrite_summary(self, summary: Summary) -> None:
+        """In place of the run's own once its clips were scored again, or of one that a killed run could not write.
+
+        What was sealed stays so; what never was does not become so by this.
+        """
+        earlier = self.read_json(self.summary_file.name)
+        summary.files = integrity.carried_hashes(self.path, earlier.get("files") or {})
+        summary.replaces = earlier.get("digest")
+        self._write_summary(summary)
+
+    def _write_summary(self, summary: Summary) -> None:
+        summary.digest = integrity.digest(summary.to_dict())
         record = summary.to_dict()
         if problem := schema_problem(record):
             raise ValueError(f"summary.json of {summary.run_id} would violate its schema: {problem}")
         self.write_json(self.summary_file.name, record)
 
     def summary(self) -> Summary:
-        """Raises UserError for a summary that is absent, damaged or of another schema version."""
+        """As it was written; of a run whose files were changed since, a failed one that says which.
+
+        Raises UserError for a summary that is absent, damaged or of another schema version.
+        """
         if not self.summary_file.exists():
             raise UserError(
                 f"{self.path}: no summary.json (the run did not finish); "
@@ -527,12 +561,16 @@ class RunFolder:
                 "use the version that wrote it, or measure again."
             )
         try:
-            return Summary.from_dict(record)
+            summary = Summary.from_dict(record)
         except ValueError as error:
             raise UserError(
                 f"{self.summary_file}: not a valid summary ({error}); "
                 f"`python -m harness score {self.path}` rebuilds it."
             ) from None
+        summary.warnings = [*integrity.notes(record), *summary.warnings]
+        if changed := integrity.problems(self.path, record):
+            summary.distrust(changed)
+        return summary
 
 
 def is_run(path: Path) -> bool:

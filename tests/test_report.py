@@ -16,6 +16,7 @@ from harness.report.document import Bullets, Code, Document, Heading, Paragraph,
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
 from harness.results import find_runs
+from harness.summarize import build_summary
 
 SECTIONS = [
     "Executive summary",
@@ -384,6 +385,7 @@ def test_the_gate_command_speaks_in_exit_codes(tmp_path, capsys):
     assert main(["gate", str(fast.path), "--limit", "rtf:five"]) == 2
     assert main(["gate", str(unscored.path)]) == 3
     slow.write_job({**slow.job(), "gate": {"limits": ["rtf:60%"]}})
+    slow.write_summary(build_summary(slow))
     assert main(["gate", str(slow.path)]) == 0  # the run's own limits
     assert main(["gate", str(slow.path), "--limit", "rtf:5%", "--reference", str(fast.path)]) == 1
     assert "gate limit 'rtf:five'" in capsys.readouterr().err
