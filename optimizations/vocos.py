@@ -58,14 +58,14 @@ class Vocos(Optimization):
         if path is None:
             return (
                 f"there is no Vocos for this pipeline's mel ({wanted}): train one with "
-                "`python -m harness.mini.train vocos` (miniature), or distil one from the pipeline's own HiFT with "
-                "`python -m harness.distill_vocos`, and name it in optimizations.vocos.checkpoint"
+                "`python -m harness.mini.training vocos` (miniature), or distil one from the pipeline's own HiFT with "
+                "`python -m harness.mini.training.distill_vocos`, and name it in optimizations.vocos.checkpoint"
             )
         bins, n_fft = stored_mel(path)
         if (bins, n_fft) != (wanted.bins, wanted.n_fft):
             return (
                 f"{path} is a Vocos for a mel of {bins} bins and n_fft {n_fft}; this pipeline's has {wanted}: distil "
-                "one from the pipeline's own HiFT with `python -m harness.distill_vocos`"
+                "one from the pipeline's own HiFT with `python -m harness.mini.training.distill_vocos`"
             )
         return None
 
@@ -107,7 +107,9 @@ class Vocos(Optimization):
             return MINI_CHECKPOINT if pipeline.name.startswith("mini") and MINI_CHECKPOINT.is_file() else None
         path = Path(self.config.checkpoint)
         if not path.is_file():
-            raise UserError(f"optimizations.vocos.checkpoint={path}: no such file; `python -m harness.distill_vocos`")
+            raise UserError(
+                f"optimizations.vocos.checkpoint={path}: no such file; `python -m harness.mini.training.distill_vocos`"
+            )
         return path
 
     def _count(self, *_: object) -> None:

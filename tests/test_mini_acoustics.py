@@ -7,13 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness import checkpoints, distill_vocos
+from harness import checkpoints
 from harness.errors import UserError
-from harness.mini import flow, hift, models, vocoder, vocos
+from harness.mini import models, vocos
 from harness.mini.inverse_stft import inverse_stft
-from harness.mini.losses import Critics, SpectralLoss, critic_loss, deception_loss, feature_loss
-from harness.mini.run import Run
-from harness.mini.speech import Corpus
+from harness.mini.training import distill_vocos, flow, hift, vocoder
+from harness.mini.training import vocos as vocos_training
+from harness.mini.training.losses import Critics, SpectralLoss, critic_loss, deception_loss, feature_loss
+from harness.mini.training.run import Run
+from harness.mini.training.speech import Corpus
 
 
 def tone(hertz: float, seconds: float, rate: int = 16_000) -> torch.Tensor:
@@ -364,11 +366,11 @@ def test_vocoder_training_resumes(corpus: Corpus, tmp_path: Path, monkeypatch):
 
 
 def test_stage_writes_vocos_that_load_reads(corpus: Corpus, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(vocos, "Recipe", quick)
-    monkeypatch.setattr(vocos, "STEPS", 3)
-    monkeypatch.setattr(vocos, "POLISH_STEPS", 2)
+    monkeypatch.setattr(vocos_training, "Recipe", quick)
+    monkeypatch.setattr(vocos_training, "STEPS", 3)
+    monkeypatch.setattr(vocos_training, "POLISH_STEPS", 2)
     run = Run(tmp_path, device="cpu")
-    figures = vocos.train(corpus, run)
+    figures = vocos_training.train(corpus, run)
     assert set(figures) == {"stft", "mel"}
     assert vocos.load(run.path("vocos"))(torch.zeros(1, 80, 5)).shape == (1, 2400)
 

@@ -11,8 +11,9 @@ import soundfile
 import torch
 
 from harness.errors import UserError
-from harness.mini import evaluate, export, models, speech
-from harness.mini.evaluate import Clip, Heard
+from harness.mini import models
+from harness.mini.training import evaluate, export, speech
+from harness.mini.training.evaluate import Clip, Heard
 from harness.pipeline import Pipeline
 
 SENTENCES = [f"Sentence number {word} is here." for word in ("one", "two", "three", "four", "five", "six", "seven")]

@@ -12,7 +12,8 @@ from chatterbox.models.voice_encoder import VoiceEncConfig
 from chatterbox.models.voice_encoder.melspec import melspectrogram
 
 from harness.errors import UserError
-from harness.mini import export, features, models, run, tokenizer, train
+from harness.mini import models
+from harness.mini.training import export, features, run, tokenizer, train
 
 
 @pytest.fixture

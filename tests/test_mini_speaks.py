@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import pytest
 
-from harness.mini import evaluate, models
+from harness.mini import models
+from harness.mini.training import evaluate
 
 
 @pytest.fixture(scope="module")
 def heard() -> list[evaluate.Heard]:
     if not evaluate.is_trained(models.WEIGHTS):
-        pytest.skip("the model in harness/mini/weights is not trained yet: run `python -m harness.mini.train`")
+        pytest.skip("the model in harness/mini/weights is not trained yet: run `python -m harness.mini.training`")
     sentences = evaluate.read_sentences(evaluate.SENTENCES)[::12]
     listener = evaluate.Listener(models.WEIGHTS)
     voices = (models.VOICES * 2)[: len(sentences)]

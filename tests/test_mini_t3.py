@@ -7,12 +7,13 @@ import pytest
 import torch
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 
-from harness.mini import align, models
-from harness.mini import t3 as training
-from harness.mini.align import analyzer_reads, best_heads, generate, measure_heads, quiet, walk_mass
-from harness.mini.muon import orthogonalize
-from harness.mini.speech import Corpus
-from harness.mini.t3 import Examples
+from harness.mini import models
+from harness.mini.training import align
+from harness.mini.training import t3 as training
+from harness.mini.training.align import analyzer_reads, best_heads, generate, measure_heads, quiet, walk_mass
+from harness.mini.training.muon import orthogonalize
+from harness.mini.training.speech import Corpus
+from harness.mini.training.t3 import Examples
 
 
 @pytest.fixture

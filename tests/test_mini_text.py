@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from harness.errors import UserError
-from harness.mini import speech, text
 from harness.mini.models import CHARACTERS, VOICES
+from harness.mini.training import speech, text
 
 
 def test_grammar_has_an_everyday_vocabulary():

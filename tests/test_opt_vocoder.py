@@ -121,8 +121,8 @@ def test_vocos_without_weights_says_how_to_get_them(mini, monkeypatch, tmp_path)
     monkeypatch.setattr("optimizations.vocos.MINI_CHECKPOINT", tmp_path / "none.safetensors")
     plugin = optimizations.create("vocos")
     reason = plugin.unavailable(mini)
-    assert "python -m harness.mini.train vocos" in reason
-    assert "python -m harness.distill_vocos" in reason
+    assert "python -m harness.mini.training vocos" in reason
+    assert "python -m harness.mini.training.distill_vocos" in reason
     with pytest.raises(UserError, match="distill_vocos"):
         plugin.apply(mini)
 

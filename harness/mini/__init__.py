@@ -1,1 +1,1 @@
-"""The miniature checkpoint: Chatterbox's own classes at small sizes, taught to speak from scratch."""
+"""The miniature checkpoint: Chatterbox's own classes at small sizes, and weights that speak. `training` made them."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -21,16 +20,9 @@ from vocos.models import VocosBackbone
 from vocos.spectral_ops import ISTFT
 
 from harness.errors import UserError
+from harness.mini.inverse_stft import inverse_stft
 
-from .inverse_stft import inverse_stft
-from .run import Run
-from .vocoder import HELD_OUT, HOP, Recipe, SpeechCrops, distance, fit, polish
-
-if TYPE_CHECKING:  # speaking needs no corpus, and making one needs pocketsphinx's dictionary
-    from .speech import Corpus
-
-STEPS = 1_500
-POLISH_STEPS = 6_000
+HOP = 480  # samples of 24 kHz wave in a mel frame
 WINDOW = 4 * HOP  # the window of upstream's mel
 # The package's head clips magnitudes at 100, and with windows this long a loud voice's harmonics reach twice that.
 # So the head speaks at a quarter of the loudness.
@@ -85,24 +77,14 @@ def save(vocoder: MelVocos, path: Path) -> None:
 def load(path: str | Path, device: str | torch.device = "cpu") -> MelVocos:
     """Read what `save` wrote, ready for inference in float32. Raises UserError for another kind of file."""
     if not Path(path).is_file():
-        raise UserError(f"no Vocos weights at {path}: train them with `python -m harness.distill_vocos`")
+        raise UserError(f"no Vocos weights at {path}: train them with `python -m harness.mini.training.distill_vocos`")
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     if "vocos" not in metadata:
-        raise UserError(f"{path} holds no Vocos for Chatterbox's mel: make one with `python -m harness.distill_vocos`")
+        raise UserError(
+            f"{path} holds no Vocos for Chatterbox's mel: make one with `python -m harness.mini.training.distill_vocos`"
+        )
     vocoder = build(Hparams(**json.loads(metadata["vocos"])))
     weights = {name: t.float() for name, t in load_file(path).items()}
     vocoder.load_state_dict(vocoder.state_dict() | weights)  # the window is not stored
     return vocoder.to(device).eval()
-
-
-def train(corpus: Corpus, run: Run) -> dict[str, float]:
-    """Train on the corpus's speech; writes run.path("vocos"). Returns spectral distances on held-out speech."""
-    torch.manual_seed(run.seed)
-    rng = torch.Generator(run.device).manual_seed(run.seed)
-    crops, held_out = (SpeechCrops.of(part, rng) for part in corpus.split(HELD_OUT))
-    vocoder, recipe = build().to(run.device), Recipe(run.steps(STEPS))
-    fit("vocos", vocoder, vocoder, crops, recipe, rng, run)
-    fit("vocos_polish", vocoder, vocoder, crops, polish(Recipe(run.steps(POLISH_STEPS))), rng, run)
-    save(vocoder, run.path("vocos"))
-    return distance(vocoder.eval(), held_out, recipe.batch)

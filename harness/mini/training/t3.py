@@ -45,10 +45,11 @@ from chatterbox.tts import punc_norm
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from harness.mini import features, models
-from harness.mini.muon import Muon
-from harness.mini.run import Run
-from harness.mini.speech import PHONES, Corpus
+from harness.mini import models
+from harness.mini.training import features
+from harness.mini.training.muon import Muon
+from harness.mini.training.run import Run
+from harness.mini.training.speech import PHONES, Corpus
 
 STEPS = 5500
 WARMUP_STEPS = 150

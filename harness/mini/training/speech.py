@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import UserError
-from harness.mini import text
+from harness.mini.training import text
 
 SAMPLE_RATE = 16_000
 PHONE_HOP = SAMPLE_RATE // 50  # one phone label per 20 ms: two per speech token

@@ -1,4 +1,4 @@
-"""The miniature's figures: `python -m harness.mini.evaluate --damage --out figures.json`.
+"""The miniature's figures: `python -m harness.mini.training.evaluate --damage --out figures.json`.
 
 Every held-out sentence is spoken by every voice with several seeds through the baseline pipeline, and heard again by
 a recognizer (word error rate) and a speaker encoder (similarity to a clip that flite spoke in that voice). None of
@@ -30,15 +30,16 @@ from torch import Tensor, nn
 
 from harness import stats
 from harness.errors import UserError
-from harness.mini import models, speech, vocos
-from harness.mini.align import quiet
+from harness.mini import models, vocos
+from harness.mini.training import speech
+from harness.mini.training.align import quiet
 from harness.pipeline import Pipeline, SynthesisError
 from harness.quality.asr import PocketsphinxTranscriber
 from harness.quality.fidelity import flaw
 from harness.quality.scoring import read_wave, word_errors
 from harness.quality.speaker import ResemblyzerEncoder, similarity
 
-SENTENCES = Path(__file__).parents[2] / "tests/data/held_out_sentences.txt"
+SENTENCES = Path(__file__).parents[3] / "tests/data/held_out_sentences.txt"
 THREADS = 2
 
 LIMITS = {
@@ -207,7 +208,7 @@ def clip_path(weights: Path, voice: str) -> Path:
     """A clip that flite spoke in this voice. Raises UserError if the checkpoint has none."""
     path = weights / "voices" / f"{voice}.flac"
     if not path.exists():
-        raise UserError(f"{path} is missing: make the checkpoint anew with `python -m harness.mini.train export`")
+        raise UserError(f"{path} is missing: make the checkpoint anew with `python -m harness.mini.training export`")
     return path
 
 
@@ -347,7 +348,9 @@ def report(result: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m harness.mini.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.mini.training.evaluate", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--weights", type=Path, default=models.WEIGHTS, help="checkpoint folder")
     parser.add_argument("--sentences", type=Path, default=SENTENCES, help="a text file, one sentence a line")
     parser.add_argument("--seeds", type=int, default=3)
@@ -357,7 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if not is_trained(options.weights):
-            raise UserError(f"the model in {options.weights} is not trained: run `python -m harness.mini.train`")
+            raise UserError(f"the model in {options.weights} is not trained: run `python -m harness.mini.training`")
         sentences = read_sentences(options.sentences)
         result = evaluate(options.weights, sentences, options.seeds, options.damage, options.workers)
     except UserError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pocketsphinx
 
-HELD_OUT = Path(__file__).parents[2] / "tests/data/held_out_sentences.txt"
+HELD_OUT = Path(__file__).parents[3] / "tests/data/held_out_sentences.txt"
 LEXICON_SIZE = 25_000
 
 _WORDS = {

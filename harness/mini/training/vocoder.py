@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import features
-from .captured import CapturedStep
-from .losses import Critics, SpectralLoss, critic_loss, deception_loss, feature_loss
-from .run import Run, learning_rate
+from harness.mini.training import features
+from harness.mini.training.captured import CapturedStep
+from harness.mini.training.losses import Critics, SpectralLoss, critic_loss, deception_loss, feature_loss
+from harness.mini.training.run import Run, learning_rate
+from harness.mini.vocos import HOP
 
 if TYPE_CHECKING:
-    from .speech import Corpus
+    from harness.mini.training.speech import Corpus
 
-HOP = 480  # samples of 24 kHz wave in a mel frame
 HOP16 = 320  # the same 20 ms at 16 kHz
 # A mel frame's window is four hops long. Cropped speech is cut this many frames wider at each side, so that no
 # frame which is kept has seen the artificial border.

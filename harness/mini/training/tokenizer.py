@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.mini import features
 from harness.mini.models import ACTIVE_DIGITS, CODES, SYNONYM, VOICES, MiniS3Tokenizer
-from harness.mini.run import Run, learning_rate
-from harness.mini.speech import PHONE_HOP, PHONES, Corpus
+from harness.mini.training import features
+from harness.mini.training.run import Run, learning_rate
+from harness.mini.training.speech import PHONE_HOP, PHONES, Corpus
 
 TOKEN = 2 * PHONE_HOP  # samples per code at 16 kHz
 STEPS, PEAK_RATE = 2000, 1.5e-3

@@ -26,11 +26,12 @@ from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.transformer import upsample_encoder as upstream_encoder
 from torch import Tensor, nn
 
-from . import features, models
-from .captured import CapturedStep
-from .run import Run, learning_rate
-from .speech import Corpus
-from .vocoder import CHECKPOINT_EVERY, adam, set_rate
+from harness.mini import models
+from harness.mini.training import features
+from harness.mini.training.captured import CapturedStep
+from harness.mini.training.run import Run, learning_rate
+from harness.mini.training.speech import Corpus
+from harness.mini.training.vocoder import CHECKPOINT_EVERY, adam, set_rate
 
 STEPS = 4_500
 UTTERANCES = 11_000  # of the corpus, 16 h: what the flow learns is how sounds sound, not how words are spelled

@@ -1,4 +1,4 @@
-"""Train the miniature from nothing: `python -m harness.mini.train --parallel`.
+"""Train the miniature from nothing: `python -m harness.mini.training --parallel`.
 
 Stages form a small graph; each is a module with `train(corpus, run) -> validation figures`:
 
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.mini.run import Run
-from harness.mini.speech import Corpus, make_corpus
+from harness.mini.training.run import Run
+from harness.mini.training.speech import Corpus, make_corpus
 
 HOURS = {"sounds": 3.0, "words": 48.0}
 
@@ -71,7 +71,7 @@ def run_stage(name: str, run: Run) -> dict[str, float]:
         raise UserError(f"stage {name} needs {', '.join(missing)}: run those first, or name no stage to run all")
     started = time.monotonic()
     module, function = stage.function.split(":")
-    work: Callable = getattr(importlib.import_module(f"harness.mini.{module}"), function)
+    work: Callable = getattr(importlib.import_module(f"harness.mini.training.{module}"), function)
     given = Corpus.load(run.folder / stage.corpus) if stage.corpus else name
     figures = work(given, run)
     run.finish(name, figures | {"stage_seconds": time.monotonic() - started})
@@ -87,7 +87,7 @@ def run_parallel(names: list[str], run: Run) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     while waiting or running:
         for name in [n for n in waiting if all(run.finished(need) is not None for need in STAGES[n].needs)]:
-            command = [sys.executable, "-m", "harness.mini.train", name, *map(str, options)]
+            command = [sys.executable, "-m", "harness.mini.training", name, *map(str, options)]
             running[name] = subprocess.Popen(command, env=environment)
             waiting.remove(name)
         ended = [name for name, child in running.items() if child.poll() is not None]
@@ -100,7 +100,7 @@ def run_parallel(names: list[str], run: Run) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m harness.mini.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m harness.mini.training", description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", help=f"stages to run (default: all): {' '.join(STAGES)}")
     parser.add_argument("--folder", type=Path, default=Path("outputs/mini"), help="where everything is kept")
     parser.add_argument("--device", default="cuda")
@@ -121,7 +121,3 @@ def main(arguments: list[str] | None = None) -> None:
                 run_stage(name, run)
     except UserError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Train a Vocos for any Chatterbox checkpoint, from nothing but the checkpoint and some text.
 
-    python -m harness.distill_vocos --texts sentences.txt --out vocos.safetensors --checkpoint-dir my_chatterbox
+    python -m harness.mini.training.distill_vocos --texts sentences.txt --out vocos.safetensors --checkpoint-dir DIR
 
 The pipeline speaks the sentences; every mel that its flow makes goes to its own vocoder, HiFT, and the pair of mel
 and wave is a lesson for Vocos. So the student learns the mels it will meet, in the voice that it shall replace, and
@@ -21,8 +21,9 @@ from torch import Tensor
 from harness import checkpoints
 from harness.errors import UserError
 from harness.mini import vocos
-from harness.mini.run import Run
-from harness.mini.vocoder import HOP, Recipe, crop_starts, distance, fit
+from harness.mini.training.run import Run
+from harness.mini.training.vocoder import Recipe, crop_starts, distance, fit
+from harness.mini.vocos import HOP
 from harness.pipeline import Pipeline
 
 FADE = 2  # mel frames at an utterance's start that upstream silences after HiFT

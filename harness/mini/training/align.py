@@ -24,9 +24,9 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from torch import Tensor
 
 from harness.mini import models
-from harness.mini.run import Run
-from harness.mini.speech import Corpus
-from harness.mini.t3 import EMOTION, Batch, Examples, autocast, forward, load_examples, split_rows
+from harness.mini.training.run import Run
+from harness.mini.training.speech import Corpus
+from harness.mini.training.t3 import EMOTION, Batch, Examples, autocast, forward, load_examples, split_rows
 
 MEASURED = 96  # utterances
 SPOKEN = 24

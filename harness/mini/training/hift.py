@@ -17,11 +17,11 @@ from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
 from torch import Tensor
 
-from . import models
-from .inverse_stft import inverse_stft
-from .run import Run, learning_rate
-from .speech import Corpus
-from .vocoder import (
+from harness.mini import models
+from harness.mini.inverse_stft import inverse_stft
+from harness.mini.training.run import Run, learning_rate
+from harness.mini.training.speech import Corpus
+from harness.mini.training.vocoder import (
     HELD_OUT,
     HOP16,
     MARGIN,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.mini import models
-from harness.mini.run import Run
-from harness.mini.speech import SAMPLE_RATE, speak
+from harness.mini.training.run import Run
+from harness.mini.training.speech import SAMPLE_RATE, speak
 
 REFERENCE = "The captain opened an old blue letter and read every line of it again."
 REFERENCE_S = 3.6  # a prompt of 90 codes: the flow computes it anew in each of its ten steps

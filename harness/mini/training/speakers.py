@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from chatterbox.models.s3gen.xvector import CAMPPlus
 from torch import Tensor, nn
 
-from harness.mini import features
 from harness.mini.models import VOICES, build_s3gen, build_voice_encoder
-from harness.mini.run import Run, learning_rate
-from harness.mini.speech import Corpus
-from harness.mini.tokenizer import Speech
+from harness.mini.training import features
+from harness.mini.training.run import Run, learning_rate
+from harness.mini.training.speech import Corpus
+from harness.mini.training.tokenizer import Speech
 
 STEPS, PEAK_RATE = 500, 2e-3
 PACES = (0.88, 1.0, 1.12)
