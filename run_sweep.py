@@ -13,6 +13,7 @@ optimizations.vocos.enabled=false. Exit codes: 0 measured, 1 a job failed or is 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -29,6 +30,8 @@ from harness.worker import start_server
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 ASKS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+PLUS = re.compile(r"^\+\+?(?=(combo|sweep)=)")
+"""`+combo=production` is read as `combo=production`: both groups have a default, null, and Hydra adds nothing to one."""
 PERTH_WARNING = "pkg_resources is deprecated"
 
 
@@ -45,6 +48,7 @@ def main() -> int:
         from harness.config import explain, register_catalogue
 
         ReportCallback.exit_code = 0
+        sys.argv[1:] = [PLUS.sub("", argument) for argument in sys.argv[1:]]
         register_catalogue(argument for argument in sys.argv[1:] if not argument.startswith("-"))
         try:
             sweep()

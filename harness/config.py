@@ -1,21 +1,23 @@
 """From a composed configuration to the jobs it asks for.
 
-The catalogue's parameters become configuration (`optimizations.<name>.*`), and a configuration becomes one
-job or, with one of the designs of `harness.ablation`, several.
+The groups' schemas and the catalogue's parameters (`optimizations.<name>.*`) become configuration, and a configuration
+becomes one job or, with one of the designs of `harness.ablation`, several.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -23,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from harness.ablation import DESIGNS, Design, Job
 from harness.errors import UserError
 from harness.plugins import import_catalogue
+from harness.results import BASELINE, slug
+from harness.settings import GROUPS, check, did_you_mean
 
-BASELINE_AGAIN = "baseline_again"
-"""The name of a combo without optimizations: identical code against itself, which shows the noise floor."""
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 Toggles = dict[str, dict[str, Any]]
 """Parameters of the enabled optimizations by name, in the order of application."""
@@ -33,11 +36,17 @@ Toggles = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One paired experiment: what it is called, what it switches on, and its whole resolved configuration."""
+    """One paired experiment: what it is called, what it switches on, and its whole resolved configuration.
+
+    `against` is the name of what it is compared with, and `against_toggles` is what that switches on: by default
+    nothing, the unmodified pipeline. The two names differ, also as names of files.
+    """
 
     combo: str
     toggles: Toggles
     config: dict[str, Any]
+    against: str = BASELINE
+    against_toggles: Toggles = field(default_factory=dict)
 
     @property
     def config_hash(self) -> str:
@@ -49,7 +58,9 @@ class JobSpec:
 
 
 def register_catalogue(overrides: Iterable[str]) -> None:
-    """Make every optimization's parameters known to Hydra, those of `plugin_modules=[...]` included.
+    """Make the groups' settings and every optimization's parameters known to Hydra.
+
+    Those of `plugin_modules=[...]` are included.
 
     Raises UserError for a plugin that cannot be imported, and for an override of an unknown optimization.
     """
@@ -59,7 +70,7 @@ def register_catalogue(overrides: Iterable[str]) -> None:
         if key.startswith("optimizations.") and (name := key.split(".")[1]) not in catalogue.names():
             catalogue.create(name)  # raises, and says which name was meant
     node = {name: {"enabled": False, **asdict(cls.Config())} for name, cls in catalogue.CATALOGUE.items()}
-    ConfigStore.instance().store(name="catalogue", node={"optimizations": node})
+    ConfigStore.instance().store(name="schema", node={**GROUPS, "optimizations": node})
 
 
 def _parsed(overrides: Iterable[str]) -> Iterable[tuple[str, Any]]:
@@ -79,28 +90,67 @@ def _parsed(overrides: Iterable[str]) -> Iterable[tuple[str, Any]]:
 def expand(cfg: DictConfig) -> list[JobSpec]:
     """The jobs that a configuration asks for.
 
-    Raises UserError if it asks for none, names an unknown optimization or parameter, or switches on two
+    Raises UserError if it asks for none, for a setting out of its range, an unknown optimization or parameter, or two
     optimizations that replace the same stage.
     """
     catalogue = import_catalogue(cfg.plugin_modules)
-    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    known = catalogue.names()
-    for name in settings["optimizations"]:
-        catalogue.create(name)
-    parameters = {name: dict(settings["optimizations"].get(name, {})) for name in known}
-    enabled = [name for name in known if parameters[name].pop("enabled", False)]
-    combo = settings["combo"]
-    if settings["sweep"] is None and combo is None and not enabled:
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    check(settings)
+    combo, sweep = settings["combo"], settings["sweep"]
+    toggles = _toggles(catalogue, settings["optimizations"])
+    if sweep is None and combo is None and not toggles:
         raise UserError("nothing to measure: name a combo, as in `python run_sweep.py +combo=production`")
-    design = _design(settings["sweep"])
-    return [
-        _job_spec(catalogue, label, {name: parameters[name] for name in chosen}, settings)
-        for label, chosen in design(combo or "custom", enabled, known)
+    known = {name: _parameters(settings["optimizations"].get(name, {})) for name in catalogue.names()}
+    against, against_toggles = _reference(catalogue, settings["against"])
+    jobs = _design(sweep)(str(combo or "custom"), list(toggles), list(known))
+    specs = [
+        _job_spec(label, {name: known[name] for name in chosen}, against, against_toggles, settings)
+        for label, chosen in jobs
     ]
+    for chosen in (against_toggles, *(spec.toggles for spec in specs)):
+        _check_together(catalogue, chosen)
+    return specs
+
+
+def _toggles(catalogue: ModuleType, optimizations: dict[str, Any]) -> Toggles:
+    """What a configuration's `optimizations` switch on, in the order of application; all of them are known."""
+    for name in optimizations:
+        catalogue.create(name)
+    chosen = [name for name in catalogue.names() if optimizations[name].get("enabled")]
+    return {name: _parameters(optimizations[name]) for name in chosen}
+
+
+def _check_together(catalogue: ModuleType, toggles: Toggles) -> None:
+    plugins = [catalogue.create(name, params) for name, params in toggles.items()]
+    for one, other in combinations(plugins, 2):
+        for stage in set(one.replaces) & set(other.replaces):
+            raise UserError(f"{one.name} and {other.name} both replace the stage {stage}: switch one of them off")
+
+
+def _parameters(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "enabled"}
+
+
+def _reference(catalogue: ModuleType, against: str | None) -> tuple[str, Toggles]:
+    """The name and the optimizations of the combo that `against` names, as its file has them."""
+    if against in (None, BASELINE):
+        return BASELINE, {}
+    try:
+        cfg = _composed([f"combo={against}"])
+    except HydraException as error:
+        raise UserError(f"against={against}: {explain(error)}") from None
+    return str(cfg.combo), _toggles(catalogue, cast(dict[str, Any], OmegaConf.to_container(cfg.optimizations)))
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():  # inside a command, whose search path may have been extended
+        return compose("config", overrides)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("config", overrides)
 
 
 def _single(combo: str, enabled: list[str], _known: list[str]) -> list[Job]:
-    return [(combo if enabled else BASELINE_AGAIN, enabled)]
+    return [(combo if enabled else BASELINE, enabled)]
 
 
 def _design(name: str | None) -> Design:
@@ -111,22 +161,42 @@ def _design(name: str | None) -> Design:
     return DESIGNS[name]
 
 
-def _job_spec(catalogue: ModuleType, combo: str, toggles: Toggles, settings: dict[str, Any]) -> JobSpec:
-    plugins = [catalogue.create(name, params) for name, params in toggles.items()]
-    for one, other in combinations(plugins, 2):
-        for stage in set(one.replaces) & set(other.replaces):
-            raise UserError(f"{one.name} and {other.name} both replace the stage {stage}: switch one of them off")
+def _job_spec(
+    label: str, toggles: Toggles, against: str, against_toggles: Toggles, settings: dict[str, Any]
+) -> JobSpec:
+    combo = own_name(label, toggles, against, against_toggles)
     optimizations = {
-        name: {"enabled": name in toggles, **{k: v for k, v in params.items() if k != "enabled"}}
-        for name, params in settings["optimizations"].items()
+        name: {"enabled": name in toggles, **_parameters(params)} for name, params in settings["optimizations"].items()
     }
-    return JobSpec(combo, toggles, {**settings, "combo": combo, "optimizations": optimizations})
+    config = {**settings, "combo": combo, "against": against, "optimizations": optimizations}
+    if against_toggles:
+        config["against_optimizations"] = against_toggles
+    return JobSpec(combo, toggles, config, against, against_toggles)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint in brackets, empty where nothing known is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+def own_name(combo: str, toggles: Toggles, against: str, against_toggles: Toggles) -> str:
+    """What a combo is called beside its reference, whose name it may bear, and which no two variants share.
+
+    Identical code against itself is NAME_again; otherwise the difference makes it, as in baseline+kv_cache or
+    production-without-warmup. What is called baseline is unmodified, so only the reference may have that name.
+    """
+    if slug(combo).lower() not in (slug(against).lower(), BASELINE):
+        return combo
+    if toggles == against_toggles:
+        return f"{against}_again"
+    like = against_toggles if slug(combo).lower() == slug(against).lower() else {}
+    added = [name for name in toggles if name not in like]
+    left_out = [name for name in like if name not in toggles]
+    if not added and not left_out:
+        return f"{combo}_changed" if toggles else "unmodified"
+    return combo + _list("+", added) + _list("-without-", left_out)
+
+
+def _list(sign: str, names: list[str]) -> str:
+    """The names behind the sign, or, as file names have an end, how many there are."""
+    if len(names) > 3:
+        return f"{sign}{len(names)}_optimizations"
+    return "".join(f"{sign}{name}" for name in names)
 
 
 def explain(error: Exception) -> str:

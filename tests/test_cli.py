@@ -148,6 +148,7 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, mistake):
 
 
 def composed(*overrides: str):
+    overrides = tuple(run_sweep.PLUS.sub("", override) for override in overrides)
     register_catalogue(overrides)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("config", list(overrides))

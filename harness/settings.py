@@ -1,0 +1,145 @@
+"""The groups of the configuration: what each setting is called, of which type it is, and within which range.
+
+Hydra has these dataclasses in its ConfigStore, below the YAML files of each group, and so checks names and types
+itself. Ranges are checked by `check`, once, where a configuration becomes jobs; what only the workload or a judge can
+know stays with them. What a setting is for stands beside its value in `configs/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from omegaconf import MISSING
+
+from harness.errors import UserError
+
+LARGEST_SEED = 2**63 - 1
+"""PyTorch's generators take 64 bits, signed."""
+MOST_TOKENS = 1000
+"""Upstream's cap on the speech tokens of one utterance, 40 seconds."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers: from `least` to `most`, both allowed, and above `above`, which is not."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+
+    def __contains__(self, number: float) -> bool:
+        return math.isfinite(number) and self.least <= number <= self.most and number > self.above
+
+    def __str__(self) -> str:
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            return f"from {self.least} to {self.most}"
+        return f"above {self.above}" if math.isfinite(self.above) else f"of {self.least} or more"
+
+
+def number(default: Any = MISSING, **limits: float) -> Any:
+    """A dataclass's field for a number, or for None where that is its default, within a `Range`."""
+    return field(default=default, metadata={"range": Range(**limits)})
+
+
+# -- the groups --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pipeline:
+    name: str = MISSING
+    loader: str = MISSING
+    checkpoint_dir: str | None = None
+    seed: int = number(0, least=0, most=LARGEST_SEED)
+    threads: int | None = number(None, least=1)
+
+
+@dataclass
+class Workload:
+    name: str = MISSING
+    description: str = ""
+    file: str | None = None
+    texts: list[Any] = field(default_factory=list)
+    passages: dict[str, Any] | None = None
+    voices: list[str] = MISSING
+    seeds: list[int] = MISSING
+    cross: str = "round_robin"
+    scenario: str = "single_stream"
+
+
+@dataclass
+class Thresholds:
+    rtf: float = number(above=0)
+    memory: float = number(above=0)
+    rss: float = number(above=0)
+    wer: float = number(above=0)
+    sim: float = number(above=0)
+
+
+@dataclass
+class Measure:
+    name: str = MISSING
+    processes: int = number(1, least=1)
+    min_rounds: int = number(least=1)
+    max_rounds: int = number(least=1)
+    budget_s: float = number(least=0)
+    offline_baseline_items: int = number(least=1)
+    warmup_calls: int = number(least=0)
+    pinned_tokens: int | None = number(None, least=1, most=MOST_TOKENS)
+    tokens_per_character: float = number(above=0)
+    load_limit_s: float = number(above=0)
+    call_limit_s: float = number(above=0)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+
+@dataclass
+class Quality:
+    name: str = MISSING
+    asr: str = "pocketsphinx"
+    asr_model: str | None = None
+    speaker: str = "resemblyzer"
+    speaker_model: str | None = None
+
+
+@dataclass
+class Gate:
+    name: str = MISSING
+    limits: list[str] = MISSING
+
+
+GROUPS = {"pipeline": Pipeline, "workload": Workload, "measure": Measure, "quality": Quality, "gate": Gate}
+
+
+# -- checking ----------------------------------------------------------------------------------------------------
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raises UserError for a setting of the groups that is unknown or out of its range; their types are right."""
+    for group, schema in GROUPS.items():
+        check_ranges(group, schema, settings[group])
+    least, most = settings["measure"]["min_rounds"], settings["measure"]["max_rounds"]
+    if most < least:
+        raise UserError(f"measure.max_rounds={most}, and measure.min_rounds={least}: the most is the least or more")
+
+
+def check_ranges(place: str, schema: Any, values: Mapping[str, Any]) -> None:
+    """Raises UserError unless the values are all settings of the dataclass, and within its ranges."""
+    known, types = {field.name: field for field in fields(schema)}, get_type_hints(schema)
+    for name, value in values.items():
+        where = f"{place}.{name}"
+        if name not in known:
+            raise UserError(f"{where}: there is no such setting{did_you_mean(name, known)}; known: {', '.join(known)}")
+        if is_dataclass(types[name]):
+            check_ranges(where, types[name], value)
+        allowed = known[name].metadata.get("range")
+        if allowed is not None and value is not None and value not in allowed:
+            raise UserError(f"{where}={value}: give a number {allowed}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint in brackets, empty where nothing known is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
