@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from harness.errors import UserError
-from harness.quality import asr, fidelity, scoring, speaker
+from harness.quality import asr, fidelity, scoring, speaker, watermark
 from harness.quality.normalizer import normalize
 from harness.results import Measurement, RunFolder
 
@@ -32,6 +32,20 @@ def pocketsphinx():
 @pytest.fixture(scope="module")
 def resemblyzer():
     return speaker.create_encoder("resemblyzer")
+
+
+@pytest.fixture(scope="module")
+def perth_detector():
+    return watermark.create_detector()
+
+
+@cache
+def marked(name: str) -> tuple[np.ndarray, int]:
+    """A clip as upstream would hand it out."""
+    import perth
+
+    wave, rate = clip(name)
+    return perth.PerthImplicitWatermarker().apply_watermark(wave, sample_rate=rate).astype(np.float32), rate
 
 
 # -- words
@@ -207,6 +221,41 @@ def test_a_model_that_does_not_load_is_named_with_the_ways_out(tmp_path, create,
         create("nobody")
 
 
+# -- the watermark
+
+
+@pytest.mark.parametrize("name", ["rms-dinner", "kal16-dinner", "rms-door"])
+def test_the_mark_is_found_where_it_is_and_nowhere_else(perth_detector, name):
+    assert perth_detector.read(*marked(name)) > 0.9
+    assert perth_detector.read(*clip(name)) < 0.4
+
+
+@pytest.mark.parametrize(
+    "handle",
+    [
+        lambda wave: (np.round(wave * 32767) / 32767, RATE),
+        lambda wave: (wave[4000:12000], RATE),
+        lambda wave: (0.1 * wave, RATE),
+        lambda wave: (asr.librosa.resample(wave, orig_sr=RATE, target_sr=24_000), 24_000),
+        lambda wave: (asr.librosa.resample(wave, orig_sr=RATE, target_sr=8_000), 8_000),
+    ],
+    ids=["16 bits", "half a second", "quieter", "24 kHz", "8 kHz"],
+)
+def test_handling_a_clip_neither_hides_the_mark_nor_makes_one(perth_detector, handle):
+    assert round(perth_detector.read(*handle(marked("rms-dinner")[0]))) == 1
+    assert round(perth_detector.read(*handle(clip("rms-dinner")[0]))) == 0
+
+
+@pytest.mark.parametrize("wave", [np.zeros(0), np.full(500, 0.1), np.zeros(RATE)], ids=["empty", "short", "silent"])
+def test_no_mark_fits_into_nothing(perth_detector, wave):
+    assert perth_detector.read(wave.astype(np.float32), RATE) == 0.0
+
+
+def test_without_perth_nobody_answers(monkeypatch):
+    monkeypatch.setattr("perth.PerthImplicitWatermarker", None)
+    assert watermark.create_detector() is None
+
+
 # -- signals
 
 
@@ -276,8 +325,8 @@ def folder(tmp_path) -> RunFolder:
     return folder
 
 
-def scores(rows, folder, pocketsphinx, resemblyzer, reference=lambda voice: clip("rms-door")):
-    return scoring.score_rows(rows, folder.path, pocketsphinx, resemblyzer, reference)
+def scores(rows, folder, pocketsphinx, resemblyzer, detector=None, reference=lambda voice: clip("rms-door")):
+    return scoring.score_rows(rows, folder.path, pocketsphinx, resemblyzer, detector, reference)
 
 
 def test_a_good_clip_scores_well_and_another_voice_or_text_shows(folder, pocketsphinx, resemblyzer):
@@ -305,11 +354,24 @@ def test_a_good_clip_scores_well_and_another_voice_or_text_shows(folder, pockets
         (measurement("t", "rms-dinner", status="failed", error="Traceback\nKeyError: 'x'"), "KeyError: 'x'"),
     ],
 )
-def test_a_clip_that_cannot_be_judged_counts_as_wholly_wrong(folder, pocketsphinx, resemblyzer, row, reason):
-    (score,) = scores([row], folder, pocketsphinx, resemblyzer)
+def test_a_clip_that_cannot_be_judged_counts_as_wholly_wrong(
+    folder, pocketsphinx, resemblyzer, perth_detector, row, reason
+):
+    (score,) = scores([row], folder, pocketsphinx, resemblyzer, perth_detector)
     assert (score.wer, score.deletions, score.similarity) == (1.0, 8, {"sim_resemblyzer": 0.0})
+    assert score.watermark == 0.0
     assert score.missing
     assert reason in score.reason
+
+
+def test_the_watermark_is_read_from_the_file_and_unknown_where_nobody_can_read_it(
+    folder, pocketsphinx, resemblyzer, perth_detector
+):
+    soundfile.write(folder.path / "audio/baseline/marked.wav", *marked("rms-dinner"), subtype="PCM_16")
+    rows = [measurement("with", "marked"), measurement("without", "rms-dinner")]
+    found = scores(rows, folder, pocketsphinx, resemblyzer, perth_detector)
+    assert [round(score.watermark) for score in found] == [1, 0]
+    assert [score.watermark for score in scores(rows, folder, pocketsphinx, resemblyzer)] == [None, None]
 
 
 def test_without_a_reference_clip_similarity_is_unknown_rather_than_zero(folder, pocketsphinx, resemblyzer):
@@ -334,7 +396,8 @@ def test_scoring_again_replaces_the_scores_however_many_processes(folder, monkey
     names = ["rms-dinner", "rms-door"] + ["silent"] * 14
     for number, name in enumerate(names):
         folder.add_measurement(measurement(f"t{number}", name, voice=str(SPEECH / "rms-door.ogg")))
-    folder.add_measurement(measurement("t0", "rms-dinner", pass_name="speed"))
+    folder.add_measurement(measurement("t0", None, pass_name="speed"))
+    folder.add_measurement(measurement("t0", "rms-dinner", pass_name="warmup"))
     scoring.score_run(folder, {})
     first, warnings = folder.scores()
     monkeypatch.setattr(scoring, "PROCESSES", 1)
@@ -364,7 +427,16 @@ def test_judges_are_checked_before_anything_is_measured(config):
         scoring.check_judges(config)
 
 
-def test_a_run_without_a_quality_pass_has_no_scores(folder):
-    folder.add_measurement(measurement("t0", "rms-dinner", pass_name="speed"))
+def test_a_run_without_clips_has_no_scores(folder):
+    folder.add_measurement(measurement("t0", None, pass_name="speed"))
     scoring.score_run(folder, {})
     assert not folder.scores_file.exists()
+
+
+def test_a_timed_clip_that_was_kept_is_judged_too(folder):
+    folder.add_measurement(measurement("t0", "rms-dinner", pass_name="speed", round=3))
+    folder.add_measurement(measurement("t0", "absent", pass_name="speed", seed=2))
+    scoring.score_run(folder, {})
+    heard, missing = folder.scores()[0]
+    assert (heard.pass_name, heard.wer, heard.missing) == ("speed", 0.0, False)
+    assert (missing.pass_name, missing.wer, missing.missing) == ("speed", 1.0, True)

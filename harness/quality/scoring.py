@@ -1,7 +1,8 @@
-"""The quality pass's clips, judged: word error rate against the text, similarity against the reference clip.
+"""A run's clips, judged: word error rate against the text, similarity against the reference clip, the watermark.
 
-Nothing escapes by being absent: a clip that is missing, empty, silent or not finite scores word error rate 1 and
-similarity 0, and its row says why. A voice without a reference clip has no similarity at all, for every variant.
+Nothing escapes by being absent: a clip that is missing, empty, silent or not finite scores word error rate 1,
+similarity 0 and watermark 0, and its row says why. A voice without a reference clip has no similarity at all, for every
+variant.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from harness.quality.asr import Transcriber, check_transcriber, create_transcrib
 from harness.quality.fidelity import flaw
 from harness.quality.normalizer import normalize
 from harness.quality.speaker import SpeakerEncoder, check_encoder, create_encoder, similarity
+from harness.quality.watermark import Detector, create_detector
 from harness.results import Measurement, RunFolder, Score, finite, write_atomically
 
 VOICES = Path(__file__).resolve().parent.parent / "mini" / "weights" / "voices"
@@ -34,12 +36,13 @@ Wave = tuple[NDArray[np.float32], int]
 
 
 def score_run(folder: RunFolder, config: Mapping[str, Any]) -> None:
-    """Judge the quality pass of a run's folder and write scores.jsonl, in place of an earlier one.
+    """Judge the clips of a run's folder and write scores.jsonl, in place of an earlier one.
 
-    `config` is the quality group. Writes nothing if there was no quality pass. Raises UserError for a recognizer or a
-    speaker model that is unknown or does not load; scores that were there before are kept then.
+    These are all of the quality pass, and those of the speed pass that were kept. `config` is the quality group. Writes
+    nothing if there are none. Raises UserError for a recognizer or a speaker model that is unknown or does not load;
+    scores that were there before are kept then.
     """
-    rows = [row for row in folder.measurements()[0] if row.pass_name == "quality"]
+    rows = [row for row in folder.measurements()[0] if is_judged(row)]
     if not rows:
         return
     n = _processes(config, len(rows))
@@ -53,6 +56,11 @@ def score_run(folder: RunFolder, config: Mapping[str, Any]) -> None:
     scores = [judged[index % n][index // n] for index in range(len(rows))]
     lines = [json.dumps(finite(score.to_row()), ensure_ascii=False) + "\n" for score in scores]
     write_atomically(folder.scores_file, "".join(lines))
+
+
+def is_judged(row: Measurement) -> bool:
+    """Whether somebody listens to what this row made: a clip of the quality pass, or one that was timed and kept."""
+    return row.pass_name == "quality" or (row.pass_name == "speed" and row.audio is not None)
 
 
 def check_judges(config: Mapping[str, Any]) -> None:
@@ -76,7 +84,7 @@ def _judge(rows: Sequence[Measurement], results_dir: Path, config: Mapping[str, 
         torch.set_num_threads(1)
     transcriber = create_transcriber(config.get("asr", "pocketsphinx"), config.get("asr_model"))
     encoder = create_encoder(config.get("speaker", "resemblyzer"), config.get("speaker_model"))
-    return score_rows(rows, results_dir, transcriber, encoder, reference_wave)
+    return score_rows(rows, results_dir, transcriber, encoder, create_detector(), reference_wave)
 
 
 def score_rows(
@@ -84,16 +92,17 @@ def score_rows(
     results_dir: Path,
     transcriber: Transcriber,
     encoder: SpeakerEncoder,
+    detector: Detector | None,
     reference_wave_for_voice: Callable[[str], Wave | None],
 ) -> list[Score]:
-    """One score for each row of a quality pass, in order; clips are read from `results_dir`."""
+    """One score for each row, in order; clips are read from `results_dir`. Without a detector, no watermark's."""
 
     @cache
     def reference_embedding(voice: str) -> NDArray[np.float32] | None:
         reference = reference_wave_for_voice(voice)
         return None if reference is None else encoder.embed(*reference)
 
-    return [score_row(row, results_dir, transcriber, encoder, reference_embedding) for row in rows]
+    return [score_row(row, results_dir, transcriber, encoder, detector, reference_embedding) for row in rows]
 
 
 def score_row(
@@ -101,6 +110,7 @@ def score_row(
     results_dir: Path,
     transcriber: Transcriber,
     encoder: SpeakerEncoder,
+    detector: Detector | None,
     reference_embedding: Callable[[str], NDArray[np.float32] | None],
 ) -> Score:
     """Judge one clip."""
@@ -111,15 +121,23 @@ def score_row(
         closeness = similarity(encoder.embed(*clip), reference) if clip else 0.0
     return Score(
         variant=row.variant,
+        pass_name=row.pass_name,
         text_id=row.text_id,
         voice=row.voice,
         seed=row.seed,
         audio=row.audio,
         **word_errors(row.text, hypothesis),
         similarity={encoder.metric_name: closeness},
+        watermark=_watermark(clip, detector),
         missing=clip is None,
         reason=reason or (f"no reference clip of the voice {row.voice}" if reference is None else None),
     )
+
+
+def _watermark(clip: Wave | None, detector: Detector | None) -> float | None:
+    if detector is None:
+        return None
+    return detector.read(*clip) if clip else 0.0
 
 
 def _read_clip(row: Measurement, results_dir: Path) -> tuple[Wave | None, str | None]:
