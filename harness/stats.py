@@ -22,10 +22,28 @@ simulates it, processes that are slower as a whole included). Noisier runs appro
 5 %, and are warned about from that same 10 % on.
 
 Fewer than MIN_PAIRS pairs give no interval and no verdict.
+
+**Several processes.** A process is slow or fast as a whole: where its memory lies, which kernels its library
+picked. Rounds inside one process cannot see that, so pairs of processes are repeated. The two levels are
+crossed: every process speaks the same texts. Resampling processes, then texts, then rounds inside each other
+would count the noise of single runs once per level, and a text's own effect hardly at all, as each process
+would draw texts of its own. Instead each level has its half-width, and their squares add up, less that of
+process and text together, which is in both: the variance of errors clustered two ways (A. C. Cameron, J. B.
+Gelbach, D. L. Miller, "Robust Inference With Multiway Clustering", Journal of Business & Economic Statistics
+29, 2011). Rounds are inside a text of a process, whose distance from its neighbours already holds their
+noise. Processes are few, and resampling five values cannot leave their range: their level is Student's
+interval over each process's own figure.
+
+A figure that a process has only once (loading, its first call, its memory) has that level alone, and an
+interval takes MIN_PROCESSES pairs. Two to four processes get the factor of five, so that they widen the other
+figures' intervals as far as they can know, and cover less than 95 % if processes differ by much.
+
+**Power.** "No detectable change" says little without the change that would have been detected:
+`smallest_detectable` reads it off the interval's own width, `rounds_for` says how many rounds it would take.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +51,8 @@ from scipy import special
 
 CONFIDENCE = 0.95
 MIN_PAIRS = 6
+MIN_PROCESSES = 5
+POWER = 0.8
 RESAMPLES = 9999
 
 NO_CHANGE = "no detectable change"
@@ -146,11 +166,17 @@ def paired_bootstrap(
     combine: Callable[..., np.ndarray] = np.sum,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    processes: Sequence[int] | None = None,
+    positive: bool = False,
 ) -> Interval:
     """The statistic of `columns` [pairs, figures] and its interval, by text where there are enough texts.
 
     `combine` (np.sum or np.max, along axis 0) turns a text's pairs into one unit; the statistic must give
     the same answer for units as for pairs, as sums and maxima do. Seeded: the same rows, the same interval.
+
+    `processes` names the pair of processes that each pair of rows comes from; with two or more, they are
+    resampled too (see above). `positive` says that the statistic cannot be 0 or less: half-widths of several
+    levels then add up on the log scale.
     """
     columns = np.asarray(columns, dtype=np.float64)
     pairs = len(columns)
@@ -159,7 +185,26 @@ def paired_bootstrap(
     estimate = float(statistic(columns))
     if pairs < MIN_PAIRS:
         return Interval(estimate, None, None, pairs)
-    units = _units(columns, texts, combine)
+
+    def bounds(keys: Sequence[Hashable]) -> tuple[float, float]:
+        return _resample(_units(columns, keys, combine), statistic, resamples, seed)
+
+    work: Sequence[Hashable] = texts if len(set(texts)) >= MIN_PAIRS else range(pairs)
+    by_work = bounds(work)
+    if processes is None or len(set(processes)) < 2:
+        return Interval(estimate, *by_work, pairs)
+    by_both = bounds(list(zip(processes, work, strict=True)))
+    own = statistic(_units(columns, processes, combine)[:, None, :])
+    if positive and min(estimate, by_work[0], by_both[0], own.min()) > 0:
+        logs = (math.log(estimate), np.log(own), _logs(by_work), _logs(by_both))
+        low, high = map(math.exp, _clustered_two_ways(*logs))
+    else:
+        low, high = _clustered_two_ways(estimate, own, by_work, by_both)
+    return Interval(estimate, low, high, pairs)
+
+
+def _resample(units: np.ndarray, statistic: Statistic, resamples: int, seed: int) -> tuple[float, float]:
+    """The bounds of the expanded percentile interval over `units` [units, figures]."""
     rng = np.random.default_rng(seed)
     draws = np.concatenate(
         [
@@ -169,14 +214,51 @@ def paired_bootstrap(
     )
     tail = expanded_tail(len(units))
     low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high), pairs)
+    return float(low), float(high)
 
 
-def _units(columns: np.ndarray, texts: Sequence[str], combine: Callable[..., np.ndarray]) -> np.ndarray:
-    names = np.asarray(texts)
-    if len(set(texts)) < MIN_PAIRS:
+def _units(columns: np.ndarray, keys: Sequence[Hashable], combine: Callable[..., np.ndarray]) -> np.ndarray:
+    """The pairs of each key as one unit, in the order of first appearance."""
+    members: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        members.setdefault(key, []).append(index)
+    if len(members) == len(columns):
         return columns
-    return np.stack([combine(columns[names == name], axis=0) for name in dict.fromkeys(texts)])
+    return np.stack([combine(columns[rows], axis=0) for rows in members.values()])
+
+
+def _clustered_two_ways(
+    estimate: float,
+    processes: np.ndarray,
+    work: tuple[float, float],
+    both: tuple[float, float],
+) -> tuple[float, float]:
+    """Bounds for two crossed levels, from each process's own statistic, and the bounds by work and by both at once.
+
+    On each side the squared half-widths add up, less that of the intersection, which is in both; never narrower
+    than either level alone.
+    """
+    one = _student(processes)
+
+    def half_width(side: int) -> float:
+        other, shared = abs(work[side] - estimate), abs(both[side] - estimate)
+        return math.sqrt(max(one**2 + other**2 - shared**2, one**2, other**2))
+
+    return estimate - half_width(0), estimate + half_width(1)
+
+
+def _logs(bounds: tuple[float, float]) -> tuple[float, float]:
+    return math.log(bounds[0]), math.log(bounds[1])
+
+
+def _student(values: np.ndarray) -> float:
+    """Half-width of Student's interval for the mean of so few values that resampling could not leave their range.
+
+    Of fewer than MIN_PROCESSES values, with the factor for that many: two alone would take 12.7 standard errors.
+    """
+    n = len(values)
+    factor = float(special.stdtrit(max(n, MIN_PROCESSES) - 1, (1 + CONFIDENCE) / 2))
+    return factor * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
 def _batches(total: int, unit_size: int, budget: int = 4_000_000) -> list[int]:
@@ -198,6 +280,7 @@ def ratio_of_sums(
     baseline_per: Sequence[float] | None = None,
     variant_per: Sequence[float] | None = None,
     *,
+    processes: Sequence[int] | None = None,
     resamples: int = RESAMPLES,
 ) -> Interval:
     """(sum of variant / sum of variant_per) / (sum of baseline / sum of baseline_per), paired.
@@ -219,11 +302,30 @@ def ratio_of_sums(
         base, base_per, var, var_per = np.moveaxis(units.sum(axis=-2), -1, 0)
         return (var / var_per) / (base / base_per)
 
-    return paired_bootstrap(columns, texts, statistic, resamples=resamples)
+    return paired_bootstrap(columns, texts, statistic, resamples=resamples, processes=processes, positive=True)
+
+
+def ratio_over_processes(baseline: Sequence[float], variant: Sequence[float]) -> Interval:
+    """variant / baseline of a figure that a process has once, one entry per pair of processes: the geometric mean.
+
+    Loading, the first call, model memory, peak resident memory; all above 0. Fewer than MIN_PROCESSES pairs give no
+    interval: what one process took says nothing about the next.
+    """
+    ratios = np.log(np.asarray(variant, dtype=np.float64) / np.asarray(baseline, dtype=np.float64))
+    mean, n = float(ratios.mean()), len(ratios)
+    if n < MIN_PROCESSES:
+        return Interval(math.exp(mean), None, None, n)
+    half_width = _student(ratios)
+    return Interval(math.exp(mean), math.exp(mean - half_width), math.exp(mean + half_width), n)
 
 
 def ratio_of_peaks(
-    baseline: Sequence[float], variant: Sequence[float], texts: Sequence[str], *, resamples: int = RESAMPLES
+    baseline: Sequence[float],
+    variant: Sequence[float],
+    texts: Sequence[str],
+    *,
+    processes: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
 ) -> Interval:
     """max(variant) / max(baseline), paired: the ratio of two memory peaks."""
 
@@ -231,20 +333,39 @@ def ratio_of_peaks(
         base, var = np.moveaxis(units.max(axis=-2), -1, 0)
         return var / base
 
-    return paired_bootstrap(np.column_stack([baseline, variant]), texts, statistic, combine=np.max, resamples=resamples)
+    return paired_bootstrap(
+        np.column_stack([baseline, variant]),
+        texts,
+        statistic,
+        combine=np.max,
+        resamples=resamples,
+        processes=processes,
+        positive=True,
+    )
 
 
 def mean_delta(
-    baseline: Sequence[float], variant: Sequence[float], texts: Sequence[str], *, resamples: int = RESAMPLES
+    baseline: Sequence[float],
+    variant: Sequence[float],
+    texts: Sequence[str],
+    *,
+    processes: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
 ) -> Interval:
     """mean(variant - baseline), paired: the change of a word error rate or a similarity."""
     difference = np.asarray(variant, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
-    return mean(difference, texts, resamples=resamples)
+    return mean(difference, texts, processes=processes, resamples=resamples)
 
 
-def mean(values: Sequence[float] | np.ndarray, texts: Sequence[str], *, resamples: int = RESAMPLES) -> Interval:
+def mean(
+    values: Sequence[float] | np.ndarray,
+    texts: Sequence[str],
+    *,
+    processes: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+) -> Interval:
     """The mean of one variant's own values."""
-    return per_unit(values, np.ones(len(values)), texts, resamples=resamples)
+    return per_unit(values, np.ones(len(values)), texts, processes=processes, resamples=resamples)
 
 
 def per_unit(
@@ -252,6 +373,7 @@ def per_unit(
     per: Sequence[float] | np.ndarray,
     texts: Sequence[str],
     *,
+    processes: Sequence[int] | None = None,
     resamples: int = RESAMPLES,
 ) -> Interval:
     """sum(amounts) / sum(per) of one variant: its own real-time factor, say."""
@@ -260,7 +382,7 @@ def per_unit(
         total, total_per = np.moveaxis(units.sum(axis=-2), -1, 0)
         return total / total_per
 
-    return paired_bootstrap(np.column_stack([amounts, per]), texts, statistic, resamples=resamples)
+    return paired_bootstrap(np.column_stack([amounts, per]), texts, statistic, resamples=resamples, processes=processes)
 
 
 def contrast(first: Interval, second: Interval, kind: str) -> Interval:
@@ -278,6 +400,54 @@ def contrast(first: Interval, second: Interval, kind: str) -> Interval:
     below = math.hypot(second.estimate - second_low, first_high - first.estimate)
     above = math.hypot(second_high - second.estimate, first.estimate - first_low)
     return Interval(estimate, estimate - below, estimate + above, n)
+
+
+# --------------------------------------------------------------------------------------------- power
+
+
+def resolution(interval: Interval, kind: str, power: float = POWER) -> float | None:
+    """How large a true change has to be for an interval of this width to leave out "none", with that power.
+
+    The interval is some 1.96 standard errors to each side, so
+
+        resolution = (1 + z(power) / 1.96) * half-width,    1.43 half-widths for a power of 80 %
+
+    on the log scale for a ratio, where it is given as a rate (0.04 is 4 %). Small samples widen the interval by
+    more than their standard error, so the power is rather higher. None for an interval without bounds.
+    """
+    if interval.bounds is None:
+        return None
+    low, high = interval.bounds
+    half_width = (math.log(high / low) if kind == "ratio" else high - low) / 2
+    reach = (1 + float(special.ndtri(power) / special.ndtri((1 + CONFIDENCE) / 2))) * half_width
+    return math.expm1(reach) if kind == "ratio" else reach
+
+
+def smallest_detectable(interval: Interval, threshold: float, measure: Metric, power: float = POWER) -> float | None:
+    """The smallest true change for the worse that such a run gives its verdict, with that power.
+
+    A verdict needs the whole interval beyond the threshold, so the change is the threshold and, on top of it, the
+    interval's `resolution`; for a ratio they multiply: (1 + threshold) (1 + resolution) - 1. Relative for a ratio
+    (0.052: 5.2 % slower), absolute for a delta. None for an interval without bounds.
+    """
+    beyond = resolution(interval, measure.kind, power)
+    if beyond is None:
+        return None
+    return (1 + threshold) * (1 + beyond) - 1 if measure.kind == "ratio" else threshold + beyond
+
+
+def rounds_for(change: float, interval: Interval, rounds: int, kind: str, power: float = POWER) -> int | None:
+    """How many rounds of the same kind would tell a true change of that size from none, with that power.
+
+    Standard errors shrink with the root of the rounds: rounds * (resolution / change)^2, on the log scale for a
+    ratio. That holds for the noise of single runs; where texts or processes differ in effect, it takes more of those.
+    None for an interval without bounds.
+    """
+    reach = resolution(interval, kind, power)
+    if reach is None:
+        return None
+    share = math.log1p(reach) / math.log1p(change) if kind == "ratio" else reach / change
+    return max(1, math.ceil(rounds * share**2))
 
 
 # ------------------------------------------------------------------------------- spread and outliers

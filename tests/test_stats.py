@@ -22,6 +22,27 @@ def run_twice(rng: np.random.Generator, n: int, noise: float, effect: float = 1.
     return baseline, variant
 
 
+def run_in_processes(
+    rng: np.random.Generator,
+    processes: int,
+    texts: int = 6,
+    rounds: int = 4,
+    noise: float = 0.05,
+    process: float = 0.01,
+    text: float = 0.0,
+    effect: float = 1.0,
+) -> stats.Interval:
+    """Fresh work: each round of a text has a length of its own, the same for both; each process is slow as a whole."""
+    p, t = np.repeat(np.arange(processes), texts * rounds), np.tile(np.repeat(np.arange(texts), rounds), processes)
+    audio = rng.lognormal(0, 0.4, texts)[t] * rng.uniform(0.9, 1.1, len(t))
+    slow = rng.normal(0, process, (2, processes))[:, p] + rng.normal(0, noise, (2, len(t)))
+    own = rng.normal(0, text, texts)[t]
+    baseline, variant = audio * np.exp(slow[0]), effect * audio * np.exp(slow[1] + own)
+    return stats.ratio_of_sums(
+        baseline, variant, [f"t{i}" for i in t], audio, audio, processes=p.tolist(), resamples=499
+    )
+
+
 def test_ratio_of_sums_is_the_ratio_of_the_two_rtfs():
     interval = stats.ratio_of_sums(
         [2.0, 4.0, 6.0] * 2, [1.0, 2.0, 3.0] * 2, texts(6), [4, 4, 4] * 2, [4, 4, 4] * 2, resamples=200
@@ -113,6 +134,122 @@ def test_repeats_of_a_text_are_not_independent_evidence():
     clustered = stats.ratio_of_sums(np.ones(80), effect, names)
     naive = stats.ratio_of_sums(np.ones(80), effect, texts(80))
     assert clustered.high - clustered.low > 2 * (naive.high - naive.low)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("noise", [0.02, 0.05])
+def test_identical_code_on_fresh_work_seldom_alarms(processes, noise):
+    rng = np.random.default_rng(21)
+    alarms = 0
+    for _ in range(300):
+        interval = run_in_processes(rng, processes, noise=noise)
+        alarms += stats.verdict(interval.low, interval.high, 0.03, TIME) != stats.NO_CHANGE
+    assert alarms / 300 <= 0.02 + 2 * (0.02 * 0.98 / 300) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("process", "text"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.05), (0.03, 0.05)], ids=["calm", "process", "text", "both"]
+)
+def test_five_processes_cover_the_truth_whatever_it_is_that_differs(process, text):
+    rng = np.random.default_rng(22)
+    covered = 0
+    for _ in range(300):
+        interval = run_in_processes(rng, 5, rounds=2, process=process, text=text, effect=0.8)
+        covered += interval.low <= 0.8 <= interval.high
+    assert covered / 300 >= 0.92
+
+
+def test_one_process_is_not_resampled():
+    baseline, variant = run_twice(np.random.default_rng(0), 8, 0.1)
+    alone = stats.ratio_of_sums(baseline, variant, texts(8))
+    assert stats.ratio_of_sums(baseline, variant, texts(8), processes=[0] * 8) == alone
+
+
+def test_processes_that_lie_apart_widen_every_kind_of_interval():
+    """Twelve texts in each of five processes that agree, and in five that do not; nothing else differs."""
+    names, processes = texts(12) * 5, np.repeat(np.arange(5), 12)
+    ones = np.ones(60)
+    for shift, apart in ((0.0, False), (0.05, True)):
+        value = 1 + shift * (processes - 2)
+        for interval in (
+            stats.ratio_of_sums(ones, value, names, processes=processes.tolist()),
+            stats.ratio_of_peaks(ones, value, names, processes=processes.tolist()),
+            stats.mean_delta(ones, value, names, processes=processes.tolist()),
+            stats.per_unit(value, ones, names, processes=processes.tolist()),
+        ):
+            assert (interval.high - interval.low > 0.1) == apart
+
+
+def test_what_a_process_has_once_takes_five_processes():
+    few = stats.ratio_over_processes([4.0] * 4, [2.0] * 4)
+    assert few == stats.Interval(pytest.approx(0.5), None, None, 4)
+    rng = np.random.default_rng(23)
+    covered = alarms = 0
+    for _ in range(1000):
+        baseline, variant = np.exp(rng.normal(0, 0.05, (2, 5)))
+        interval = stats.ratio_over_processes(baseline, variant)
+        covered += interval.low <= 1 <= interval.high
+        alarms += stats.verdict(interval.low, interval.high, 0.02, stats.METRICS["peak_memory_mb"]) != stats.NO_CHANGE
+    assert covered / 1000 >= 0.935
+    assert alarms / 1000 <= 0.02 + 2 * (0.02 * 0.98 / 1000) ** 0.5
+
+
+@pytest.mark.parametrize("processes", [1, 5])
+def test_the_smallest_detectable_change_is_detected_four_times_in_five(processes):
+    rng = np.random.default_rng(24)
+    calm = [run_in_processes(rng, processes, process=0.0) for _ in range(100)]
+    change = float(np.median([stats.smallest_detectable(interval, 0.03, TIME) for interval in calm]))
+    found = 0
+    for _ in range(300):
+        interval = run_in_processes(rng, processes, process=0.0, effect=1 + change)
+        found += stats.verdict(interval.low, interval.high, 0.03, TIME) == "slower"
+    assert 0.75 <= found / 300 <= 0.96
+
+
+def test_the_word_error_rate_that_few_clips_could_have_heard():
+    """A delta: forty clips, the change that `smallest_detectable` names after hearing none."""
+    rng = np.random.default_rng(25)
+
+    def heard(change: float) -> stats.Interval:
+        before, after = rng.choice([0.0, 0.1, 0.2, 0.5], p=[0.7, 0.15, 0.1, 0.05], size=(2, 40))
+        return stats.mean_delta(before, after + change, texts(40), resamples=499)
+
+    change = float(np.median([stats.smallest_detectable(heard(0.0), 0.02, WER) for _ in range(50)]))
+    assert change > 0.05
+    found = sum(stats.verdict(i.low, i.high, 0.02, WER) == "worse" for i in (heard(change) for _ in range(200)))
+    assert 0.7 <= found / 200 <= 0.9
+
+
+def test_the_rounds_for_a_change_tell_it_from_none():
+    rng = np.random.default_rng(26)
+    first = [run_in_processes(rng, 1, rounds=2, process=0.0) for _ in range(100)]
+    rounds = int(np.median([stats.rounds_for(0.03, interval, 2, "ratio") for interval in first]))
+    assert 4 <= rounds <= 20
+    told = 0
+    for _ in range(200):
+        interval = run_in_processes(rng, 1, rounds=rounds, process=0.0, effect=1.03)
+        told += interval.low > 1
+    assert 0.7 <= told / 200 <= 0.96
+
+
+def test_without_an_interval_nothing_is_said_about_power():
+    unknown = stats.Interval(1.0, None, None, 2)
+    assert stats.resolution(unknown, "ratio") is None
+    assert stats.smallest_detectable(unknown, 0.03, TIME) is None
+    assert stats.rounds_for(0.03, unknown, 4, "ratio") is None
+    certain = stats.Interval(1.0, 1.0, 1.0, 6)
+    assert stats.smallest_detectable(certain, 0.03, TIME) == pytest.approx(0.03)
+    assert stats.rounds_for(0.03, certain, 4, "ratio") == 1
+
+
+def test_a_planted_slowdown_is_found_with_the_rounds_of_a_gate():
+    """10 % slower, six texts, single runs spread by 5 %, processes by 1 %: five processes of four rounds see it."""
+    rng = np.random.default_rng(27)
+    found = 0
+    for _ in range(200):
+        interval = run_in_processes(rng, 5, effect=1.1)
+        found += stats.verdict(interval.low, interval.high, 0.03, TIME) == "slower"
+    assert found / 200 >= 0.95
 
 
 def test_a_verdict_needs_the_whole_interval_beyond_the_threshold():
