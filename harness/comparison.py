@@ -6,6 +6,7 @@ from typing import Any
 from harness import stats
 from harness.figures import judged, similarities, timed
 from harness.results import BASELINE, Comparison, Measurement, Score, Variant
+from harness.scenarios.base import Figure
 
 DURATION_TOLERANCE = 0.01  # relative; the same speech tokens must give the same length of audio ...
 TOKEN_S = 0.04  # ... up to one speech token, which is what joining segments may cost a short clip
@@ -21,14 +22,21 @@ def compare(
     variants: dict[str, Variant],
     candidate: str | None,
     thresholds: dict[str, float],
+    compared: Sequence[Figure],
 ) -> dict[str, Comparison]:
-    """Every metric in `thresholds`; what cannot be compared is there as "not measured"."""
+    """Every metric in `thresholds`; what cannot be compared is there as "not measured".
+
+    `compared` holds the scenario's figures of the steady state.
+    """
     found = {name: not_measured(name) for name in thresholds}
     if candidate is None:
         return found
     base, other = variants[BASELINE], variants[candidate]
     if base.status == other.status == "ok":
-        found |= _compare_speed(pairs(rows, candidate), base.memory_kind == other.memory_kind, thresholds)
+        paired = pairs(rows, candidate)
+        found |= _compare_speed(paired, compared, thresholds)
+        if base.memory_kind == other.memory_kind:
+            found |= _compare_peaks(paired, thresholds)
         for name in SINGLE:
             found[name] = _compare_single(name, base, other, thresholds[name])
     if base.wer is not None and other.wer is not None:
@@ -80,27 +88,32 @@ def duration_problem(rows: Iterable[Measurement], candidate: str) -> str | None:
     )
 
 
-def _compare_speed(pairs: Sequence[Pair], same_memory: bool, thresholds: dict[str, float]) -> dict[str, Comparison]:
+def _compare_speed(
+    pairs: Sequence[Pair], compared: Sequence[Figure], thresholds: dict[str, float]
+) -> dict[str, Comparison]:
+    """The scenario's figures, call by call."""
     if not pairs:
         return {}
     spoken = _calls(pairs)
     texts = [call[0][0].text_id for call in spoken]
-    (base_s, base_audio), (time_s, audio) = (
-        (
-            [sum(pair[side].generation_time_s or 0.0 for pair in call) for call in spoken],
-            [sum(pair[side].audio_s or 0.0 for pair in call) for call in spoken],
-        )
-        for side in (0, 1)
-    )
-    found = {
-        "rtf": stats.ratio_of_sums(base_s, time_s, texts, base_audio, audio),
-        "generation_time_s": stats.ratio_of_sums(base_s, time_s, texts),
-    }
-    peaks = [(base.peak_memory_mb, row.peak_memory_mb, row.text_id) for (base, row), *_ in spoken]
+    base, other = ([[pair[side] for pair in call] for call in spoken] for side in (0, 1))
+    found = {}
+    for figure in compared:
+        amount, amount_after = ([figure.amount(rows) for rows in side] for side in (base, other))
+        per, per_after = ([figure.per(rows) for rows in side] if figure.per else None for side in (base, other))
+        interval = stats.ratio_of_sums(amount, amount_after, texts, per, per_after)
+        found[figure.name] = _judge(figure.name, interval, thresholds[figure.name])
+    return found
+
+
+def _compare_peaks(pairs: Sequence[Pair], thresholds: dict[str, float]) -> dict[str, Comparison]:
+    peaks = [(base.peak_memory_mb, row.peak_memory_mb, row.text_id) for (base, row), *_ in _calls(pairs)]
     known = [peak for peak in peaks if peak[0] and peak[1]]
-    if known and same_memory:
-        found["peak_memory_mb"] = stats.ratio_of_peaks(*_columns(known))
-    return {name: _judge(name, interval, thresholds[name]) for name, interval in found.items()}
+    if not known:
+        return {}
+    return {
+        "peak_memory_mb": _judge("peak_memory_mb", stats.ratio_of_peaks(*_columns(known)), thresholds["peak_memory_mb"])
+    }
 
 
 def _compare_single(name: str, base: Variant, other: Variant, threshold: float) -> Comparison:

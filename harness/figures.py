@@ -3,31 +3,31 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from harness import stats
+from harness.records import Child
 from harness.results import Measurement, Score, Variant
 
 
-def figures(rows: Sequence[Measurement], scores: Sequence[Score], child: dict[str, Any], n_quality: int) -> Variant:
+def figures(rows: Sequence[Measurement], scores: Sequence[Score], child: Child, n_quality: int) -> Variant:
     """All figures of the variant that wrote `rows`; `child` is its entry of children.json.
 
     `n_quality` is the number of clips that the quality pass was meant to make.
     """
     speed = timed(rows)
-    status, error = child.get("status", "ok"), child.get("error")
+    status, error = child.status, child.error
     if status == "ok" and not speed and any(row.pass_name == "speed" for row in rows):
         status, error = "failed", "no utterance of the speed pass succeeded"
     variant = Variant(
         status=status,
         error=error,
-        load_s=child.get("load_s"),
-        process_to_first_utterance_s=child.get("process_to_first_utterance_s"),
-        model_memory_mb=max(child.get("model_memory_mb") or 0.0, 0.0) or None,
-        memory_kind=child.get("memory_kind") or next((row.memory_kind for row in rows), "rss"),
-        trained=child.get("trained", True),
+        load_s=child.load_s,
+        process_to_first_utterance_s=child.process_to_first_utterance_s,
+        model_memory_mb=max(child.model_memory_mb or 0.0, 0.0) or None,
+        memory_kind=child.memory_kind or next((row.memory_kind for row in rows), "rss"),
+        trained=child.trained is not False,
         first_call_s=_mean_time(rows, "first"),
         warmup_time_s=_mean_time([row for row in rows if row.batch_size == 1], "warmup"),
         n_speed=len(speed),
@@ -36,9 +36,9 @@ def figures(rows: Sequence[Measurement], scores: Sequence[Score], child: dict[st
     if speed:
         _add_speed(variant, speed)
     quality = [row for row in rows if row.pass_name == "quality"]
-    variant.quality_note = _quality_note(variant, quality, scores, child.get("quality_unmeasured_reason"))
+    variant.quality_note = _quality_note(variant, quality, scores, child.quality_unmeasured_reason)
     variant.similarity = dict.fromkeys(similarities(scores))
-    if scores and not child.get("quality_unmeasured_reason"):
+    if scores and not child.quality_unmeasured_reason:
         _add_quality(variant, list(judged(quality, scores).values()))
     return variant
 
@@ -51,7 +51,7 @@ def timed(rows: Iterable[Measurement]) -> list[Measurement]:
 
 def calls(rows: Sequence[Measurement]) -> list[list[Measurement]]:
     """Rows by the call that spoke them: one each, but for batches, whose rows share one measurement."""
-    found: dict[tuple[Any, ...], list[Measurement]] = {}
+    found: dict[tuple, list[Measurement]] = {}
     for row in rows:
         found.setdefault(row.call, []).append(row)
     return list(found.values())

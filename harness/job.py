@@ -11,17 +11,14 @@
 Whatever happens to a child becomes rows and records of the run's folder. What was measured before, and what
 the other child measures after, is kept.
 
-A call speaks one utterance or, in the scenario `offline`, all of the workload at once. The unmodified pipeline takes
-them one after the other anyway, so that it would only take longer: it speaks a few of them, and figures are compared
-per second of audio.
+What one call speaks, and in which figures the two are compared, is the scenario's (`harness.scenarios`).
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -29,15 +26,18 @@ from typing import Any, Protocol
 
 import torch
 
-from harness import environment, measure, stats
-from harness.config import JobSpec, Toggles
+from harness import environment, measure
+from harness.config import JobSpec
 from harness.errors import UserError
+from harness.ledger import Ledger
 from harness.plugins import import_catalogue
 from harness.quality.scoring import check_judges, score_run
-from harness.results import BASELINE, PASSES, Measurement, RunFolder, Summary
+from harness.results import BASELINE, Measurement, RunFolder, Summary
+from harness.scenarios import Call, Request, Turn, scenario
+from harness.side import Side
 from harness.summarize import build_summary
-from harness.worker import ChildError, Order, Setup, Worker
-from harness.workload import OFFLINE, Item, Workload, load_workload
+from harness.worker import Order, Setup
+from harness.workload import Item, Workload, load_workload
 
 UNTRAINED = "the checkpoint's weights come from a seed, so it cannot speak"
 
@@ -56,8 +56,7 @@ def run(spec: JobSpec, results: Path, progress: Progress, started: float | None 
     """
     device = resolve_device(spec.config["device"])
     workload = load_workload(spec.config["workload"])
-    if workload.scenario == OFFLINE and (few := spec.config["measure"]["offline_baseline_items"]) < 1:
-        raise UserError(f"measure.offline_baseline_items={few}: the baseline has to speak 1 utterance or more")
+    scenario(workload.scenario).check(spec.config["measure"])
     progress(f"waiting until no other job measures on {device}", 0, 0)
     asked = time.monotonic()
     with measure.alone_on(device):
@@ -92,49 +91,8 @@ def resolve_device(device: str) -> str:
     return device
 
 
-class Ledger:
-    """Where a job's time goes: loading, measured calls, evidence (probes in the child), scoring.
-
-    All the rest is orchestration: talking to the children, writing files, waiting, summing up.
-    """
-
-    def __init__(self, started: float | None = None) -> None:
-        self.started = started if started is not None else time.monotonic()
-        self.loading_s = time.monotonic() - self.started  # the packages, which the forkserver imports meanwhile
-        self.measured_s = 0.0
-        self.evidence_s = 0.0
-        self.scoring_s = 0.0
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self.started
-
-    @contextmanager
-    def book(self, account: str) -> Iterator[None]:
-        """Add the time spent inside to one of the accounts."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            setattr(self, account, getattr(self, account) + time.monotonic() - start)
-
-    def read(self) -> dict[str, float]:
-        job_s = self.elapsed_s
-        booked_s = self.loading_s + self.measured_s + self.evidence_s + self.scoring_s
-        orchestration_s = max(0.0, job_s - booked_s)
-        return {
-            "job_s": job_s,
-            "loading_s": self.loading_s,
-            "measured_s": self.measured_s,
-            "evidence_s": self.evidence_s,
-            "scoring_s": self.scoring_s,
-            "orchestration_s": orchestration_s,
-            "orchestration_share": orchestration_s / job_s,
-        }
-
-
 class Experiment:
-    """One job on its way: two workers, the files they fill, and what is known so far."""
+    """One job on its way: two sides, the files they fill, and what is known so far."""
 
     def __init__(
         self,
@@ -149,51 +107,228 @@ class Experiment:
         self.folder, self.ledger, self.progress = folder, ledger, progress
         self.settings = spec.config["measure"]
         self.items, self.seeds = list(workload.items), list(workload.seeds)
-        self.offline = workload.scenario == OFFLINE
-        self.toggles: dict[str, Toggles] = {BASELINE: {}, spec.combo: spec.toggles}
-        self.workers: dict[str, Worker] = {}
-        self.children: dict[str, dict[str, Any]] = {name: {"status": "ok"} for name in self.toggles}
-        self.statuses: dict[str, dict[str, Any]] = {}
+        self.scenario = scenario(workload.scenario)
+        self.reference = Side(BASELINE, {})
+        self.candidate = Side(spec.combo, spec.toggles)
+        self.sides = {side.name: side for side in (self.reference, self.candidate)}
         self.pinned: dict[Item, int] = {}
         self.warnings: list[str] = []
-        self.plan = {name: dict.fromkeys(PASSES, 0) for name in self.toggles}
         self.spoken = 0
-
-    # -- the phases ---------------------------------------------------------------------------------------------------
 
     def measure(self) -> None:
         """Everything that needs the children. Raises UserError for what they cannot be given."""
-        if not self._load():
+        if not self.load():
             return
-        self._make_plan()
-        if self._speaks():
+        self.make_plan()
+        if self.speaks:
             check_judges(self.spec.config["quality"])
-        watch = measure.CpuWatch([worker.pid for worker in self.workers.values()])
-        states = [self._device_state()]
-        self._first_calls()
-        if self._speaks():
-            self._quality_pass()
-        for _ in self._speed_rounds():
-            states.append(self._device_state())
-        self._collect_evidence()
+        watch = measure.CpuWatch([side.pid for side in self.sides.values()])
+        states = [self.device_state()]
+        self.first_calls()
+        if self.speaks:
+            self.quality_pass()
+        for _ in self.speed_rounds():
+            states.append(self.device_state())
+        self.collect_evidence()
         self.warnings += watch.warnings() if self.device == "cpu" else []
-        self.warnings += measure.state_warnings(states, n_own=len(self.workers))
+        self.warnings += measure.state_warnings(states, n_own=len(self.sides))
+
+    # -- before anything is spoken ------------------------------------------------------------------------------------
+
+    def load(self) -> bool:
+        """Load one side after the other; False if one is missing, for the other could not be paired."""
+        device: dict[str, Any] = {"name": self.device}
+        voices: list[str] = []
+        for side in self.sides.values():
+            self.report(f"loading {side.name}")
+            with self.ledger.book("loading_s"):
+                loaded = side.load(self.setup(side), self.settings["load_limit_s"])
+            if loaded is None:
+                break
+            device, voices = loaded
+        self.folder.write_json("environment.json", environment.describe(self.spec.config_hash, device))
+        if any(side.child.status == "failed" for side in self.sides.values()):
+            for side in self.sides.values():
+                if side.child.status == "ok":
+                    side.child.fail("not measured: the other process could not load")
+            return False
+        self.write_records()
+        self.items, replaced = fit_voices(self.items, voices)
+        self.warnings += replaced
+        return True
+
+    def setup(self, side: Side) -> Setup:
+        """What a side's process is given."""
+        pipeline, modules = self.spec.config["pipeline"], self.spec.config["plugin_modules"]
+        catalogue = import_catalogue(modules)
+        variables: dict[str, str] = {}
+        for plugin, params in side.toggles.items():
+            variables |= catalogue.create(plugin, params).environment()
+        return Setup(
+            variant=side.name,
+            folder=self.folder.path,
+            loader=pipeline["loader"],
+            loader_arguments={key: pipeline[key] for key in ("name", "checkpoint_dir", "seed")},
+            device=self.device,
+            plugins=side.toggles,
+            plugin_modules=tuple(modules),
+            environment=variables,
+            threads=pipeline["threads"],
+        )
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is anything to understand."""
+        return all(side.child.trained for side in self.sides.values())
+
+    @property
+    def shares(self) -> dict[str, list[Item]]:
+        """What each side speaks in a round."""
+        return {
+            side.name: self.scenario.share(self.items, bool(side.toggles), self.settings)
+            for side in self.sides.values()
+        }
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The calls of a round."""
+        return self.scenario.turns(self.shares)
+
+    def make_plan(self) -> None:
+        """Rows expected per side and pass, and the token counts that are known before anything has spoken."""
+        own_warmup = self.scenario.own_warmup(self.shares)
+        for name, items in self.shares.items():
+            plan = self.sides[name].plan
+            plan.first = 1
+            plan.warmup = self.settings["warmup_calls"] * (1 + sum(len(turn[name]) for turn in own_warmup))
+            plan.speed = len(items) * self.scenario.least_rounds(self.settings)
+            plan.quality = len(items) * len(self.seeds) if self.speaks else 0
+        if remark := self.scenario.remark(self.shares):
+            self.warnings.append(remark)
+        if not self.speaks:
+            per_character = self.settings["tokens_per_character"]
+            self.pinned = {item: max(1, round(per_character * len(item.text))) for item in self.items}
+            for side in self.sides.values():
+                side.child.quality_unmeasured_reason = UNTRAINED
+        if tokens := self.settings["pinned_tokens"]:
+            self.pinned = dict.fromkeys(self.items, tokens)
+        self.write_plan()
+
+    # -- the passes ---------------------------------------------------------------------------------------------------
+
+    def first_calls(self) -> None:
+        """The first call and the warm-up calls: one text, the combo held to what the baseline said."""
+        first, pins = self.items[0], dict(self.pinned)
+        for number in range(1 + self.settings["warmup_calls"]):
+            for position, side in enumerate(self.sides.values()):
+                request = Request(first, self.seeds[0], pins.get(first))
+                call = Call(side.name, "warmup" if number else "first", (request,), number, position)
+                for row in self.speak(call):
+                    if row.n_tokens and not number:
+                        pins.setdefault(first, row.n_tokens)
+                        side.count_first_utterance(row)
+
+    def quality_pass(self) -> None:
+        """Every text with every seed, each side stopping by itself. The first seed's count will be pinned."""
+        for seed, turn in product(self.seeds, self.turns):
+            for position, (name, items) in enumerate(turn.items()):
+                requests = tuple(Request(item, seed) for item in items)
+                rows = self.speak(Call(name, "quality", requests, position=position, keep=True))
+                for item, row in zip(items, rows, strict=False):
+                    if row.n_tokens and (name == self.reference.name or item not in turn[self.reference.name]):
+                        self.pinned.setdefault(item, row.n_tokens)
+
+    def speed_rounds(self) -> Iterator[int]:
+        """Every text in every round, equal work for both, neighbours in time, the order flipping.
+
+        Rounds are added while the budget lasts; the minimum is kept whatever it takes.
+        """
+        for number, turn in product(range(self.settings["warmup_calls"]), self.scenario.own_warmup(self.shares)):
+            self.take_turn(turn, "warmup", number, first=self.reference.name)
+        start, least = time.monotonic(), self.scenario.least_rounds(self.settings)
+        for number in range(max(least, self.settings["max_rounds"])):
+            spent = time.monotonic() - start
+            if number >= least and spent * (number + 1) / number > self.settings["budget_s"]:
+                break
+            for name, items in self.shares.items():
+                self.sides[name].plan.speed = len(items) * max(number + 1, least)
+            self.write_plan()
+            for index, turn in enumerate(self.turns):
+                first = self.reference if (number + index) % 2 == 0 else self.candidate
+                self.take_turn(turn, "speed", number, first=first.name)
+            yield number
+
+    def take_turn(self, turn: Turn, step: str, number: int, first: str) -> None:
+        """A call by each side, held to the numbers of tokens that are known; what has none is left out."""
+        for position, name in enumerate(sorted(turn, key=lambda name: name != first)):
+            known = [item for item in turn[name] if item in self.pinned]
+            requests = tuple(Request(item, self.seeds[0], self.pinned[item]) for item in known)
+            if requests:
+                self.speak(Call(name, step, requests, number, position))
+
+    def collect_evidence(self) -> None:
+        """Ask the candidate's optimizations for what they have to show."""
+        with self.ledger.book("evidence_s"):
+            self.candidate.collect_evidence(self.settings["call_limit_s"])
+
+    # -- one call -----------------------------------------------------------------------------------------------------
+
+    def speak(self, call: Call) -> list[Measurement]:
+        """Have a call answered, and write its rows; none once the side's process has ended."""
+        side = self.sides[call.variant]
+        if not side.alive:
+            return []
+        self.report(f"{call.step} {'pass' if call.step in ('speed', 'quality') else 'call'}, {call.variant}")
+        started_s = self.ledger.elapsed_s
+        limit_s = self.settings["call_limit_s"] * len(call.requests)
+        answers = side.ask(self.scenario.method, self.orders(call), limit_s=limit_s)
+        if answers is None:
+            wall_s = (self.ledger.elapsed_s - started_s) / len(call.requests)
+            lost = {"status": "failed", "error": side.last_error, "batch_size": len(call.requests), "wall_s": wall_s}
+            answers = [dict(lost) for _ in call.requests]
+        self.ledger.measured_s += sum(answer.pop("wall_s") for answer in answers)
+        rows = self.scenario.rows(call, answers, started_s)
+        for row in rows:
+            self.folder.add_measurement(row)
+        self.spoken += len(rows)
+        return rows
+
+    def orders(self, call: Call) -> list[Order]:
+        """What the side's process is told of a call."""
+        orders = []
+        for request in call.requests:
+            item = request.item
+            clip = self.folder.clip(call.variant, item.text_id, item.voice, request.seed)
+            orders.append(
+                Order(item.text, item.voice, request.seed, request.n_tokens, str(clip) if call.keep else None)
+            )
+        return orders
+
+    def device_state(self) -> dict[str, Any]:
+        """Clocks and the like, as the first process that is alive sees them."""
+        alive = next((side for side in self.sides.values() if side.alive), None)
+        return (alive.ask("state", limit_s=self.settings["call_limit_s"]) or {}) if alive else {}
+
+    def report(self, phase: str) -> None:
+        self.progress(phase, self.spoken, sum(side.plan.total for side in self.sides.values()))
+
+    # -- afterwards ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Leave no child behind."""
-        for worker in self.workers.values():
-            worker.stop()
+        for side in self.sides.values():
+            side.stop()
 
     def score(self) -> None:
         """WER and similarity of what the quality pass left; nothing is timed any more, so on all cores."""
-        if self.plan[BASELINE]["quality"]:
-            self._report("scoring")
+        if self.reference.plan.quality:
+            self.report("scoring")
             with self.ledger.book("scoring_s"):
                 score_run(self.folder, self.spec.config["quality"])
 
     def summarize(self) -> Summary:
         """Write the side files and, last, the summary, of whatever is there."""
-        self._write_records()
+        self.write_records()
         self.folder.write_json("timing.json", {**self.ledger.read(), "warnings": self.warnings})
         summary = build_summary(self.folder)
         timing = self.ledger.read()  # once more: now the summary's own time is in it
@@ -202,247 +337,14 @@ class Experiment:
         self.folder.write_summary(summary)
         return summary
 
-    def _write_records(self) -> None:
+    def write_records(self) -> None:
         """What is known of the children; also before the end, which not every run lives to see."""
-        self.folder.write_json("children.json", self.children)
-        self.folder.write_json("optimizations.json", {self.spec.combo: self._all_statuses()})
-
-    # -- loading ------------------------------------------------------------------------------------------------------
-
-    def _load(self) -> bool:
-        """Load one variant after the other; False if one is missing, for the other could not be paired."""
-        device = {"name": self.device}
-        for name in self.toggles:
-            self._report(f"loading {name}")
-            with self.ledger.book("loading_s"):
-                self.workers[name] = Worker(self._setup(name))
-                loaded = self._ask(name, "load", limit_s=self.settings["load_limit_s"])
-            if loaded is None:
-                break
-            device, voices = loaded.pop("device"), loaded.pop("voices")
-            self.statuses = loaded.pop("optimizations")
-            ready_s = loaded["imports_s"] + loaded["load_s"]  # as if it had imported the packages for itself
-            self.children[name] |= loaded | {"process_to_first_utterance_s": ready_s}
-        self.folder.write_json("environment.json", environment.describe(self.spec.config_hash, device))
-        if loaded is None:
-            for child in self.children.values():
-                if child["status"] == "ok":
-                    child |= {"status": "failed", "error": "not measured: the other process could not load"}
-            return False
-        self._write_records()
-        self.items, replaced = fit_voices(self.items, voices)
-        self.warnings += replaced
-        return True
-
-    def _setup(self, name: str) -> Setup:
-        pipeline, modules = self.spec.config["pipeline"], self.spec.config["plugin_modules"]
-        catalogue = import_catalogue(modules)
-        variables: dict[str, str] = {}
-        for plugin, params in self.toggles[name].items():
-            variables |= catalogue.create(plugin, params).environment()
-        return Setup(
-            variant=name,
-            folder=self.folder.path,
-            loader=pipeline["loader"],
-            loader_arguments={key: pipeline[key] for key in ("name", "checkpoint_dir", "seed")},
-            device=self.device,
-            plugins=self.toggles[name],
-            plugin_modules=tuple(modules),
-            environment=variables,
-            threads=pipeline["threads"],
-        )
-
-    def _speaks(self) -> bool:
-        return all(child.get("trained") for child in self.children.values())
-
-    def _make_plan(self) -> None:
-        """Rows expected per variant and pass, and the token counts that are known before anything has spoken."""
-        for name, plan in self.plan.items():
-            n, spoken = len(self._own_items(name)), self._speaks()
-            plan["first"] = 1
-            plan["warmup"] = self.settings["warmup_calls"] * (1 + n if self.offline else 1)
-            plan["speed"] = n * self._least_rounds()
-            plan["quality"] = n * len(self.seeds) if spoken else 0
-        if self.offline:
-            self.warnings.append(self._about_the_batch())
-        if not self._speaks():
-            per_character = self.settings["tokens_per_character"]
-            self.pinned = {item: max(1, round(per_character * len(item.text))) for item in self.items}
-            for child in self.children.values():
-                child["quality_unmeasured_reason"] = UNTRAINED
-        if tokens := self.settings["pinned_tokens"]:
-            self.pinned = dict.fromkeys(self.items, tokens)
-        self.folder.write_json("plan.json", self.plan)
-
-    def _own_items(self, name: str) -> list[Item]:
-        """What a variant speaks: everything, but in an offline batch only a part of it without optimizations."""
-        few = self.offline and not self.toggles[name]
-        return self.items[: self.settings["offline_baseline_items"]] if few else self.items
-
-    def _turns(self) -> list[dict[str, list[Item]]]:
-        """The calls of one round: what each variant speaks at once, one variant right after the other."""
-        if self.offline:
-            return [{name: self._own_items(name) for name in self.toggles}]
-        return [{name: [item] for name in self.toggles} for item in self.items]
-
-    def _least_rounds(self) -> int:
-        """A batch is one measurement, however many utterances it has, and an interval takes several."""
-        least = self.settings["min_rounds"]
-        return max(least, stats.MIN_PAIRS) if self.offline else least
-
-    def _about_the_batch(self) -> str:
-        sizes = [f"{name} speaks {len(self._own_items(name))}" for name in self.toggles]
-        return (
-            f"offline: in one call {' and '.join(sizes)} utterances (measure.offline_baseline_items), the baseline one "
-            "after the other. RTF is per second of audio, and each call's time is counted once. Quality is compared on "
-            "what both spoke."
-        )
-
-    # -- the passes ---------------------------------------------------------------------------------------------------
-
-    def _first_calls(self) -> None:
-        """The first call and the warm-up calls: one text, the combo held to what the baseline said."""
-        first, pins = self.items[0], dict(self.pinned)
-        for number in range(1 + self.settings["warmup_calls"]):
-            for position, name in enumerate(self.toggles):
-                step = "warmup" if number else "first"
-                for item, row in self._speak(name, step, [first], pins=pins, round=number, position=position):
-                    if row.n_tokens and not number:
-                        pins.setdefault(item, row.n_tokens)
-                        self.children[name]["process_to_first_utterance_s"] += row.generation_time_s
-
-    def _quality_pass(self) -> None:
-        """Every text with every seed, each variant stopping by itself. The first seed's count will be pinned."""
-        for seed, turn in product(self.seeds, self._turns()):
-            for position, (name, items) in enumerate(turn.items()):
-                for item, row in self._speak(name, "quality", items, seed=seed, position=position, keep=True):
-                    if row.n_tokens and (name == BASELINE or item not in turn[BASELINE]):
-                        self.pinned.setdefault(item, row.n_tokens)
-
-    def _warm_batches(self) -> None:
-        """A batch has shapes of its own to prepare: the speed pass's calls, before they count."""
-        for number in range(self.settings["warmup_calls"]):
-            for position, (name, items) in enumerate(self._turns()[0].items()):
-                self._speak_pinned(name, "warmup", items, round=number, position=position)
-
-    def _speed_rounds(self) -> Iterator[int]:
-        """Every text in every round, equal work for both, neighbours in time, the order flipping.
-
-        Rounds are added while the budget lasts; the minimum is kept whatever it takes.
-        """
-        if self.offline:
-            self._warm_batches()
-        start, least = time.monotonic(), self._least_rounds()
-        for number in range(max(least, self.settings["max_rounds"])):
-            spent = time.monotonic() - start
-            if number >= least and spent * (number + 1) / number > self.settings["budget_s"]:
-                break
-            for name, plan in self.plan.items():
-                plan["speed"] = len(self._own_items(name)) * max(number + 1, least)
-            self.folder.write_json("plan.json", self.plan)
-            for index, turn in enumerate(self._turns()):
-                names = list(turn) if (number + index) % 2 == 0 else list(turn)[::-1]
-                for position, name in enumerate(names):
-                    self._speak_pinned(name, "speed", turn[name], round=number, position=position)
-            yield number
-
-    def _speak_pinned(self, name: str, step: str, items: Sequence[Item], round: int, position: int) -> None:
-        """In one call, the items whose number of tokens is known, held to it."""
-        if known := [item for item in items if item in self.pinned]:
-            self._speak(name, step, known, pins=self.pinned, round=round, position=position)
-
-    def _speak(
-        self,
-        name: str,
-        step: str,
-        items: Sequence[Item],
-        *,
-        seed: int | None = None,
-        pins: Mapping[Item, int] | None = None,
-        round: int = 0,
-        position: int = 0,
-        keep: bool = False,
-    ) -> list[tuple[Item, Measurement]]:
-        """The items in one call, held to the numbers of tokens in `pins` if all are there, and their rows.
-
-        Nothing once the variant's process has ended.
-        """
-        if not self.workers[name].alive:
-            return []
-        self._report(f"{step} pass, {name}" if step in ("speed", "quality") else f"{step} call, {name}")
-        seed = self.seeds[0] if seed is None else seed
-        tokens = [pins.get(item) if pins else None for item in items]
-        if None in tokens:
-            tokens = [None] * len(items)
-        clips = [self.folder.clip(name, item.text_id, item.voice, seed) for item in items]
-        orders = [
-            Order(item.text, item.voice, seed, n_tokens, str(clip) if keep else None)
-            for item, n_tokens, clip in zip(items, tokens, clips, strict=True)
-        ]
-        started_s = self.ledger.elapsed_s
-        answers = self._ask(name, "speak", orders, limit_s=self.settings["call_limit_s"] * len(items))
-        if answers is None:
-            lost = {"status": "failed", "error": self.children[name]["error"], "batch_size": len(items)}
-            wall_s = (self.ledger.elapsed_s - started_s) / len(items)
-            answers = [lost | {"wall_s": wall_s} for _ in items]
-        rows = []
-        for item, order, answer in zip(items, orders, answers, strict=True):
-            self.ledger.measured_s += answer.pop("wall_s")
-            row = Measurement(
-                variant=name,
-                pass_name=step,
-                text_id=item.text_id,
-                text=item.text,
-                voice=item.voice,
-                seed=seed,
-                round=round,
-                position=position,
-                repeat=round,
-                pinned_tokens=order.n_tokens,
-                started_s=started_s,
-                text_sha=item.text_sha,
-                **answer,
-            )
-            self.folder.add_measurement(row)
-            self.spoken += 1
-            rows.append((item, row))
-        return rows
-
-    # -- talking to the children --------------------------------------------------------------------------------------
-
-    def _ask(self, name: str, method: str, *arguments: Any, limit_s: float) -> Any:
-        """The child's answer; None if it failed. Its record says so where that was the end of the variant."""
-        try:
-            return self.workers[name].ask(method, *arguments, limit_s=limit_s)
-        except ChildError as error:
-            if method == "load" or not self.workers[name].alive:
-                self.children[name] |= {"status": "failed", "error": str(error)}
-            return None
-
-    def _device_state(self) -> dict[str, Any]:
-        alive = next((name for name, worker in self.workers.items() if worker.alive), None)
-        return (self._ask(alive, "state", limit_s=self.settings["call_limit_s"]) or {}) if alive else {}
-
-    def _collect_evidence(self) -> None:
-        if self.workers[self.spec.combo].alive:
-            with self.ledger.book("evidence_s"):
-                shown = self._ask(self.spec.combo, "evidence", limit_s=self.settings["call_limit_s"])
-            self.statuses = shown or self.statuses
-
-    def _all_statuses(self) -> dict[str, dict[str, Any]]:
-        """Of every optimization in the catalogue, also those that are off or whose process failed."""
-        lost = {
-            "enabled": True,
-            "status": "failed",
-            "reason": "its process failed while loading",
-            "evidence": {},
-        }
-        off = {"enabled": False, "status": "off", "reason": None, "evidence": {}}
+        self.folder.write_json("children.json", {side.name: side.child.to_dict() for side in self.sides.values()})
         names = import_catalogue(self.spec.config["plugin_modules"]).names()
-        return {name: self.statuses.get(name, lost if name in self.spec.toggles else off) for name in names}
+        self.folder.write_json("optimizations.json", {self.candidate.name: self.candidate.statuses_of(names)})
 
-    def _report(self, phase: str) -> None:
-        self.progress(phase, self.spoken, sum(sum(plan.values()) for plan in self.plan.values()))
+    def write_plan(self) -> None:
+        self.folder.write_json("plan.json", {side.name: side.plan.to_dict() for side in self.sides.values()})
 
 
 def fit_voices(items: list[Item], known: list[str]) -> tuple[list[Item], list[str]]:

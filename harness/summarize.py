@@ -13,7 +13,9 @@ from typing import Any
 from harness import stats
 from harness.comparison import SINGLE, compare, duration_problem
 from harness.figures import calls, figures, similarities, timed
+from harness.records import Child
 from harness.results import BASELINE, NO_EVIDENCE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
+from harness.scenarios import scenario
 from harness.workload import SINGLE_STREAM
 
 TIMING = ("job_s", "loading_s", "measured_s", "evidence_s", "scoring_s", "orchestration_s", "orchestration_share")
@@ -29,7 +31,8 @@ def build_summary(folder: RunFolder) -> Summary:
     rows, row_warnings = folder.measurements()
     judged, score_warnings = folder.scores()
     scores = [score for score in judged if score.pass_name == "quality"]
-    children, timing = folder.read_json("children.json"), folder.read_json("timing.json")
+    children = {name: Child.from_dict(record) for name, record in folder.read_json("children.json").items()}
+    timing = folder.read_json("timing.json")
     job, environment = folder.job(), folder.read_json("environment.json")
     plans = folder.read_json("plan.json")
     warnings = [*row_warnings, *score_warnings, *timing.get("warnings", [])]
@@ -40,19 +43,19 @@ def build_summary(folder: RunFolder) -> Summary:
     gaps: list[str] = [] if candidate else ["only the baseline left rows: there is nothing to compare."]
     for name in names:
         own = [row for row in rows if row.variant == name]
-        child, plan = children.get(name, {}), plans.get(name) or _least_plan(rows)
+        child, plan = children.get(name, Child()), plans.get(name) or _least_plan(rows)
         variant = figures(own, [s for s in scores if s.variant == name], child, plan.get("quality", 0))
         if name == candidate and (problem := duration_problem(rows, name)):
             variant.status, variant.error = "failed", problem
         variants[name] = variant
         gaps += _gaps(name, own, plan)
-        if not child.get("quality_unmeasured_reason"):
+        if not child.quality_unmeasured_reason:
             gaps += _unscored(name, variant, folder)
-        warnings += [f"{name}: {text}" for text in child.get("warnings", [])]
         warnings += _variant_warnings(name, variant, own)
 
     thresholds = _thresholds(job, similarities(scores), variants[BASELINE].memory_kind)
-    comparison = compare(rows, scores, variants, candidate, thresholds)
+    manner = (job.get("workload") or {}).get("scenario") or SINGLE_STREAM
+    comparison = compare(rows, scores, variants, candidate, thresholds, scenario(manner).compared)
     optimizations = _records(folder, job, candidate or "")
     gaps += [UNPROVEN] if any(record.get("reason") == NO_EVIDENCE for record in optimizations.values()) else []
     idle = _is_idle(optimizations)
@@ -68,7 +71,7 @@ def build_summary(folder: RunFolder) -> Summary:
         pipeline=_name(job.get("pipeline")),
         device=_name(environment.get("device")),
         workload=_name(job.get("workload")),
-        scenario=(job.get("workload") or {}).get("scenario") or SINGLE_STREAM,
+        scenario=manner,
         created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         git=_git(environment.get("git")),
         config_hash=str(environment.get("config_hash") or ""),

@@ -1,0 +1,14 @@
+"""How utterances are handed to the pipeline: one file a scenario, and everything that a scenario decides in it."""
+
+from harness.scenarios.base import Call, Request, Scenario, Turn
+from harness.scenarios.offline import Offline
+from harness.scenarios.single_stream import SingleStream
+
+__all__ = ["Call", "Request", "Scenario", "Turn", "scenario"]
+
+_SCENARIOS: dict[str, Scenario] = {one.name: one for one in (SingleStream(), Offline())}
+
+
+def scenario(name: str) -> Scenario:
+    """The scenario of that name; KeyError for an unknown one."""
+    return _SCENARIOS[name]
