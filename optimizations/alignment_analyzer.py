@@ -9,7 +9,7 @@ from torch import nn
 
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
-from optimizations.decoder import Decoder, decoder_of
+from optimizations.t3.decoder import Decoder, decoder_of
 
 
 @register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -96,6 +97,22 @@ def create(name: str, params: dict[str, Any] | None = None) -> Optimization:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise UserError(f"{name} has no parameter {param!r}{_did_you_mean(param, known)}; {has}")
     return cls(cls.Config(**(params or {})))
+
+
+# -- parameters that take one of a few values ------------------------------------------------------------------------
+
+
+def one_of(parameter: str, value: object, choices: Collection[str]) -> None:
+    """Raise UserError unless `value` is one of the choices; `parameter` is its full name, as `warmup.levels`."""
+    if value not in choices:
+        raise UserError(f"{parameter}={value}: choose one of {', '.join(choices)}")
+
+
+def some_of(parameter: str, values: Sequence[str], choices: Collection[str]) -> None:
+    """Raise UserError unless `values` is a list of one or more of the choices."""
+    if isinstance(values, str) or not values or any(value not in choices for value in values):
+        shown = values if isinstance(values, str) else f"[{','.join(map(str, values))}]"
+        raise UserError(f"{parameter}={shown}: give a list of one or more of {', '.join(choices)}")
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

@@ -16,9 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Stage
 from optimizations.base import Evidence, Optimization, register
-from optimizations.decoder import decoder_of
-from optimizations.fixed_flow import encode, within
-from optimizations.flow_steps import euler_steps
+from optimizations.common.padding import within
+from optimizations.flow.static_shape import encode
+from optimizations.flow.steps import euler_steps
+from optimizations.t3.decoder import decoder_of
 
 SAMPLES_PER_FRAME = 480
 HIFT_REACH = 16

@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.measure import synchronize
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
-from optimizations.modules import parts
+from optimizations.common.modules import parts
 
 PARTS = ("flow_encoder", "flow_estimator", "vocoder")
 PROBE_TEXT, PROBE_TOKENS = "This sentence is only spoken to see which way is faster.", 100

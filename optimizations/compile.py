@@ -17,13 +17,13 @@ from torch._dynamo.utils import counters
 from transformers import LlamaModel
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, register
-from optimizations.choices import one_of
-from optimizations.decoder import Decoder, decoder_of
-from optimizations.engines import StaticEngine
-from optimizations.native import engine as native
-from optimizations.probe import profile_stages
+from optimizations.base import Evidence, Optimization, one_of, register
+from optimizations.common.probe import profile_stages
+from optimizations.t3 import cpp_engine
+from optimizations.t3.decoder import Decoder, decoder_of
+from optimizations.t3.engines import StaticEngine
 
+TRITON_ENGINE = "optimizations.t3.triton_engine"
 DECODE = ("auto", "triton", "native", "inductor", "none")
 OURS = (
     "rmsnorm_qkv_rope",
@@ -44,9 +44,9 @@ class Compile(Optimization):
 
     Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
     result back: some 25 a layer of T3, a thousand in an estimator step.
-    Change: `decode=triton` runs the decode step through kernels written for it (optimizations/kernels), five a
+    Change: `decode=triton` runs the decode step through kernels written for it (t3/triton_engine.py), five a
     layer; in batches of more than 8 cuBLAS multiplies, and kernels do the rest. `decode=native` is the step in C++
-    for a CPU (optimizations/native), all layers in one call, T3's head in another, and the draw in a third.
+    for a CPU (t3/decode.cpp), all layers in one call, T3's head in another, and the draw in a third.
     `decode=inductor` has PyTorch's compiler fuse the same step; `auto` is triton on CUDA and native on a CPU, where
     without `kv_cache` it leaves it at the estimator. `estimator` has the compiler fuse the flow's estimator.
     Why: a decode step is bound by reading T3's weights once; whatever is launched, waited for or written between two
@@ -92,10 +92,10 @@ class Compile(Optimization):
         if decode == "inductor":
             return None
         if decode == "native":
-            return native.unsupported(pipeline.model.t3.tfmr)
+            return cpp_engine.unsupported(pipeline.model.t3.tfmr)
         if find_spec("triton") is None:
             return "no package triton: install it, or use compile.decode=inductor"
-        return import_module("optimizations.kernels.engine").unsupported(pipeline.model.t3.tfmr)
+        return import_module(TRITON_ENGINE).unsupported(pipeline.model.t3.tfmr)
 
     def _decode(self, pipeline: Pipeline) -> str:
         if self.config.decode != "auto":
@@ -114,11 +114,11 @@ class Compile(Optimization):
             decoder = decoder_of(pipeline, self.name)
             engine = decoder.engine
             assert isinstance(engine, StaticEngine)
-            step = native.NativeEngine if decode == "native" else CompiledEngine
+            step = cpp_engine.CppEngine if decode == "native" else CompiledEngine
             pipeline.swap(decoder, "engine", step(pipeline.model.t3.tfmr, engine.bucket))
         if decode == "native":
-            _use_for_few(pipeline, native.linear, lambda rows: rows <= native.MAX_ROWS)
-            pipeline.swap(decoder_of(pipeline, self.name), "sample", native.sample)
+            _use_for_few(pipeline, cpp_engine.linear, lambda rows: rows <= cpp_engine.MAX_ROWS)
+            pipeline.swap(decoder_of(pipeline, self.name), "sample", cpp_engine.sample)
         if self.config.estimator:
             estimator = pipeline.model.s3gen.flow.decoder.estimator
             pipeline.swap(estimator, "forward", torch.compile(estimator.forward, dynamic=True))
@@ -161,15 +161,15 @@ def _has_static_cache(pipeline: Pipeline) -> bool:
 def _native_steps(pipeline: Pipeline) -> int:
     stage = pipeline.stages["generate_tokens"]
     engine = stage.engine if isinstance(stage, Decoder) else None
-    return engine.n_steps if isinstance(engine, native.NativeEngine) else 0
+    return engine.n_steps if isinstance(engine, cpp_engine.CppEngine) else 0
 
 
 def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
     """The Triton engine in the place of the static one, and its product for the head."""
-    kernels: Any = import_module("optimizations.kernels.engine")
+    kernels: Any = import_module(TRITON_ENGINE)
     engine = decoder.engine
     assert isinstance(engine, StaticEngine)
-    fused = kernels.FusedEngine(pipeline.model.t3.tfmr, engine.bucket)
+    fused = kernels.TritonEngine(pipeline.model.t3.tfmr, engine.bucket)
     pipeline.swap(decoder, "engine", fused)
     _use_for_few(pipeline, partial(kernels.head_logits, tile=fused.tiles["speech_head"]), kernels.few)
 
@@ -203,9 +203,9 @@ class CompiledEngine(StaticEngine):
 
     def __init__(self, tfmr: LlamaModel, bucket: int = 256) -> None:
         super().__init__(tfmr, bucket)
-        self.compiled = torch.compile(super().fixed_step, fullgraph=True)
+        self.compiled = torch.compile(super().static_step, fullgraph=True)
 
-    def fixed_step(self, embeds: Tensor, extent: int) -> Tensor:
+    def static_step(self, embeds: Tensor, extent: int) -> Tensor:
         return self.compiled(embeds, extent)
 
     def step(self, embeds: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class CompiledEngine(StaticEngine):
         if self.length == self.capacity:
             self._reserve(embeds.shape[0], self.length + 1, embeds)
         self.position.fill_(self.length)
-        hidden = self.fixed_step(embeds, min(self.capacity, (self.length // self.bucket + 1) * self.bucket))
+        hidden = self.static_step(embeds, min(self.capacity, (self.length // self.bucket + 1) * self.bucket))
         self.length += 1
         return hidden
 

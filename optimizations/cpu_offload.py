@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from harness.measure import synchronize
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, register
-from optimizations.choices import one_of
-from optimizations.decoder import Decoder
-from optimizations.modules import CONDITIONING, parts
+from optimizations.base import Evidence, Optimization, one_of, register
+from optimizations.common.modules import CONDITIONING, parts
+from optimizations.t3.decoder import Decoder
 
 PROFILES = ("conditioning", "sequential")
 
@@ -59,7 +58,7 @@ class CpuOffload(Optimization):
             return "this pipeline is on the CPU already: use device=cuda"
         if self.config.profile != "sequential":
             return None
-        if isinstance(decoder := pipeline.stages["generate_tokens"], Decoder) and decoder.fixed_loop:
+        if isinstance(decoder := pipeline.stages["generate_tokens"], Decoder) and decoder.captured_loop:
             return (
                 "cuda_graphs has captured work on weights that would move: switch it off, or use "
                 "optimizations.cpu_offload.profile=conditioning"

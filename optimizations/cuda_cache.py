@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, register
-from optimizations.choices import one_of
+from optimizations.base import Evidence, Optimization, one_of, register
 
 PROFILES = ("conservative", "balanced", "aggressive")
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

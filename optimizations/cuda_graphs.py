@@ -13,15 +13,15 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment, Stage
-from optimizations import kernels
 from optimizations.base import Evidence, Optimization, register
-from optimizations.decoder import Decoder, decoder_of
-from optimizations.engines import StaticEngine
-from optimizations.fixed_flow import FixedEncoder, FixedSolver
-from optimizations.fixed_loop import FixedLoop
-from optimizations.fixed_vocoder import FixedVocoder
-from optimizations.graphs import Body, Capturer, Graphs
-from optimizations.probe import profile
+from optimizations.common.graphs import Body, Capturer, Graphs
+from optimizations.common.kernels import for_device
+from optimizations.common.probe import profile
+from optimizations.flow.static_shape import StaticEncoder, StaticSolver
+from optimizations.t3.captured_loop import CapturedLoop
+from optimizations.t3.decoder import Decoder, decoder_of
+from optimizations.t3.engines import StaticEngine
+from optimizations.vocoder.static_shape import StaticVocoder
 
 FRAMES_PER_TOKEN = 2
 PROMPT_POSITIONS = 256
@@ -44,8 +44,8 @@ class CudaGraphs(Optimization):
       beyond it is cut off, and its random numbers are given back.
     - the flow's encoder and one step of its solver, by bucket of length;
     - HiFT's source and HiFT itself, by bucket of length.
-    Padding changes nothing in what is kept, see `fixed_flow.py` and `fixed_vocoder.py`. The warm-up captures all
-    buckets up to `tokens`; what is longer is captured when it first comes, and counted.
+    Padding changes nothing in what is kept, see `flow/static_shape.py` and `vocoder/static_shape.py`. The warm-up
+    captures all buckets up to `tokens`; what is longer is captured when it first comes, and counted.
 
     Where not: where arithmetic or bandwidth sets the pace, as in large batches. Weights and caches must stay where they
     are, so `cpu_offload.profile=sequential` excludes it. A multilingual T3's guard judges every token on the host: its
@@ -84,7 +84,7 @@ class CudaGraphs(Optimization):
         self.apply_with(pipeline, self._capturer)
 
     def apply_with(self, pipeline: Pipeline, make: Callable[[Body], Body]) -> None:
-        """Put the fixed shapes in place; `make` turns a function into what repeats it."""
+        """Put the static shapes in place; `make` turns a function into what repeats it."""
         for name, value in vars(self.config).items():
             if value < 1:
                 raise UserError(f"optimizations.cuda_graphs.{name}={value}: give a positive number")
@@ -106,8 +106,8 @@ class CudaGraphs(Optimization):
         self._decoder = decoder = decoder_of(pipeline, self.name)
         if not isinstance(decoder.engine, StaticEngine):
             pipeline.swap(decoder, "engine", StaticEngine(pipeline.model.t3.tfmr))
-        loop = FixedLoop(decoder, self.graphs, self.config.poll)
-        pipeline.swap(decoder, "fixed_loop", loop)
+        loop = CapturedLoop(decoder, self.graphs, self.config.poll)
+        pipeline.swap(decoder, "captured_loop", loop)
 
         def prepare() -> None:
             with self._preparing(pipeline):
@@ -120,9 +120,9 @@ class CudaGraphs(Optimization):
 
     def _capture_flow(self, pipeline: Pipeline) -> None:
         flow, bucket = pipeline.model.s3gen.flow, self.config.flow_bucket
-        encoder = FixedEncoder(flow.encoder, self.graphs, bucket // FRAMES_PER_TOKEN)
+        encoder = StaticEncoder(flow.encoder, self.graphs, bucket // FRAMES_PER_TOKEN)
         pipeline.swap(flow.encoder, "forward", encoder.forward)
-        pipeline.swap(flow.decoder, "forward", FixedSolver(flow.decoder, self.graphs, bucket).forward)
+        pipeline.swap(flow.decoder, "forward", StaticSolver(flow.decoder, self.graphs, bucket).forward)
 
         def prepare(stage: Stage) -> None:
             voices = sorted(pipeline.voices.values(), key=_prompt_tokens)
@@ -138,7 +138,7 @@ class CudaGraphs(Optimization):
     def _capture_vocoder(self, pipeline: Pipeline) -> None:
         hift, bucket = pipeline.model.s3gen.mel2wav, self.config.flow_bucket
         pipeline.swap(hift, "stft_window", hift.stft_window.to(pipeline.device))
-        vocoder = FixedVocoder(hift, self.graphs, bucket)
+        vocoder = StaticVocoder(hift, self.graphs, bucket)
         pipeline.swap(hift, "inference", vocoder.inference)
         pipeline.swap(hift, "decode", vocoder.decode)
 
@@ -170,7 +170,7 @@ class CudaGraphs(Optimization):
     @contextmanager
     def _rehearsing(self, pipeline: Pipeline) -> Iterator[None]:
         """Within, our kernels are compiled, all at once, and not run; PyTorch's run."""
-        launching = kernels.for_device("launching", pipeline.device)
+        launching = for_device("optimizations.common.launching", pipeline.device)
         with self.graphs.rehearsing(), launching.compiled_together() if launching else nullcontext():
             yield
 

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, register
-from optimizations.choices import one_of
-from optimizations.modules import compute_dtypes, queries_keys_values
-from optimizations.probe import profile_stages
+from optimizations.base import Evidence, Optimization, one_of, register
+from optimizations.common.modules import compute_dtypes, queries_keys_values
+from optimizations.common.probe import profile_stages
 
 BACKENDS = ("auto", "flash_attn", "sdpa_flash", "sdpa")
 HALF = (torch.float16, torch.bfloat16)

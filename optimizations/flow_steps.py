@@ -8,9 +8,8 @@ from functools import partial
 from harness.errors import UserError
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
-from optimizations.probe import probe
-
-UPSTREAM_STEPS = 10
+from optimizations.common.probe import probe
+from optimizations.flow.steps import UPSTREAM_STEPS
 
 
 @register
@@ -60,9 +59,3 @@ class FlowSteps(Optimization):
         if steps == UPSTREAM_STEPS:
             return Evidence(False, facts, "as many steps as upstream takes")
         return Evidence(True, facts)
-
-
-def euler_steps(pipeline: Pipeline) -> int:
-    """Steps that the pipeline's flow takes now: for whoever calls the solver without `flow_inference`."""
-    bound = getattr(pipeline.model.s3gen.flow_inference, "keywords", {})
-    return bound.get("n_cfm_timesteps", UPSTREAM_STEPS)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
-from typing import Any
 
-import torch
 from chatterbox.models.s3gen.hifigan import Snake
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
-from optimizations.modules import parts, replace_module
-from optimizations.native.hift import ConvolutionInCpp, SnakeInCpp, fits
-from optimizations.native.library import CompilerError
-from optimizations.probe import profile_stages
+from optimizations.common.cpp import CompilerError
+from optimizations.common.modules import parts, replace_module
+from optimizations.common.probe import profile_stages
+from optimizations.vocoder.cpp_hift import ConvolutionInCpp, SnakeInCpp, fits
+from optimizations.vocoder.hift import folded, harmonic_source, snake, snake_parameters
 
 
 @register
@@ -28,7 +26,7 @@ class FusedVocoder(Optimization):
     harmonics are filled in one by one.
     This: the weights are computed once; the harmonics are one tensor, their phases drawn on the device; Snake makes
     three passes over the signal instead of five. On a CPU with a compiler, convolutions and Snake are C++
-    (optimizations/native), and the channels stay innermost.
+    (vocoder/hift.cpp), and the channels stay innermost.
     Why: on a GPU it saves some five launches for each of 70 convolutions, and a copy that the device waits for. On a
     CPU, PyTorch's layout has time innermost, which a convolution of few channels pays for with two thirds of its time;
     and its library makes machine code for each new length of a signal, which the C++ does not need.
@@ -86,59 +84,3 @@ def _in_cpp(pipeline: Pipeline, vocoder: nn.Module) -> list[ConvolutionInCpp]:
         name = "forward" if isinstance(module, Snake) else "_conv_forward"
         pipeline.swap_item(vars(module), name, stand_in)
     return [stand_in for stand_in in stand_ins.values() if isinstance(stand_in, ConvolutionInCpp)]
-
-
-def folded(convolution: Any) -> nn.Module:
-    """A plain convolution with a weight-normed one's weight."""
-    kind = nn.ConvTranspose1d if isinstance(convolution, nn.ConvTranspose1d) else nn.Conv1d
-    same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    settings = {name: getattr(convolution, name) for name in same}
-    has_bias, device = convolution.bias is not None, convolution.weight.device
-    plain = nn.utils.skip_init(kind, **settings, bias=has_bias, device=device)
-    with torch.no_grad():
-        plain.weight.copy_(convolution.weight)
-        if has_bias:
-            plain.bias.copy_(convolution.bias)
-    return plain.requires_grad_(False).eval()
-
-
-def snake_parameters(module: Any) -> tuple[Tensor, Tensor]:
-    """Of upstream's `Snake`: alpha and what its sine is multiplied by, each [C, 1]."""
-    alpha = module.alpha.detach()[:, None]
-    return alpha, 1 / (alpha + module.no_div_by_zero)
-
-
-def snake(alpha: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    """x [B, C, T] + scale * sin(alpha x)^2, in x's layout."""
-    return torch.addcmul(x, (x * alpha).sin_().square_(), scale)
-
-
-@torch.no_grad()
-def harmonic_source(generator: Any, f0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sines at f0 and its overtones, and noise where there is no voice; what `SineGen.forward` computes.
-
-    Args:
-        generator: upstream's SineGen, which holds rates and amplitudes.
-        f0: [B, 1, samples], Hz.
-
-    Returns:
-        source [B, harmonics, samples], voicing [B, 1, samples], noise [B, harmonics, samples].
-    """
-    return sines_and_noise(generator, f0, torch.cumsum(cycles_a_sample(generator, f0), dim=-1) % 1)
-
-
-def cycles_a_sample(generator: Any, f0: Tensor) -> Tensor:
-    """Of each harmonic, [B, harmonics, T], for f0 [B, 1, T] in Hz."""
-    overtones = torch.arange(1, generator.harmonic_num + 2, device=f0.device, dtype=f0.dtype)[:, None]
-    return f0 * overtones / generator.sampling_rate
-
-
-def sines_and_noise(generator: Any, f0: Tensor, cycles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`harmonic_source`, the harmonics having come through `cycles` [B, harmonics, samples] at each sample."""
-    phases = torch.rand(*cycles.shape[:2], 1, device=f0.device) * (2 * math.pi) - math.pi
-    phases[:, 0].zero_()
-    sines = generator.sine_amp * torch.sin(2 * math.pi * cycles + phases)
-    voiced = (f0 > generator.voiced_threshold).float()
-    noise_level = voiced * generator.noise_std + (1 - voiced) * generator.sine_amp / 3
-    noise = noise_level * torch.randn_like(sines)
-    return sines * voiced + noise, voiced, noise

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.pipeline import STAGES, Pipeline, Stage
 from optimizations.base import Evidence, Optimization, register
-from optimizations.probe import probe, watched_stages
+from optimizations.common.probe import probe, watched_stages
 
 
 @register

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
-from optimizations.modules import n_bytes, replace_module, weights
-
-LARGEST = 127
+from optimizations.common.modules import n_bytes, replace_module, weights
+from optimizations.t3 import cpp_engine
+from optimizations.t3.int8 import Int8Linear, linear_paths
 
 
 @register
@@ -43,7 +41,7 @@ class Int8Weights(Optimization):
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
         t3 = pipeline.model.t3
-        if not _paths(t3.tfmr):
+        if not linear_paths(t3.tfmr):
             return "T3's linear layers are quantized already: switch quantization off for t3"
         if pipeline.device.type != "cpu":
             return None
@@ -51,11 +49,11 @@ class Int8Weights(Optimization):
             return (
                 "the multilingual guard's decode step goes through the layers on a CPU, which would unpack each weight"
             )
-        return import_module("optimizations.native.engine").unsupported(t3.tfmr)
+        return cpp_engine.unsupported(t3.tfmr)
 
     def apply(self, pipeline: Pipeline) -> None:
         tfmr = pipeline.model.t3.tfmr
-        self._paths = _paths(tfmr)
+        self._paths = linear_paths(tfmr)
         self._before = sum(n_bytes(weights(tfmr.get_submodule(path))) for path in self._paths)
         lost = whole = torch.zeros((), device=pipeline.device)
 
@@ -83,52 +81,3 @@ class Int8Weights(Optimization):
             "weights_relative_error": self._error,
         }
         return Evidence(bool(called), facts, None if called else "no layer has been called")
-
-
-def _paths(tfmr: nn.Module) -> list[str]:
-    """The linear layers of the transformer's blocks, without bias."""
-    return [
-        f"layers.{name}"
-        for name, module in tfmr.get_submodule("layers").named_modules()
-        if type(module) is nn.Linear and module.bias is None and module.in_features % 4 == 0
-    ]
-
-
-def in_8_bits(tfmr: Any) -> Any:
-    """The transformer with its layers as the plugin has them, for good."""
-    for path in _paths(tfmr):
-        tfmr.set_submodule(path, Int8Linear(tfmr.get_submodule(path).weight.detach()))
-    return tfmr
-
-
-class Int8Linear(nn.Module):
-    """`nn.Linear` without bias: `weight` [outputs, inputs / 4] int32, `scale` [outputs] float32.
-
-    A word holds four weights, the lowest byte first: those at its own place in each quarter of the inputs.
-    """
-
-    weight: Tensor
-    scale: Tensor
-    bias = None
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        scale = weight.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
-        numbers = (weight.float() / scale[:, None]).round().to(torch.int8)
-        quarters = numbers.unflatten(1, (4, -1)).transpose(1, 2).contiguous()
-        self.register_buffer("weight", quarters.flatten(1).view(torch.int32))
-        self.register_buffer("scale", scale)
-        self.was_called = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., inputs] in any floating dtype, which holds the 8-bit numbers exactly."""
-        self.was_called = True
-        return (F.linear(x, self._numbers(x.dtype)) * self.scale).to(x.dtype)
-
-    def unpacked(self) -> Tensor:
-        """The weights that it stands for, float32 [outputs, inputs]."""
-        return self._numbers(torch.float32) * self.scale[:, None]
-
-    def _numbers(self, dtype: torch.dtype) -> Tensor:
-        quarters = self.weight.view(torch.int8).unflatten(1, (-1, 4)).transpose(1, 2)
-        return quarters.to(dtype, memory_format=torch.contiguous_format).flatten(1)

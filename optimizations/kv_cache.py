@@ -11,8 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment
 from optimizations.base import Evidence, Optimization, register
-from optimizations.decoder import Decoder, decoder_of
-from optimizations.engines import StaticEngine
+from optimizations.t3.decoder import Decoder, decoder_of
+from optimizations.t3.engines import StaticEngine
 
 PROBE_TOKENS = (4, 12)
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, register
-from optimizations.choices import one_of, some_of
-from optimizations.modules import cast_parameters, weights_by_part
-from optimizations.probe import probe
+from optimizations.base import Evidence, Optimization, one_of, register, some_of
+from optimizations.common.modules import cast_parameters, weights_by_part
+from optimizations.common.probe import probe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PARTS = ("t3", "flow")

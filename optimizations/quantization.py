@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, register
-from optimizations.choices import one_of, some_of
-from optimizations.modules import Weights, n_bytes, replace_module, weights, weights_by_part
+from optimizations.base import Evidence, Optimization, one_of, register, some_of
+from optimizations.common.modules import Weights, n_bytes, replace_module, weights, weights_by_part
 
 INT8, NF4, NF4_DOUBLE = "int8", "nf4", "nf4_double"
 STRATEGIES = {

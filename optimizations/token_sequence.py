@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment
 from optimizations.base import Evidence, Optimization, register
-from optimizations.decoder import decoder_of
+from optimizations.t3.decoder import decoder_of
 
 CHARACTERS_PER_TOKEN = 0.6
 """English speech runs at about 15 characters a second, speech tokens at 25: only used to size segments."""

@@ -16,7 +16,7 @@ from harness.mini import vocos
 from harness.mini.models import WEIGHTS
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
-from optimizations.modules import n_bytes, weights
+from optimizations.common.modules import n_bytes, weights
 
 MINI_CHECKPOINT = WEIGHTS / "vocos.safetensors"
 FIRST_LAYER, LAST_LAYER = "backbone.embed.weight", "head.out.weight"

@@ -16,11 +16,11 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Sampling, Segment, Utterance
+from optimizations.common.graphs import Body, DelayedFlag, Graphs, Uncaptured
 from optimizations.cuda_graphs import CudaGraphs
-from optimizations.decoder import decoder_of
-from optimizations.engines import StaticEngine
-from optimizations.fixed_vocoder import framed_cycles
-from optimizations.graphs import Again, Body, Graphs, Signal
+from optimizations.t3.decoder import decoder_of
+from optimizations.t3.engines import StaticEngine
+from optimizations.vocoder.static_shape import framed_cycles
 
 TEXTS = ["Yes.", "We will meet at the old bridge.", "Where did you leave the keys of the car?"]
 PINS = [9, 21, 34]
@@ -45,7 +45,7 @@ def _restored(pipeline: Pipeline) -> Iterator[Pipeline]:
     pipeline.sampling = sampling
 
 
-class Hookless(Again):
+class Hookless(Uncaptured):
     """What is replayed runs no Python, and so no module's hooks; neither do they here, from the first call on."""
 
     def __call__(self) -> Any:
@@ -54,7 +54,7 @@ class Hookless(Again):
             return super().__call__()
 
 
-def fixed(pipeline: Pipeline, bucket: int = 64, make: Callable[[Body], Body] = Again, **params: int) -> Graphs:
+def fixed(pipeline: Pipeline, bucket: int = 64, make: Callable[[Body], Body] = Uncaptured, **params: int) -> Graphs:
     """kv_cache and the plugin's shapes with nothing captured: a "replay" runs the function over the same buffers."""
     optimizations.create("kv_cache", {"bucket": bucket}).apply(pipeline)
     plugin = optimizations.create("cuda_graphs", params)
@@ -134,7 +134,7 @@ def test_a_fixed_step_is_a_step(mini: Pipeline) -> None:
     addresses = [buffer.data_ptr() for buffer in staying.keys]
     for _ in range(3):
         embeds = torch.randn(4, 1, tfmr.config.hidden_size, generator=generator)
-        torch.testing.assert_close(staying.fixed_step(embeds, 16), growing.step(embeds), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(staying.static_step(embeds, 16), growing.step(embeds), atol=1e-5, rtol=1e-5)
         staying.position += 1
     assert staying.length == 12, "a fixed step leaves the host's numbers alone"
     assert [buffer.data_ptr() for buffer in staying.keys] == addresses
@@ -312,7 +312,7 @@ def test_reset_restores_the_baseline(mini: Pipeline) -> None:
 
 
 def test_a_signal_is_read_one_look_late() -> None:
-    signal, value = Signal(torch.device("cpu")), torch.zeros(1, dtype=torch.bool)
+    signal, value = DelayedFlag(torch.device("cpu")), torch.zeros(1, dtype=torch.bool)
     assert not signal.look(value)
     value.fill_(True)
     assert not signal.look(value)

@@ -8,8 +8,8 @@ import torch
 import optimizations
 from harness import checkpoints
 from harness.errors import UserError
+from optimizations.common import cpp
 from optimizations.gpu_watermark import mark
-from optimizations.native import library
 
 TEXT, N_TOKENS = "Leave the window open tonight.", 20
 
@@ -59,7 +59,7 @@ def test_fused_vocoder_gives_the_same_wave_without_weight_norm(mini, baseline):
 
 
 def test_fused_vocoder_does_without_a_compiler(mini, baseline, monkeypatch):
-    library.load.cache_clear()
+    cpp.load.cache_clear()
     monkeypatch.setenv("PATH", "")
     plugin = apply(mini, "fused_vocoder")
     wave = speak(mini).wave

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import optimizations
 from harness import checkpoints
-from optimizations.flat_estimator import mish, windows
+from optimizations.flow.estimator import mish, windows
 from optimizations.mixed_precision import cast_estimator
 
 

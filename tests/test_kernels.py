@@ -19,12 +19,12 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import HELD_BACK, Sampling, Segment
+from optimizations.common.modules import cast_parameters
 from optimizations.compile import OURS, Compilations
-from optimizations.engines import StaticEngine
-from optimizations.int8_weights import in_8_bits
-from optimizations.modules import cast_parameters
-from optimizations.sampling import Dials, guide, sample
-from optimizations.tape import Tape
+from optimizations.t3.engines import StaticEngine
+from optimizations.t3.int8 import in_8_bits
+from optimizations.t3.sampling import SamplingTensors, guide, sample
+from optimizations.t3.token_buffers import TokenBuffers
 
 FILES = sorted(map(str, Path(__file__).parent.glob("test_kernels*.py")))
 TEXT = "Good morning, how are you today?"
@@ -47,10 +47,10 @@ def test_kernels_in_the_interpreter():
 @pytest.fixture
 def fused():
     """Makes engines of few large programs, as the interpreter takes its time for every one: two or more a product."""
-    engine = import_module("optimizations.kernels.engine")
+    engine = import_module("optimizations.t3.triton_engine")
     sizes = dict.fromkeys(engine.TILES, 32) | {"rmsnorm_qkv_rope": 16, "attention": 64}
     tiles = {name: engine.Tile(outputs, 1) for name, outputs in sizes.items()}
-    return lambda model: engine.FusedEngine(model, 64, tiles)
+    return lambda model: engine.TritonEngine(model, 64, tiles)
 
 
 def relative_error(a, b):
@@ -123,16 +123,16 @@ def test_watched_heads_give_their_rows(fused):
 
 @interpreted
 def test_nothing_runs_while_kernels_are_compiled_together(fused):
-    launching, model = import_module("optimizations.kernels.launching"), tiny()
+    launching, model = import_module("optimizations.common.launching"), tiny()
     engine, newest = fused(model), prompts(2, 1, seed=2)
     with torch.inference_mode():
         engine.prefill(prompts(2, 5), None, None)
         engine.reserve(2, 6)
         engine.position.fill_(5)
         with launching.compiled_together():
-            engine.fixed_step(newest, 6)
+            engine.static_step(newest, 6)
         assert not any(keys[:, :, 5].any() for keys in engine.keys)
-        engine.fixed_step(newest, 6)
+        engine.static_step(newest, 6)
         assert all(keys[:, :, 5].any() for keys in engine.keys)
 
 
@@ -145,7 +145,7 @@ def test_many_rows(fused):
 
 @interpreted
 def test_head_takes_a_vocabulary_of_any_size():
-    engine = import_module("optimizations.kernels.engine")
+    engine = import_module("optimizations.t3.triton_engine")
     head, hidden = torch.nn.Linear(64, 37, bias=False), torch.randn(2, 64)
     torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
 
@@ -157,28 +157,28 @@ def assert_kernel_samples(sampling, device, n_ids, width, rows=3):
         torch.manual_seed(0)
         logits = 3 * torch.randn(2 * rows, n_ids)
         table, positions = torch.randn(n_ids, width), torch.randn(20, width)
-        dials, tape = Dials(torch.device(device)), Tape.blank(rows, 10, table, n_ids)
-        dials.turn(sampling)
-        tape.written.fill_(written)
-        tape.held[-100:] = True
-        tape.seen.copy_(torch.rand(rows, n_ids) < 0.3)
+        settings, buffers = SamplingTensors(torch.device(device)), TokenBuffers.blank(rows, 10, table, n_ids)
+        settings.set(sampling)
+        buffers.written.fill_(written)
+        buffers.held[-100:] = True
+        buffers.seen.copy_(torch.rand(rows, n_ids) < 0.3)
         torch.manual_seed(1)
-        guided = guide(logits, sampling.cfg_weight).masked_fill(tape.held, HELD_BACK)
-        expected = sample(guided, tape.seen, sampling)
-        seen = tape.seen.scatter(1, expected, True)
+        guided = guide(logits, sampling.cfg_weight).masked_fill(buffers.held, HELD_BACK)
+        expected = sample(guided, buffers.seen, sampling)
+        seen = buffers.seen.scatter(1, expected, True)
         stop = int(expected[-1])
         torch.manual_seed(1)
         times, position = torch.empty(rows, n_ids).exponential_(), torch.tensor([7])
-        choose_tokens = import_module("optimizations.kernels.choose").choose_tokens
-        choose_tokens(logits, times, dials, tape, position, table, positions, stop)
-    assert torch.equal(tape.token, expected)
+        choose_tokens = import_module("optimizations.t3.triton_sampling").choose_tokens
+        choose_tokens(logits, times, settings, buffers, position, table, positions, stop)
+    assert torch.equal(buffers.token, expected)
     assert position.item() == 8
-    assert torch.equal(tape.tokens[:, written], expected[:, 0])
-    assert tape.written.item() == written + 1
-    assert torch.equal(tape.seen, seen)
-    assert tape.finished.flatten().tolist() == [bool(token == stop) for token in expected]
+    assert torch.equal(buffers.tokens[:, written], expected[:, 0])
+    assert buffers.written.item() == written + 1
+    assert torch.equal(buffers.seen, seen)
+    assert buffers.finished.flatten().tolist() == [bool(token == stop) for token in expected]
     embeds = table[expected] + positions[written + 1]
-    torch.testing.assert_close(tape.embeds, torch.cat((embeds, embeds)))
+    torch.testing.assert_close(buffers.embeds, torch.cat((embeds, embeds)))
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -203,7 +203,7 @@ def test_what_follows_the_logits(sampling):
     ],
 )
 def test_what_the_kernels_cannot_run_is_named(change, says):
-    unsupported = import_module("optimizations.kernels.engine").unsupported
+    unsupported = import_module("optimizations.t3.triton_engine").unsupported
     model = tiny()
     assert unsupported(model) is None
     change(model)
@@ -212,7 +212,7 @@ def test_what_the_kernels_cannot_run_is_named(change, says):
 
 @interpreted
 def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
-    engine = import_module("optimizations.kernels.engine")
+    engine = import_module("optimizations.t3.triton_engine")
     for name in engine.TILES:  # few large programs, of which the interpreter needs less time
         monkeypatch.setitem(engine.TILES, name, engine.Tile(32 if name == "rmsnorm_qkv_rope" else 256, 1))
     launched = Counter()
@@ -337,7 +337,7 @@ def random_tokens():
 
 
 def engine_of(tfmr):
-    return import_module("optimizations.kernels.engine").FusedEngine(tfmr)
+    return import_module("optimizations.t3.triton_engine").TritonEngine(tfmr)
 
 
 def recorded_walk(engine, embeds, prompt):
@@ -346,10 +346,10 @@ def recorded_walk(engine, embeds, prompt):
         engine.reserve(embeds.shape[0], embeds.shape[1])
         hidden = [engine.prefill(embeds[:, :prompt], None, None)]
         newest, capacity = embeds[:, prompt : prompt + 1].clone(), engine.capacity
-        engine.fixed_step(newest, capacity)
+        engine.static_step(newest, capacity)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output = engine.fixed_step(newest, capacity)
+            output = engine.static_step(newest, capacity)
             engine.position += 1
         for i in range(prompt, embeds.shape[1]):
             newest.copy_(embeds[:, i : i + 1])
@@ -389,9 +389,9 @@ def test_gpu_kernels_that_start_early_compute_the_same_bits(large):
     """Were anything read before it is written, steps in close succession would show it."""
     tfmr = large.model.t3.tfmr
     cast_parameters(large, tfmr, torch.bfloat16)
-    engine = import_module("optimizations.kernels.engine")
+    engine = import_module("optimizations.t3.triton_engine")
     embeds = gpu_embeds(2, 700)
-    early, late = (recorded_walk(engine.FusedEngine(tfmr, overlap=o), embeds, prompt=50) for o in (True, False))
+    early, late = (recorded_walk(engine.TritonEngine(tfmr, overlap=o), embeds, prompt=50) for o in (True, False))
     assert engine.can_overlap(embeds.device)
     assert torch.equal(early, late)
     assert early.isfinite().all()
@@ -446,7 +446,7 @@ def test_gpu_8_bits_diverge_little_from_float32(large, capsys):
 def test_gpu_head_takes_both_precisions(large):
     head = large.model.t3.speech_head
     hidden = torch.randn(2, head.in_features, device="cuda")
-    kernels = import_module("optimizations.kernels.engine")
+    kernels = import_module("optimizations.t3.triton_engine")
     with torch.inference_mode():
         exact = head(hidden)
         assert relative_error(kernels.head_logits(head, hidden), exact) < 1e-5
@@ -463,7 +463,7 @@ def test_gpu_what_follows_the_logits(sampling):
 
 @pytest.mark.gpu
 def test_gpu_what_was_compiled_together_is_ready(monkeypatch):
-    jit, launching = import_module("triton.runtime.jit"), import_module("optimizations.kernels.launching")
+    jit, launching = import_module("triton.runtime.jit"), import_module("optimizations.common.launching")
     model = tiny(intermediate_size=256).cuda()  # a size that no other test has compiled anything for
     embeds, newest = prompts(2, 5).cuda(), prompts(2, 1, seed=2).cuda()
     with torch.inference_mode():
@@ -473,9 +473,9 @@ def test_gpu_what_was_compiled_together_is_ready(monkeypatch):
             engine.reserve(2, 6)
             engine.position.fill_(5)
         with launching.compiled_together():
-            engines[1].fixed_step(newest, 6)
+            engines[1].static_step(newest, 6)
         monkeypatch.delattr(jit.JITFunction, "_do_compile")
-        expected, given = [engine.fixed_step(newest, 6) for engine in engines]
+        expected, given = [engine.static_step(newest, 6) for engine in engines]
     assert relative_error(given, expected) < 1e-4
 
 

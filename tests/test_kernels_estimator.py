@@ -51,10 +51,10 @@ def halved(estimator, dtype):
 
 def kernels_of(estimator):
     """The kernels' way through it, in few large programs: the interpreter takes its time for every one."""
-    module = import_module("optimizations.kernels.flat_flow")
+    module = import_module("optimizations.flow.triton_estimator")
     assert module.unsupported(estimator) is None
     tiles = dict.fromkeys(module.TILES, module.Tile(64, 64, 64, turns=4)) | {"row_attention": module.Tile(32, 16)}
-    return module.FlatKernels(estimator, estimator.forward, {name: (tile, tile) for name, tile in tiles.items()})
+    return module.TritonEstimator(estimator, estimator.forward, {name: (tile, tile) for name, tile in tiles.items()})
 
 
 def inputs(lengths, longest, n_mels=MELS, device="cpu"):
@@ -109,15 +109,15 @@ def activate(function: tl.constexpr, x, y, n: tl.constexpr):
 def test_activations_are_pytorchs(name, expected):
     x = torch.cat((torch.linspace(-20, 20, 4094), torch.tensor([-300.0, 300.0])))
     y = torch.empty_like(x)
-    function = getattr(import_module("optimizations.kernels.estimator"), name)
+    function = getattr(import_module("optimizations.flow.triton_kernels"), name)
     activate[(1,)](function, x, y, n=len(x))
     torch.testing.assert_close(y.double(), expected(x.double()), atol=2e-6, rtol=1e-6)
 
 
 @interpreted
 def test_tiles_are_chosen_by_the_number_of_frames():
-    module = import_module("optimizations.kernels.flat_flow")
-    flat = module.FlatKernels(tiny(), masked=None)
+    module = import_module("optimizations.flow.triton_estimator")
+    flat = module.TritonEstimator(tiny(), masked=None)
     for name, (few, many) in module.TILES.items():
         assert flat._tile(name, module.MANY - 1) is few
         assert flat._tile(name, module.MANY) is many
@@ -208,8 +208,8 @@ def test_gpu_captured_and_repeated_it_gives_the_same_bits(large, rows):
 def test_gpu_kernels_that_wait_for_the_one_before_compute_the_same_bits(large):
     arguments = inputs([704, 650], 704, 80, "cuda")
     apply(large, "mixed_precision")
-    estimator, module = estimator_of(large), import_module("optimizations.kernels.flat_flow")
-    flat = module.FlatKernels(estimator, estimator.forward)
+    estimator, module = estimator_of(large), import_module("optimizations.flow.triton_estimator")
+    flat = module.TritonEstimator(estimator, estimator.forward)
     assert flat.overlap
     with torch.inference_mode():
         early = flat.forward(**arguments)

@@ -8,7 +8,7 @@ from chatterbox.models.s3gen.hifigan import HiFTGenerator, ResBlock, Snake
 from interpreter import INTERPRETED, interpreted
 
 from harness import checkpoints
-from optimizations import fixed_vocoder
+from optimizations.vocoder import static_shape
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,8 @@ def _loops_to_a_picked_number(monkeypatch):
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_with_index)
 
 
-def flat_hift():
-    return import_module("optimizations.kernels.flat_hift")
+def triton_hift():
+    return import_module("optimizations.vocoder.triton_hift")
 
 
 def relative_error(a, b):
@@ -70,14 +70,14 @@ def inputs(hift, rows, n_frames, end, device="cpu"):
 
 def few_programs():
     """Large tiles for all: the interpreter takes its time for every program."""
-    kernels = flat_hift()
+    kernels = triton_hift()
     kinds = [kernels.Kind(channels, n) for channels in (32, 16, 512) for n in (1, 3)]
     return dict.fromkeys(kinds, kernels.Tile(128, 32, 32, 4, 1))
 
 
 def decoded(hift, precision, mel, excitation, frames):
     with torch.inference_mode():
-        return flat_hift().FlatHiFT(hift, precision, few_programs()).decode(mel, excitation, frames)
+        return triton_hift().ChannelsLastHiFT(hift, precision, few_programs()).decode(mel, excitation, frames)
 
 
 # -- in the interpreter --------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_blocks_of_all_kernels_and_dilations():
     assert [block.convs1[0].kernel_size[0] for block in hift.resblocks] == [3, 7, 11]
     mel, excitation, frames = inputs(hift, rows=1, n_frames=6, end=4)
     alone = hift.decode(mel[..., :4], excitation[..., : 4 * 8])
-    wave = decoded(hift, flat_hift().FULL, mel, excitation, frames)
+    wave = decoded(hift, triton_hift().FULL, mel, excitation, frames)
     assert relative_error(wave[:, : alone.shape[1]], alone) < 1e-5
 
 
@@ -98,8 +98,8 @@ def test_blocks_of_all_kernels_and_dilations():
 def test_levels_and_rows():
     hift = tiny([3, 2], [3], channels=64)
     mel, excitation, frames = inputs(hift, rows=2, n_frames=3, end=2)
-    expected = fixed_vocoder.decode(hift, mel, excitation, frames)
-    wave = decoded(hift, flat_hift().FULL, mel, excitation, frames)
+    expected = static_shape.decode(hift, mel, excitation, frames)
+    wave = decoded(hift, triton_hift().FULL, mel, excitation, frames)
     assert relative_error(wave, expected) < 1e-5
 
 
@@ -107,12 +107,12 @@ def test_levels_and_rows():
 @pytest.mark.parametrize("name", ["TF32", "HALF"])
 def test_rounded_operands(name):
     """A pair of snake and convolution as good as 10 bits of mantissa are; its length and its zeros behind the end."""
-    kernels = flat_hift()
+    kernels = triton_hift()
     torch.manual_seed(2)
     block = with_lively_snakes(ResBlock(16, 3, [5])).requires_grad_(False)
     hift = tiny([2], [3])
     precision = getattr(kernels, name)
-    flat = kernels.FlatHiFT(hift, precision, few_programs())
+    flat = kernels.ChannelsLastHiFT(hift, precision, few_programs())
     x, end = torch.randn(1, 16, 40), kernels.End(torch.tensor([3]), 10, 1)
     activated = kernels.operands(block.activations1[0](x[..., :31]).transpose(1, 2), precision)
     activated = torch.nn.functional.pad(activated, (0, 0, 0, 9)).contiguous()[None]
@@ -138,9 +138,9 @@ def test_rounded_operands(name):
 )
 def test_what_the_kernels_cannot_run_is_named(change, says):
     hift = tiny([2], [1])
-    assert flat_hift().unsupported(hift) is None
+    assert triton_hift().unsupported(hift) is None
     change(hift)
-    assert says in flat_hift().unsupported(hift)
+    assert says in triton_hift().unsupported(hift)
 
 
 # -- on a GPU ------------------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ def captured(work):
 @torch.inference_mode()
 def test_gpu_wave_is_the_operators_in_float32(large, rows, n_frames, end):
     batch = inputs(large, rows, n_frames, end, "cuda")
-    expected = fixed_vocoder.decode(large, *batch)
-    flat = flat_hift().FlatHiFT(large, flat_hift().FULL)
+    expected = static_shape.decode(large, *batch)
+    flat = triton_hift().ChannelsLastHiFT(large, triton_hift().FULL)
     wave = flat.decode(*batch)
     assert relative_error(wave, expected) < 1e-4
     assert torch.equal(captured(lambda: flat.decode(*batch)), wave)
@@ -192,7 +192,7 @@ def test_gpu_wave_is_the_operators_in_float32(large, rows, n_frames, end):
 @torch.inference_mode()
 def test_gpu_padding_changes_no_bit(large):
     mel, excitation, frames = inputs(large, 1, 256, 200, "cuda")
-    flat = flat_hift().FlatHiFT(large, flat_hift().HALF)
+    flat = triton_hift().ChannelsLastHiFT(large, triton_hift().HALF)
     wave = flat.decode(mel, excitation, frames)[:, : 200 * 480]
     alone = flat.decode(mel[..., :200].contiguous(), excitation[..., : 200 * 480].contiguous(), frames)
     assert torch.equal(wave, alone)
@@ -202,11 +202,11 @@ def test_gpu_padding_changes_no_bit(large):
 @torch.inference_mode()
 def test_gpu_rounded_products_are_no_further_off_than_cudnns(large, capsys):
     batch = inputs(large, 1, 512, 500, "cuda")
-    exact = fixed_vocoder.decode(large, *batch)
+    exact = static_shape.decode(large, *batch)
     torch.backends.cudnn.allow_tf32 = True  # the fixture puts it back
-    errors = {"cuDNN's TF32": relative_error(fixed_vocoder.decode(large, *batch), exact)}
+    errors = {"cuDNN's TF32": relative_error(static_shape.decode(large, *batch), exact)}
     for name in ("TF32", "HALF"):
-        flat = flat_hift().FlatHiFT(large, getattr(flat_hift(), name))
+        flat = triton_hift().ChannelsLastHiFT(large, getattr(triton_hift(), name))
         wave = flat.decode(*batch)
         errors[name] = relative_error(wave, exact)
         assert torch.equal(captured(lambda flat=flat: flat.decode(*batch)), wave)

@@ -9,12 +9,12 @@ from llamas import prompts, tiny, walk
 import optimizations
 from harness import checkpoints
 from harness.pipeline import Sampling
-from optimizations.engines import StaticEngine
-from optimizations.int8_weights import in_8_bits
-from optimizations.native import library
-from optimizations.native.engine import MAX_ROWS, NativeEngine, linear, sample, unsupported
-from optimizations.native.hift import ConvolutionInCpp, SnakeInCpp, fits
-from optimizations.sampling import sample as sample_by_operators
+from optimizations.common import cpp
+from optimizations.t3.cpp_engine import MAX_ROWS, CppEngine, linear, sample, unsupported
+from optimizations.t3.engines import StaticEngine
+from optimizations.t3.int8 import in_8_bits
+from optimizations.t3.sampling import sample as sample_by_operators
+from optimizations.vocoder.cpp_hift import ConvolutionInCpp, SnakeInCpp, fits
 
 INNER = {"intermediate_size": 96}  # no power of two is needed here
 
@@ -31,7 +31,7 @@ def mini():
 )
 def test_steps_are_the_static_engines(rows, length):
     model = tiny(**INNER)
-    engine = NativeEngine(model, 64)
+    engine = CppEngine(model, 64)
     torch.testing.assert_close(walk(engine, rows, length), walk(StaticEngine(model, 64), rows, length))
     assert engine.n_steps == 3
 
@@ -41,7 +41,7 @@ def test_rows_padded_behind_a_prefix():
     with torch.inference_mode():
         prefix = StaticEngine(model, 64).prefix(prompts(1, 6))
     expected = walk(StaticEngine(model, 64), 2, 12, pad, prefix)
-    torch.testing.assert_close(walk(NativeEngine(model, 64), 2, 12, pad, prefix), expected)
+    torch.testing.assert_close(walk(CppEngine(model, 64), 2, 12, pad, prefix), expected)
     unpadded = walk(StaticEngine(model, 64), 2, 12, None, prefix)
     assert not torch.allclose(unpadded, expected, atol=1e-2), "padding must matter for this test to say anything"
 
@@ -49,7 +49,7 @@ def test_rows_padded_behind_a_prefix():
 @pytest.mark.parametrize(("rows", "length"), [(2, 5), (3, 20)], ids=["two rows", "an odd number of rows"])
 def test_weights_in_8_bits_are_read_as_they_are(rows, length):
     model = in_8_bits(tiny())
-    engine = NativeEngine(model, 64)
+    engine = CppEngine(model, 64)
     torch.testing.assert_close(walk(engine, rows, length), walk(StaticEngine(model, 64), rows, length))
     assert engine.n_steps == 3
 
@@ -129,11 +129,11 @@ def test_modules_that_stay_as_they_are():
 
 def test_watched_heads_and_many_rows_go_through_the_layers():
     model = tiny(**INNER)
-    watched = NativeEngine(model, 64)
+    watched = CppEngine(model, 64)
     watched.heads = ((1, 0),)
     walk(watched, 2, 5)
     assert watched.rows[0].shape == (1, 1, 8)
-    crowded = NativeEngine(model, 64)
+    crowded = CppEngine(model, 64)
     walk(crowded, MAX_ROWS + 1, 5)
     assert watched.n_steps == crowded.n_steps == 0
 
@@ -148,7 +148,7 @@ def test_what_it_cannot_run():
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):
-    library.load.cache_clear()
+    cpp.load.cache_clear()
     monkeypatch.setenv("PATH", "")
     assert "C++ compiler" in unsupported(tiny(**INNER))
 
@@ -156,8 +156,8 @@ def test_without_a_compiler_it_says_so(monkeypatch):
 def test_a_compiler_that_fails_is_quoted(tmp_path):
     broken = tmp_path / "broken.cpp"
     broken.write_text("int nothing() { return }")
-    with pytest.raises(library.CompilerError, match=r"cannot compile broken\.cpp \(.*error"):
-        library.load(broken)
+    with pytest.raises(cpp.CompilerError, match=r"cannot compile broken\.cpp \(.*error"):
+        cpp.load(broken)
 
 
 def test_compile_takes_it_on_a_cpu(mini):
@@ -206,6 +206,6 @@ def test_weights_in_8_bits_step_back_where_every_step_would_unpack_them(mini, mo
     monkeypatch.setattr(type(mini.model.t3.hp), "is_multilingual", True)
     assert "guard" in plugin.unavailable(mini)
     monkeypatch.undo()
-    library.load.cache_clear()
+    cpp.load.cache_clear()
     monkeypatch.setenv("PATH", "")
     assert "C++ compiler" in plugin.unavailable(mini)

@@ -18,8 +18,8 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Request, Sampling
-from optimizations import sampling as ours
-from optimizations.guard import Guard
+from optimizations.t3 import sampling as ours
+from optimizations.t3.guard import Guard
 from optimizations.token_sequence import causal_scores, crossfade, split_text
 
 TEXT = "Good morning, how are you today?"

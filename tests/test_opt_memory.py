@@ -18,8 +18,8 @@ from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment
 from optimizations import cuda_cache
+from optimizations.common.graphs import Uncaptured
 from optimizations.cpu_offload import Group, Meter
-from optimizations.graphs import Again
 
 TEXT = "Good morning, how are you today?"
 N_TOKENS = 5
@@ -256,7 +256,7 @@ def test_sequential_refuses_int8_layers(mini, monkeypatch):
 
 
 def test_sequential_refuses_captured_weights(mini, monkeypatch):
-    optimizations.create("cuda_graphs", {"tokens": 8}).apply_with(mini, Again)
+    optimizations.create("cuda_graphs", {"tokens": 8}).apply_with(mini, Uncaptured)
     monkeypatch.setattr(mini, "device", torch.device("cuda"))
     assert "cuda_graphs" in optimizations.create("cpu_offload", {"profile": "sequential"}).unavailable(mini)
     assert optimizations.create("cpu_offload").unavailable(mini) is None

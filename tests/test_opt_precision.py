@@ -13,11 +13,11 @@ import torch
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Utterance
-from optimizations import modules
 from optimizations.base import Optimization, create
-from optimizations.decoder import decoder_of
-from optimizations.engines import StaticEngine
-from optimizations.probe import profile_stages
+from optimizations.common import modules
+from optimizations.common.probe import profile_stages
+from optimizations.t3.decoder import decoder_of
+from optimizations.t3.engines import StaticEngine
 
 TEXT, SEED, N_TOKENS = "Good morning.", 3, 12
 CPU_FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"

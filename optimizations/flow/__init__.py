@@ -1,0 +1,10 @@
+"""S3Gen's flow: speech tokens and a voice's prompt -> mel, 80 bins at 50 frames/s. Bound by arithmetic.
+
+Tokens -> encoder -> a differential equation, solved in ten Euler steps from noise to mel; each step is one pass of the
+estimator over prompt and speech, twice for guidance. Begin with `static_shape.py`.
+
+    static_shape.py       encoder and solver over rows padded to whole buckets, so that CUDA graphs hold them
+    estimator.py          the estimator as one function with the channels innermost
+    triton_estimator.py   the same through the Triton kernels of triton_kernels.py
+    steps.py              how many Euler steps the solver takes
+"""

@@ -1,0 +1,243 @@
+"""The flow in shapes that stay: rows padded to whole buckets, and what is padded changes nothing.
+
+Upstream's flow nearly bears padding already: attention is masked, the estimator multiplies by its mask around every
+convolution, and its convolutions look back only. Three things are missing, and done here:
+
+- behind a row's end the encoder's first layer leaves a bias, which the next one, looking three tokens ahead, would
+  see; it is zeroed, as it is for a row alone;
+- upstream asks the device whether a row of the mask is empty, 14 times in each step of the solver, which nothing that
+  is captured may do; no row is empty, so nobody asks;
+- a mask keeps a GPU from its flash kernels. Packed attention says the same thing in another way: all rows lie in one
+  sequence of frames, cut into pieces that see only themselves, and a row's padding is a piece of its own.
+
+The solver's steps are one and the same function of buffers (the state, the time, the time that passes), so one of them
+is captured and runs as often as there are steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from chatterbox.models.s3gen import decoder as estimator_module
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from optimizations.common.graphs import Graphs
+from optimizations.common.modules import queries_keys_values
+from optimizations.common.padding import padded_length, within
+
+STAGE = "tokens_to_mel"
+HALF = (torch.float16, torch.bfloat16)
+
+
+class StaticEncoder:
+    """`UpsampleConformerEncoder.forward` for rows of any length, padded to multiples of `bucket` tokens."""
+
+    def __init__(self, encoder: Any, graphs: Graphs, bucket: int) -> None:
+        self.encoder, self.graphs, self.bucket = encoder, graphs, bucket
+        self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    @torch.inference_mode()
+    def forward(self, xs: Tensor, xs_lens: Tensor, *_chunks: int) -> tuple[Tensor, Tensor]:
+        """Embedded tokens [B, n, C] and lengths [B] -> hidden [B, 2 n, C] and mask [B, 1, 2 n], as upstream's."""
+        n, longest = xs.shape[1], padded_length(xs.shape[1], self.bucket)
+        inputs, lengths = self._buffers(xs, longest)
+        inputs.copy_(F.pad(xs, (0, 0, 0, longest - n)))
+        lengths.copy_(xs_lens)
+        shape = ("encoder", *inputs.shape)
+        hidden = self.graphs.run(STAGE, shape, lambda: encode(self.encoder, inputs, lengths))
+        ratio = self.encoder.up_layer.stride
+        return hidden[:, : ratio * n].clone(), within(ratio * lengths, ratio * n)[:, None]
+
+    def _buffers(self, xs: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        key = len(xs), longest
+        if key not in self._inputs:
+            self._inputs[key] = (
+                xs.new_zeros(len(xs), longest, xs.shape[2]),
+                torch.zeros(len(xs), dtype=torch.long, device=xs.device),
+            )
+        return self._inputs[key]
+
+
+def encode(encoder: Any, embedded: Tensor, lengths: Tensor) -> Tensor:
+    """Embedded tokens [B, n, C], zero behind each row's length -> hidden [B, 2 n, C], each row as if it were alone."""
+    mask = within(lengths, embedded.shape[1])[:, None]
+    x, positions, _ = encoder.embed(embedded, mask)
+    x = encoder.pre_lookahead_layer(x * mask.transpose(1, 2))
+    x = encoder.forward_layers(x, mask, positions, mask)
+    x, lengths = encoder.up_layer(x.transpose(1, 2).contiguous(), lengths)
+    x = x.transpose(1, 2).contiguous()
+    mask = within(lengths, x.shape[1])[:, None]
+    x, positions, _ = encoder.up_embed(x, mask)
+    x = encoder.forward_up_layers(x, mask, positions, mask)
+    return encoder.after_norm(x) if encoder.normalize_before else x
+
+
+@dataclass
+class State:
+    """What a step of the solver reads and writes, for B rows of T frames and twice as many with guidance."""
+
+    x: Tensor  # [B, 80, T]: the mel on its way from noise
+    time: Tensor  # [1]
+    passing: Tensor  # [1]: the time from this step to the next
+    mask: Tensor  # [2B, 1, T]: 1 within a row
+    mu: Tensor  # [2B, 80, T]: the encoder's mel; zero on the unguided side, like the next two
+    speaker: Tensor  # [2B, 80]
+    prompt: Tensor  # [2B, 80, T]
+    visible: Tensor  # [2B, 1, T]: the mask as truth values
+    bounds: Tensor  # [4B + 1]: where the pieces of packed attention begin and end
+
+    @classmethod
+    def blank(cls, rows: int, n_mels: int, n_speaker: int, frames: int, like: Tensor) -> State:
+        return cls(
+            x=like.new_zeros(rows, n_mels, frames),
+            time=like.new_zeros(1),
+            passing=like.new_zeros(1),
+            mask=like.new_zeros(2 * rows, 1, frames),
+            mu=like.new_zeros(2 * rows, n_mels, frames),
+            speaker=like.new_zeros(2 * rows, n_speaker),
+            prompt=like.new_zeros(2 * rows, n_mels, frames),
+            visible=torch.zeros(2 * rows, 1, frames, dtype=torch.bool, device=like.device),
+            bounds=torch.zeros(4 * rows + 1, dtype=torch.int32, device=like.device),
+        )
+
+    def fill(self, noise: Tensor, mask: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor) -> None:
+        """Begin: rows of up to T frames; what is behind them stays zero."""
+        rows, _, frames = self.x.shape
+        behind = (0, frames - mu.shape[2])
+        self.x.copy_(F.pad(noise, behind))
+        self.mask.copy_(F.pad(mask, behind).repeat(2, 1, 1))
+        self.mu[:rows] = F.pad(mu, behind)
+        self.speaker[:rows] = speaker
+        self.prompt[:rows] = F.pad(prompt, behind)
+        self.visible.copy_(self.mask)
+        starts = frames * torch.arange(2 * rows, device=mu.device)
+        ends = starts + self.visible[:, 0].sum(dim=1)
+        self.bounds[:-1] = torch.stack((starts, ends), dim=1).flatten()
+        self.bounds[-1] = 2 * rows * frames
+
+
+class StaticSolver:
+    """`CausalConditionalCFM.forward`, with rows padded to multiples of `bucket` frames and one captured step."""
+
+    def __init__(self, cfm: Any, graphs: Graphs, bucket: int) -> None:
+        self.cfm, self.graphs, self.bucket = cfm, graphs, bucket
+        self._upstream: Callable[..., tuple[Tensor, None]] = cfm.forward
+        self._states: dict[tuple[int, ...], State] = {}
+        self._attention = RowAttention()
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        mu: Tensor,
+        mask: Tensor,
+        n_timesteps: int,
+        temperature: float = 1.0,
+        spks: Tensor | None = None,
+        cond: Tensor | None = None,
+        noised_mels: Tensor | None = None,
+        meanflow: bool = False,
+    ) -> tuple[Tensor, None]:
+        """Upstream's arguments, random numbers and result: a mel [B, 80, T]."""
+        if meanflow or spks is None or cond is None:
+            return self._upstream(mu, mask, n_timesteps, temperature, spks, cond, noised_mels, meanflow)
+        noise = torch.randn_like(mu)
+        if noised_mels is not None:
+            noise[..., mu.shape[2] - noised_mels.shape[2] :] = noised_mels
+        times = torch.linspace(0, 1, n_timesteps + 1, device=mu.device, dtype=mu.dtype)
+        if self.cfm.t_scheduler == "cosine":
+            times = 1 - torch.cos(times * 0.5 * torch.pi)
+
+        state = self._state(mu, spks)
+        state.fill(noise, mask, mu, spks, cond)
+        for step in range(1 if self.graphs.is_preparing else n_timesteps):
+            state.time.copy_(times[step : step + 1])
+            state.passing.copy_(times[step + 1 : step + 2] - times[step : step + 1])
+            self.graphs.run(STAGE, ("step", *state.x.shape), lambda: self._step(state))
+        return state.x[:, :, : mu.shape[2]].to(mu.dtype, copy=True), None
+
+    def _state(self, mu: Tensor, speaker: Tensor) -> State:
+        rows, n_mels, length = mu.shape
+        frames = padded_length(length, self.bucket)
+        key = rows, frames
+        if key not in self._states:
+            like = mu.new_zeros(0, dtype=self.cfm.estimator.dtype)
+            self._states[key] = State.blank(rows, n_mels, speaker.shape[1], frames, like)
+        return self._states[key]
+
+    def _step(self, state: State) -> None:
+        """One Euler step, with guidance."""
+        rate = self.cfm.inference_cfg_rate
+        with self._without_questions(state):
+            velocity = self.cfm.estimator.forward(
+                x=state.x.repeat(2, 1, 1),
+                mask=state.mask,
+                mu=state.mu,
+                t=state.time.expand(len(state.mask)),
+                spks=state.speaker,
+                cond=state.prompt,
+            )
+        guided, free = velocity.chunk(2)
+        state.x += state.passing * ((1 + rate) * guided - rate * free)
+
+    @contextmanager
+    def _without_questions(self, state: State) -> Iterator[None]:
+        """The estimator with attention as said above; nothing of it is left behind."""
+        attentions = [module for module in self.cfm.estimator.modules() if isinstance(module, Attention)]
+        processors = [attention.processor for attention in attentions]
+        helpers = estimator_module.add_optional_chunk_mask, estimator_module.mask_to_bias
+        bounds, visible = state.bounds, state.visible
+
+        def bounds_or_mask(_mask: Tensor, dtype: torch.dtype) -> Tensor:
+            return bounds if bounds.is_cuda and dtype in HALF else visible
+
+        estimator_module.add_optional_chunk_mask = lambda _x, mask, *_: mask
+        estimator_module.mask_to_bias = bounds_or_mask
+        for attention in attentions:
+            attention.processor = self._attention  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            estimator_module.add_optional_chunk_mask, estimator_module.mask_to_bias = helpers
+            for attention, processor in zip(attentions, processors, strict=True):
+                attention.processor = processor
+
+
+class RowAttention:
+    """Self-attention in which every row sees its own frames only, for diffusers' `Attention`."""
+
+    def __call__(
+        self,
+        attention: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """hidden_states [R, T, C]; attention_mask is a truth mask [R, 1, T], or the bounds of packed attention."""
+        assert attention_mask is not None
+        q, k, v = queries_keys_values(attention, hidden_states)
+        if attention_mask.dtype == torch.bool:
+            q, k, v = [t.transpose(1, 2) for t in (q, k, v)]
+            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask[:, None]).transpose(1, 2)
+        else:
+            seen = packed_attention(q, k, v, attention_mask)
+        return attention.to_out[0](seen.flatten(2))
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
+    """Flash attention [R, T, heads, D] within pieces of the R * T frames, which `bounds` [pieces + 1] delimits.
+
+    The operator under `torch.nn.attention.varlen`, whose wrapper also clears a state for dropout in each call.
+    """
+    longest = q.shape[1]
+    packed = [t.flatten(0, 1) for t in (q, k, v)]
+    seen = torch.ops.aten._flash_attention_forward(
+        *packed, bounds, bounds, longest, longest, 0.0, False, return_debug_mask=False
+    )[0]
+    return seen.view(q.shape)

@@ -1,0 +1,247 @@
+"""The flow's estimator through the kernels of `triton_kernels.py`: 22 launches for a ResNet and its four blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from optimizations.common.launching import LOG2_E, can_overlap, launch, shared_bytes
+from optimizations.flow import triton_kernels
+from optimizations.flow.estimator import Block, ChannelsLastEstimator, Norm, Product, stacks_of
+
+NAMES = ("convolution", "norm_product", "row_attention", "add_product")
+"""The kernels as the profiler names them."""
+HALF = (torch.bfloat16, torch.float16)
+MANY = 16384
+"""Frames in all rows from which on there are programs enough for any tile, and reading little counts for more."""
+SHARED_BYTES = 96 * 1024
+"""Shared memory that the largest of the tiles below needs for one program; on Hopper, which has it, a quarter more."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program of a kernel does.
+
+    `rows` frames against `columns` outputs (keys for attention), `depth` inputs at a time; `turns` times as many
+    outputs one after the other, for `norm_product`. `stages`: loads that are under way at once.
+    """
+
+    rows: int
+    columns: int = 0
+    depth: int = 0
+    turns: int = 1
+    warps: int = 8
+    stages: int = 3
+
+
+TILES = {
+    "convolution": (Tile(64, depth=64), Tile(64, depth=64)),
+    "norm_qkv": (Tile(64, 64, turns=3, warps=4, stages=2), Tile(64, 64, turns=24, warps=4, stages=2)),
+    "row_attention": (Tile(128, 128, stages=2), Tile(128, 64)),
+    "add_attended": (Tile(128, 64, 128), Tile(128, 64, 64, warps=4, stages=4)),
+    "norm_inner": (Tile(64, 64, turns=2, warps=4, stages=2), Tile(64, 64, turns=16, stages=2)),
+    "add_outer": (Tile(64, 64, 128, warps=4), Tile(128, 128, 64)),
+}
+"""For few frames, where the tiles have to be enough for all of a GPU's processors, and for MANY."""
+Tiles = Mapping[str, tuple[Tile, Tile]]
+
+
+def unsupported(estimator: Any) -> str | None:
+    """Why the kernels cannot run this estimator where it is, in words a user can act on; None if they can.
+
+    It is one that `estimator.is_known`.
+    """
+    stacks = stacks_of(estimator)
+    parts = (estimator.down_blocks, estimator.mid_blocks, estimator.up_blocks, estimator.final_block)
+    dtypes = {parameter.dtype for part in parts for parameter in part.parameters()}
+    if len(dtypes) > 1 or not dtypes <= set(HALF):
+        return "the flow's kernels want weights in half precision: switch mixed_precision on, with the flow among parts"
+    if len(stacks) < 3 or any(len(blocks) == 0 for _, blocks in stacks):
+        return "the flow's kernels want a ResNet between the first and the last, and transformer blocks behind each"
+    attention, net = stacks[0][1][0].attn1, stacks[0][1][0].ff.net
+    width, head_dim = attention.to_q.in_features, attention.to_q.out_features // attention.heads
+    if any(size < 16 or size & (size - 1) for size in (width, head_dim)):
+        return f"the flow's kernels want powers of two from 16 on for width and head size, which are {width, head_dim}"
+    if estimator.in_channels % 16 or net[2].in_features % 16:
+        return "the flow's kernels want multiples of 16 for the input's channels and the feed-forward nets"
+    device = net[2].weight.device
+    if device.type == "cuda" and shared_bytes(device) < SHARED_BYTES:
+        return (
+            f"the flow's kernels need {SHARED_BYTES >> 10} KB of shared memory a program, as GPUs from Ampere on have, "
+            f"and this one has {shared_bytes(device) >> 10} KB"
+        )
+    return None
+
+
+@dataclass
+class Buffers:
+    """What the kernels of one call hand on: R rows of T frames, M = R * T, in a width of C."""
+
+    lengths: Tensor  # [R] int32
+    x: Tensor  # [M, C] float32: the residual stream
+    hidden: Tensor  # [M, C]: between a ResNet's convolutions
+    entering: Tensor  # [M, C]: what a ResNet reads
+    joined: Tensor  # [M, 2 C]: what the last ResNet reads, with the first one's result on the right
+    qkv: Tensor  # [M, 3 I]
+    attended: Tensor  # [M, I]
+    inner: Tensor  # [M, F]
+
+    @classmethod
+    def blank(cls, lengths: Tensor, frames: int, block: Block) -> Buffers:
+        """For M `frames` and blocks of the sizes of `block`."""
+        width, inner = block.outer.weight.shape
+        half = block.outer.weight.new_empty
+        return cls(
+            lengths=lengths,
+            x=half(frames, width, dtype=torch.float32),
+            hidden=half(frames, width),
+            entering=half(frames, width),
+            joined=half(frames, 2 * width),
+            qkv=half(frames, len(block.qkv.weight)),
+            attended=half(frames, len(block.qkv.weight) // 3),
+            inner=half(frames, inner),
+        )
+
+
+class TritonEstimator(ChannelsLastEstimator):
+    """The same on a GPU, in half precision, with a float32 residual stream; padded rows are no exception here."""
+
+    def __init__(self, estimator: Any, masked: Callable[..., Tensor], tiles: Tiles = TILES) -> None:
+        super().__init__(estimator, masked)
+        self.tiles = tiles
+        self.overlap = can_overlap(self.out.weight.device)
+
+    # A compiler that traces this finds one graph break; it has nothing to gain inside.
+    forward = torch.compiler.disable(ChannelsLastEstimator.forward)
+
+    def bears(self, mask: Tensor) -> bool:
+        return True
+
+    def velocity(self, inputs: Tensor, mask: Tensor, times: tuple[Tensor, ...]) -> Tensor:
+        rows, channels, length = inputs.shape
+        lengths = mask[:, 0].sum(dim=-1, dtype=torch.int32)
+        b = Buffers.blank(lengths, rows * length, self.stacks[0].blocks[0])
+        frames = b.x.new_empty(rows, length, channels, dtype=b.hidden.dtype)
+        frames.copy_(inputs.transpose(1, 2))
+        width = b.x.shape[1]
+        between = len(self.stacks) - 2
+
+        self.stack(0, frames.flatten(0, 1), times, b, leaving=b.joined[:, width:])
+        self.convolve(self.down[0], b.joined[:, width:], b.entering, b)
+        for index in range(1, between + 1):
+            leaving = b.joined[:, :width] if index == between else b.entering
+            self.stack(index, b.entering, times, b, leaving)
+        self.stack(between + 1, b.joined, times, b, leaving=b.entering)
+        self.convolve(self.up[0], b.entering, b.hidden, b)
+        self.convolve(self.last.convolution, b.hidden, b.x, b, self.last.norm)
+        return F.linear(b.x, self.out.weight.flatten(1), self.out.bias).view(rows, length, -1).transpose(1, 2)
+
+    def stack(self, index: int, frames: Tensor, times: tuple[Tensor, ...], b: Buffers, leaving: Tensor) -> None:
+        """A ResNet and its blocks: half-precision frames [M, in] -> x, and a copy of it to `leaving` [M, C]."""
+        stack = self.stacks[index]
+        first, second = stack.resnet.first, stack.resnet.second
+        self.convolve(first.convolution, frames, b.hidden, b, first.norm, time=times[index][:, 0])
+        self.convolve(second.convolution, b.hidden, b.x, b, second.norm, beside=(stack.resnet.beside, frames))
+        for block in stack.blocks:
+            self.norm_product("norm_qkv", block.norm1, block.qkv, b.x, b.qkv)
+            self.attend(b, block.heads)
+            self.add_product("add_attended", block.out, b.attended, b.x)
+            self.norm_product("norm_inner", block.norm3, block.inner, b.x, b.inner, gelu=True)
+            self.add_product("add_outer", block.outer, b.inner, b.x, leaving if block is stack.blocks[-1] else None)
+
+    # -- one launch each -----------------------------------------------------------------------------------------
+
+    def convolve(
+        self,
+        product: Product,
+        frames: Tensor,
+        out: Tensor,
+        b: Buffers,
+        norm: Norm | None = None,
+        time: Tensor | None = None,
+        beside: tuple[Product, Tensor] | None = None,
+    ) -> None:
+        """Frames [M, in] -> out [M, C]: norm and Mish of the convolution, plus time [R, C] and the shortcut."""
+        (n_frames, width), (_, inputs) = frames.shape, product.weight.shape
+        unread = product.weight
+        gain, shift, epsilon = (norm.weight, norm.bias, norm.epsilon) if norm else (unread, unread, 0.0)
+        shortcut, other = beside or (Product(unread, unread), frames)
+        time_or_none = unread if time is None else time
+        length = n_frames // len(b.lengths)
+        tile = self._tile("convolution", n_frames)
+        args = (
+            *(frames, product.weight, product.bias, gain, shift, time_or_none),
+            *(other, shortcut.weight, shortcut.bias, out),
+            *(n_frames, length, frames.stride(0), time_or_none.stride(0), other.stride(0), epsilon),
+        )
+        sizes = {
+            "IN": width,
+            "C": out.shape[1],
+            "BESIDE": shortcut.weight.shape[1] if beside else 0,
+            "NORM": norm is not None,
+            "TIME": time is not None,
+            "ROWS": tile.rows,
+            "DEPTH": gcd(width, other.shape[1], tile.depth),
+        }
+        assert inputs == product.n_frames * width
+        self._launch(triton_kernels.convolution, triton.cdiv(n_frames, tile.rows), args, sizes, tile)
+
+    def norm_product(self, name: str, norm: Norm, product: Product, x: Tensor, out: Tensor, gelu: bool = False) -> None:
+        """x [M, C] -> out [M, N]."""
+        (n_frames, width), outputs, tile = x.shape, len(product.weight), self._tile(name, len(x))
+        columns = gcd(outputs, tile.columns)
+        share = columns * gcd(outputs // columns, tile.turns)
+        bias = product.weight if product.bias is None else product.bias
+        args = x, norm.weight, norm.bias, product.weight, bias, out, n_frames, norm.epsilon
+        sizes = {
+            "N": outputs,
+            "C": width,
+            "BIAS": product.bias is not None,
+            "GELU": gelu,
+            "ROWS": tile.rows,
+            "COLUMNS": columns,
+            "SHARE": share,
+        }
+        n_programs = triton.cdiv(n_frames, tile.rows) * (outputs // share)
+        self._launch(triton_kernels.norm_product, n_programs, args, sizes, tile)
+
+    def attend(self, b: Buffers, heads: int) -> None:
+        """qkv -> attended."""
+        n_frames, inner = b.attended.shape
+        rows, head_dim, tile = len(b.lengths), inner // heads, self._tile("row_attention", n_frames)
+        length = n_frames // rows
+        args = b.qkv, b.lengths, b.attended, length, head_dim**-0.5 * LOG2_E
+        sizes = {"H": heads, "D": head_dim, "QUERIES": tile.rows, "KEYS": tile.columns}
+        n_programs = triton.cdiv(length, tile.rows) * rows * heads
+        self._launch(triton_kernels.row_attention, n_programs, args, sizes, tile)
+
+    def add_product(self, name: str, product: Product, a: Tensor, x: Tensor, copy: Tensor | None = None) -> None:
+        """a [M, K] into x [M, C]; `copy` [M, C] takes the sum in half precision."""
+        (n_frames, inputs), width, tile = a.shape, x.shape[1], self._tile(name, len(a))
+        columns = gcd(width, tile.columns)
+        into = a if copy is None else copy
+        args = a, product.weight, product.bias, x, into, n_frames, into.stride(0)
+        sizes = {
+            "C": width,
+            "K": inputs,
+            "COPY": copy is not None,
+            "ROWS": tile.rows,
+            "COLUMNS": columns,
+            "DEPTH": gcd(inputs, tile.depth),
+        }
+        n_programs = triton.cdiv(n_frames, tile.rows) * (width // columns)
+        self._launch(triton_kernels.add_product, n_programs, args, sizes, tile)
+
+    def _tile(self, name: str, n_frames: int) -> Tile:
+        return self.tiles[name][n_frames >= MANY]
+
+    def _launch(self, kernel: Any, n_programs: int, args: tuple, sizes: dict[str, int], tile: Tile) -> None:
+        options = {"num_warps": tile.warps, "num_stages": tile.stages, "launch_pdl": self.overlap}
+        launch(kernel, (n_programs,), *args, **sizes, OVERLAP=self.overlap, **options)

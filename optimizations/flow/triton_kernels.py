@@ -1,0 +1,295 @@
+"""Triton kernels for the flow's estimator, in one layout: frames [R * T, C], the rows one behind the other.
+
+The estimator's arithmetic is products of matrices, and its layers spend two thirds of their time on what lies between:
+norms, activations, masks, and moving the channels to where the next layer wants them. Here
+
+- the layout never changes, so nothing is moved; a convolution over the last three frames is a product whose kernel
+  reads three shifted tiles, so its windows are never written;
+- norms, activations, biases and sums with the residual are computed by the products next to them, whose tiles hold
+  whole frames or never leave the registers;
+- what enters a product is half precision; its sums, norms, activations and the residual stream x are float32.
+
+Convolutions look back only, and padding lies behind a row's end: no frame of a row ever sees padding except through
+attention, and that alone is told the lengths. Behind a row's end the kernels compute something finite, nobody reads it.
+
+Launches, with M = R * T frames, C channels, I the width of all heads together, F the feed-forward net's:
+
+    convolution      6 M C²        three frames, bias; norm and Mish, the time's share, a ResNet's 1x1 shortcut
+    norm_product     6 M C I       layer norm, queries, keys and values in one product
+    row_attention    4 M T I       flash attention, within a row's length
+    add_product      2 M C I       output product, bias, into the residual
+    norm_product     2 M C F       layer norm, bias, GELU
+    add_product      2 M C F       bias, into the residual
+
+the last five once a transformer block. Every element is written by one program, and sums have one order: a step repeats
+bit for bit. As in T3's decode step (`t3/triton_decode.py`), a kernel may start before the one in front of it has ended:
+it waits before it reads what another kernel has written, and writes nothing before.
+
+M is any number of frames; the last tile may be partly empty. Offsets within a tile are 32 bits wide, a tile's own 64.
+Lengths are not specialized: a new one must not mean another compilation.
+"""
+
+# ruff: noqa: N803 (a size in capitals is known when its kernel is compiled)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+LOOK_BACK = tl.constexpr(2)
+"""Frames that a convolution sees besides its own."""
+
+
+@triton.jit
+def _normalized(x, gain, shift, epsilon, C: tl.constexpr):
+    """Layer norm of whole frames x [B, C], float32."""
+    mean = tl.sum(x, axis=1) / C
+    x -= mean[:, None]
+    scale = tl.rsqrt(tl.sum(x * x, axis=1) / C + epsilon)
+    return x * scale[:, None] * gain[None, :] + shift[None, :]
+
+
+@triton.jit
+def _mish(x):
+    """x * tanh(log(1 + e^x)); where e^x overflows, x."""
+    e = tl.exp(x)
+    return x - 2 * x / (e * (e + 2) + 2)
+
+
+@triton.jit
+def _gelu(x):
+    """x * (1 + erf(x / sqrt 2)) / 2 to 1e-6, in a third of the instructions that an exact erf takes.
+
+    It is max(x, 0) - |x| / 2 * erfc(|x| / sqrt 2), and the logarithm of erfc is nearly a parabola. The polynomial's
+    GELU is nowhere further off than that; where it was not fitted, beyond 10, it only falls.
+    """
+    a = tl.abs(x)
+    p = ((-4.881021e-4 * a + 7.198718e-3) * a - 5.214663e-2) * a - 4.5959584e-1
+    p = (p * a - 1.1510005) * a
+    return tl.maximum(x, 0.0) - 0.5 * a * tl.exp2(p)
+
+
+@triton.jit(do_not_specialize=["M", "T"])
+def convolution(
+    frames,  # [M, IN], half; consecutive frames are `stride` apart
+    weight,  # [C, 3 * IN], half: frame by frame
+    bias,  # [C]
+    gain,  # [C] float32, as the next: the norm
+    shift,
+    time,  # [R, C] float32; consecutive rows are `time_stride` apart
+    beside,  # [M, BESIDE], half: what the shortcut reads; consecutive frames are `beside_stride` apart
+    beside_weight,  # [C, BESIDE], half
+    beside_bias,  # [C]
+    out,  # out: [M, C]
+    M,
+    T,
+    stride,
+    time_stride,
+    beside_stride,
+    epsilon,
+    IN: tl.constexpr,
+    C: tl.constexpr,
+    BESIDE: tl.constexpr,
+    NORM: tl.constexpr,
+    TIME: tl.constexpr,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """ROWS frames, all channels: mish(norm(convolution)) + time + shortcut, as far as asked for (BESIDE = 0: none).
+
+    Before a row's first frame there are zeros.
+    """
+    if OVERLAP:
+        gdc_launch_dependents()
+    first = tl.program_id(0) * ROWS
+    tile = first.to(tl.int64)
+    i = tl.arange(0, ROWS)
+    c = tl.arange(0, C)
+    k = tl.arange(0, DEPTH)
+    left = M - first
+    row = (first + i) // T
+    t = (first + i) % T
+    biases = tl.load(bias + c).to(tl.float32)
+    weights = weight + c[None, :] * ((LOOK_BACK + 1) * IN) + k[:, None]
+    if OVERLAP:
+        gdc_wait()
+    here = frames + tile * stride
+    steps: tl.constexpr = IN // DEPTH
+    sums = tl.zeros((ROWS, C), tl.float32)
+    for step in range((LOOK_BACK + 1) * steps):
+        back = LOOK_BACK - step // steps
+        inside = (i < left) & (t >= back)
+        at = (i - back)[:, None] * stride + (step % steps) * DEPTH + k[None, :]
+        a = tl.load(here + at, mask=inside[:, None], other=0.0)
+        sums = tl.dot(a, tl.load(weights + step * DEPTH), sums)
+    y = sums + biases[None, :]
+    if NORM:
+        y = _mish(_normalized(y, tl.load(gain + c), tl.load(shift + c), epsilon, C))
+    if TIME:
+        y += tl.load(time + row[:, None] * time_stride + c[None, :], mask=(i < left)[:, None], other=0.0)
+    if BESIDE:
+        here = beside + tile * beside_stride + i[:, None] * beside_stride + k[None, :]
+        weights = beside_weight + c[None, :] * BESIDE + k[:, None]
+        for step in range(BESIDE // DEPTH):
+            a = tl.load(here + step * DEPTH, mask=(i < left)[:, None], other=0.0)
+            y = tl.dot(a, tl.load(weights + step * DEPTH), y)
+        y += tl.load(beside_bias + c).to(tl.float32)[None, :]
+    at = i[:, None] * C + c[None, :]
+    tl.store(out + tile * C + at, y.to(out.dtype.element_ty), mask=(i < left)[:, None])
+
+
+@triton.jit(do_not_specialize=["M"])
+def norm_product(
+    x,  # [M, C] float32
+    gain,  # [C] float32, as the next
+    shift,
+    weight,  # [N, C], half
+    bias,  # [N]
+    out,  # out: [M, N], half
+    M,
+    epsilon,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SHARE: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """ROWS frames, normalized once, against SHARE outputs, COLUMNS at a time."""
+    if OVERLAP:
+        gdc_launch_dependents()
+    shares: tl.constexpr = N // SHARE
+    tile = (tl.program_id(0) // shares).to(tl.int64) * ROWS
+    first = (tl.program_id(0) % shares) * SHARE
+    c = tl.arange(0, C)
+    gains = tl.load(gain + c)
+    shifts = tl.load(shift + c)
+    if OVERLAP:
+        gdc_wait()
+    i = tl.arange(0, ROWS)
+    inside = (i < (M - tile).to(tl.int32))[:, None]
+    rows = tl.load(x + tile * C + i[:, None] * C + c[None, :], mask=inside, other=0.0)
+    a = _normalized(rows, gains, shifts, epsilon, C).to(weight.dtype.element_ty)
+    for start in range(0, SHARE, COLUMNS):
+        n = first + start + tl.arange(0, COLUMNS)
+        y = tl.dot(a, tl.load(weight + n[None, :] * C + c[:, None]))
+        if BIAS:
+            y += tl.load(bias + n).to(tl.float32)[None, :]
+        if GELU:
+            y = _gelu(y)
+        tl.store(out + tile * N + i[:, None] * N + n[None, :], y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["M"])
+def add_product(
+    a,  # [M, K], half
+    weight,  # [C, K], half
+    bias,  # [C]
+    x,  # in and out: [M, C] float32
+    copy,  # out with COPY: [M, C], half; consecutive frames are `copy_stride` apart
+    M,
+    copy_stride,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    COPY: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """ROWS frames, COLUMNS channels: x += a @ weight^T + bias."""
+    if OVERLAP:
+        gdc_launch_dependents()
+    parts: tl.constexpr = C // COLUMNS
+    tile = (tl.program_id(0) // parts).to(tl.int64) * ROWS
+    c = (tl.program_id(0) % parts) * COLUMNS + tl.arange(0, COLUMNS)
+    i = tl.arange(0, ROWS)
+    k = tl.arange(0, DEPTH)
+    inside = (i < (M - tile).to(tl.int32))[:, None]
+    biases = tl.load(bias + c).to(tl.float32)
+    weights = weight + c[None, :] * K + k[:, None]
+    if OVERLAP:
+        gdc_wait()
+    rows = a + tile * K + i[:, None] * K + k[None, :]
+    residual = x + tile * C + i[:, None] * C + c[None, :]
+    before = tl.load(residual, mask=inside, other=0.0)  # here, as nobody has to wait for it at the end
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, K, DEPTH):
+        sums = tl.dot(tl.load(rows + start, mask=inside, other=0.0), tl.load(weights + start), sums)
+    y = before + sums + biases[None, :]
+    tl.store(residual, y, mask=inside)
+    if COPY:
+        at = copy + tile * copy_stride + i[:, None] * copy_stride + c[None, :]
+        tl.store(at, y.to(copy.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _attend(query, key, value, peak, total, sums, scale, seen):
+    """One more block of keys [D, B] and values [B, D] in the running softmax; `seen` [B] is false for no key at all."""
+    scores = tl.dot(query, key)
+    if seen is not None:
+        scores = tl.where(seen[None, :], scores, -float("inf"))
+    highest = tl.maximum(peak, tl.max(scores, axis=1) * scale)
+    p = tl.exp2(scores * scale - highest[:, None])
+    fade = tl.exp2(peak - highest)
+    sums = tl.dot(p.to(value.dtype), value, sums * fade[:, None])
+    return highest, total * fade + tl.sum(p, axis=1), sums
+
+
+@triton.jit(do_not_specialize=["T"])
+def row_attention(
+    qkv,  # [R, T, 3, H, D], half
+    lengths,  # [R] int32, up to T
+    attended,  # out: [R, T, H, D], half
+    T,
+    scale,  # D^-0.5 * log2(e): the softmax is in powers of two
+    H: tl.constexpr,
+    D: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """QUERIES frames of one row's head against the row's keys; zeros where all of them lie behind the row's end.
+
+    Only the last block of keys may have to be masked. One key at least has its power of two at 1, so a sum of them is
+    below 1 where there is no key alone.
+    """
+    if OVERLAP:
+        gdc_launch_dependents()
+    blocks = tl.cdiv(T, QUERIES)
+    row_head = tl.program_id(0) // blocks
+    row = row_head // H
+    head = row_head % H
+    i = (tl.program_id(0) % blocks) * QUERIES + tl.arange(0, QUERIES)
+    d = tl.arange(0, D)
+    j = tl.arange(0, KEYS)
+    width: tl.constexpr = H * D
+    queries = qkv + row.to(tl.int64) * T * (3 * width) + head * D
+    keys = queries + width + d[:, None]
+    values = queries + 2 * width + d[None, :]
+    if OVERLAP:
+        gdc_wait()
+    length = tl.load(lengths + row)
+    length = tl.where((tl.program_id(0) % blocks) * QUERIES < length, length, 0)
+    query = tl.load(queries + i[:, None] * (3 * width) + d[None, :], mask=(i < T)[:, None], other=0.0)
+    peak = tl.full((QUERIES,), -float("inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    sums = tl.zeros((QUERIES, D), tl.float32)
+    whole = length // KEYS * KEYS
+    for start in range(0, whole, KEYS):
+        at = (start + j) * (3 * width)
+        key = tl.load(keys + at[None, :])
+        value = tl.load(values + at[:, None])
+        peak, total, sums = _attend(query, key, value, peak, total, sums, scale, None)
+    if whole < length:
+        at = (whole + j) * (3 * width)
+        seen = whole + j < length
+        key = tl.load(keys + at[None, :], mask=seen[None, :], other=0.0)
+        value = tl.load(values + at[:, None], mask=seen[:, None], other=0.0)
+        peak, total, sums = _attend(query, key, value, peak, total, sums, scale, seen)
+    sums /= tl.maximum(total, 1.0)[:, None]
+    out = attended + row.to(tl.int64) * T * width + head * D + i[:, None] * width + d[None, :]
+    tl.store(out, sums.to(attended.dtype.element_ty), mask=(i < T)[:, None])

@@ -1,0 +1,234 @@
+"""The decode loop with everything that changes from token to token on the device.
+
+The decoder's own loop hands numbers to the device for each token (the position, the temperature) and asks for one back
+(is it over?). Here the step is a function of buffers that stay where they are, so it can be captured: it runs the
+newest token through the transformer, samples, and writes the token, its embedding, the ids seen and the position down
+for the next step. The host only says how far attention has to read, in whole buckets, and looks every few tokens
+whether all rows are finished. What runs beyond the end is cut off, so the tokens are those of the decoder's own loop.
+"""
+
+from __future__ import annotations
+
+import torch
+from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
+from torch import Tensor
+
+from harness.measure import synchronize
+from harness.pipeline import HELD_BACK
+from optimizations.common.graphs import DelayedFlag, Draws, Graphs
+from optimizations.common.kernels import for_device
+from optimizations.t3.decoder import Decoder
+from optimizations.t3.engines import Prefix, StaticEngine
+from optimizations.t3.sampling import SamplingTensors, guide, sample_by
+from optimizations.t3.token_buffers import TokenBuffers
+
+STAGE = "generate_tokens"
+PROMPT_BUCKET = 32
+"""Positions to which prompts are padded; at full size reading 32 more takes no longer."""
+
+
+class CapturedLoop:
+    """Decodes for a `Decoder` whose engine is static, in steps that `graphs` runs.
+
+    On a GPU what follows the logits is one Triton kernel, unless there is a nucleus to sort for.
+
+    Batches are filled up to a power of two with rows that nobody wants, so that few numbers of rows occur; a step's
+    time hardly depends on it. `poll` is the number of tokens between two looks at whether all is said.
+    """
+
+    def __init__(self, decoder: Decoder, graphs: Graphs, poll: int) -> None:
+        self.decoder, self.graphs, self.poll = decoder, graphs, poll
+        self.device = decoder.pipeline.device
+        self._settings = SamplingTensors(self.device)
+        self._finished = DelayedFlag(self.device)
+        self._token_buffers: dict[int, TokenBuffers] = {}
+        self._prompts: dict[tuple[int, int], Tensor] = {}
+        self._embeds: dict[int, Tensor] = {}
+        self._moves = -1
+        self._kernels = for_device("optimizations.t3.triton_sampling", self.device)
+
+    @property
+    def engine(self) -> StaticEngine:
+        engine = self.decoder.engine
+        assert isinstance(engine, StaticEngine)
+        return engine
+
+    @staticmethod
+    def n_rows(n: int) -> int:
+        """Rows to decode with for `n` that are wanted."""
+        return 1 << (n - 1).bit_length()
+
+    @torch.inference_mode()
+    def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: Prefix | None) -> Tensor:
+        """`Engine.prefill` on prompts [R, n, C] that are padded on the left to whole buckets."""
+        rows, n, width = embeds.shape
+        longest = -(-n // PROMPT_BUCKET) * PROMPT_BUCKET
+        if (rows, longest) not in self._prompts:
+            self._prompts[rows, longest] = embeds.new_zeros(rows, longest, width)
+        prompt = self._prompts[rows, longest]
+        prompt[:, : longest - n] = 0
+        prompt[:, longest - n :] = embeds
+        pads = torch.zeros(rows, dtype=torch.long, device=embeds.device) if pad is None else pad
+        self.engine.begin(prompt, pads + (longest - n), prefix)
+        self._follow_moves()
+        start = self.engine.length
+        shape = ("prompt", rows, longest, start)
+        hidden = self.graphs.run(STAGE, shape, lambda: self.engine.read(prompt, start)).clone()
+        self.engine.length = start + longest
+        return hidden
+
+    @torch.inference_mode()
+    def decode(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Tensor:
+        """Tokens [n, limit] from the prompts' last hidden states [2 rows, C]; behind a row's end they mean nothing."""
+        buffers = self._begin(hidden.shape[0] // 2, n, limit, pinned)
+        draws, filled, made = Draws(self.device), self.engine.length, 1
+        self.engine.position -= 1  # the prompt's last slot: every choice moves it on
+        self._choose(buffers, hidden, self._times(buffers))
+        while made < limit:
+            if not pinned and made % self.poll == 0 and self._finished.look(buffers.finished.all()):
+                break
+            self._advance(buffers, filled + made - 1)
+            made += 1
+        tokens = buffers.tokens[:n, :made]
+        if self.decoder.pipeline.sampling.temperature == 0:
+            draws.keep(0, made)
+        elif not pinned:
+            draws.keep(self._length(tokens), made)
+        return tokens
+
+    @torch.inference_mode()
+    def step(self, embeds: Tensor) -> Tensor:
+        """`Engine.step`, for a loop that has to see every token: good until the next step."""
+        engine, position = self.engine, self.engine.length
+        extent = self._extent(position)
+        if len(embeds) not in self._embeds:
+            self._embeds[len(embeds)] = embeds.new_zeros(embeds.shape)
+        newest = self._embeds[len(embeds)]
+        newest.copy_(embeds)
+
+        def body() -> tuple[Tensor, list[Tensor]]:
+            hidden = engine.static_step(newest, extent)
+            engine.position += 1
+            return hidden, engine.rows
+
+        hidden, engine.rows = self.graphs.run(STAGE, ("step", len(embeds), extent), body)
+        engine.length = position + 1
+        return hidden
+
+    def prepare(self, batches: set[int], positions: int, prompt: int) -> None:
+        """Capture what batches of these sizes take: prompts of up to `prompt` positions, and steps up to `positions`.
+
+        What is largest comes first: what the others need then fits into its memory.
+        """
+        self.engine.heads = self.decoder.watched_heads
+        self.engine.reserve(2 * self.n_rows(max(batches)), positions)
+        if self.decoder.guarded:
+            for n in sorted(batches, reverse=True):
+                self._prepare_steps(n, positions, guarded=True)
+            return
+        for n in sorted({self.n_rows(n) for n in batches}, reverse=True):
+            self._prepare_prompts(n, prompt)
+            self._prepare_steps(n, positions, guarded=False)
+
+    def _prepare_prompts(self, n: int, longest: int) -> None:
+        decoder, width = self.decoder, self.decoder.t3.speech_emb.weight.shape[1]
+        voice = next(iter(decoder.pipeline.voices.values()))
+        prefix = decoder.stacked_prefixes([voice.t3]) if decoder.reuse_prefix else None
+        for length in range(longest, 0, -PROMPT_BUCKET):
+            self.prefill(torch.zeros(2 * n, length, width, device=self.device), None, prefix)
+
+    def _prepare_steps(self, n: int, positions: int, guarded: bool) -> None:
+        engine = self.engine
+        engine.reserve(2 * n, positions)
+        buffers = self._begin(n, n, limit=1, pinned=True)
+        for last in range(engine.capacity - 1, 0, -engine.bucket):
+            engine.length = last
+            engine.position.fill_(last)
+            if guarded:
+                self.step(buffers.embeds)
+            else:
+                buffers.written.zero_()
+                self._advance(buffers, last)
+
+    def _begin(self, rows: int, n: int, limit: int, pinned: bool) -> TokenBuffers:
+        """Buffers for `rows` rows, of which the first `n` are wanted, as it is before the first token."""
+        decoder, hp = self.decoder, self.decoder.t3.hp
+        buffers = self._token_buffers.get(rows)
+        if buffers is None or buffers.tokens.shape[1] < limit:
+            if buffers is not None:
+                self._start_again()
+            longest = max(limit, decoder.pipeline.sampling.max_new_tokens)
+            n_ids = decoder.t3.speech_head.out_features
+            buffers = self._token_buffers[rows] = TokenBuffers.blank(rows, longest, decoder.t3.speech_emb.weight, n_ids)
+        self._settings.set(decoder.pipeline.sampling)
+        self._finished.reset()
+        buffers.tokens.fill_(hp.stop_speech_token)
+        buffers.written.zero_()
+        buffers.seen.zero_()
+        buffers.seen[:, hp.start_speech_token] = True
+        buffers.held[SPEECH_VOCAB_SIZE:] = pinned
+        buffers.finished.zero_()
+        buffers.finished[n:] = True
+        return buffers
+
+    def _advance(self, buffers: TokenBuffers, position: int) -> None:
+        """One more token for every row; `position` is the slot that the newest one takes."""
+        extent = self._extent(position)
+        shape = (len(buffers.token), extent, self._nucleus)
+        self.graphs.run(STAGE, shape, lambda: self._step(buffers, extent))
+
+    def _extent(self, position: int) -> int:
+        """The slots that a step at `position` has to read, in whole buckets; makes room where there is none."""
+        engine = self.engine
+        if position >= engine.capacity:
+            engine.extend(position, position + 1)
+        self._follow_moves()
+        return min((position // engine.bucket + 1) * engine.bucket, engine.capacity)
+
+    def _follow_moves(self) -> None:
+        if self.engine.moves != self._moves:
+            self._start_again()
+            self._moves = self.engine.moves
+
+    def _start_again(self) -> None:
+        """Drop the graphs, whose buffers have moved, when the last of them has run."""
+        synchronize(self.device)
+        self.graphs.forget(STAGE)
+
+    def _step(self, buffers: TokenBuffers, extent: int) -> None:
+        """The newest tokens through the transformer, and the next ones."""
+        times = self._times(buffers)
+        self._choose(buffers, self.engine.static_step(buffers.embeds, extent), times)
+
+    @property
+    def _nucleus(self) -> bool:
+        return self.decoder.pipeline.sampling.top_p < 1
+
+    def _times(self, buffers: TokenBuffers) -> Tensor | None:
+        """The next draw's random numbers [B, V] for the kernel; what works without it draws them itself."""
+        if self._kernels is None or self._nucleus:
+            return None
+        return torch.empty_like(buffers.seen, dtype=torch.float32).exponential_()
+
+    def _choose(self, buffers: TokenBuffers, hidden: Tensor, times: Tensor | None) -> None:
+        """Sample a token for every row and write it down, with its embedding and its slot."""
+        t3, logits, position = self.decoder.t3, self.decoder.logits(hidden), self.engine.position
+        table, positions, stop = t3.speech_emb.weight, t3.speech_pos_emb.emb.weight, t3.hp.stop_speech_token
+        if times is not None:
+            self._kernels.choose_tokens(logits, times, self._settings, buffers, position, table, positions, stop)
+            return
+        logits = guide(logits, self._settings.cfg_weight).masked_fill(buffers.held, HELD_BACK)
+        buffers.token.copy_(sample_by(self._settings, logits, buffers.seen, self._nucleus))
+        buffers.tokens.index_copy_(1, buffers.written, buffers.token)
+        buffers.seen.scatter_(1, buffers.token, True)
+        buffers.finished |= buffers.token == stop
+        buffers.written += 1
+        position += 1
+        embedding = t3.speech_emb(buffers.token) + positions.index_select(0, buffers.written)
+        buffers.embeds.copy_(torch.cat((embedding, embedding)))
+
+    def _length(self, tokens: Tensor) -> int:
+        """Steps until the last row of `tokens` [n, made] stopped, the stop itself included."""
+        stopped = (tokens == self.decoder.t3.hp.stop_speech_token).long()
+        first = torch.where(stopped.any(dim=1), stopped.argmax(dim=1) + 1, tokens.shape[1])
+        return int(first.max())

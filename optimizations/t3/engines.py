@@ -1,0 +1,412 @@
+"""T3's transformer as a flat function, over a cache that grows or over one that stays where it is.
+
+Engines take embeddings and give the last position's hidden state; the decoder above them does not care which it has.
+Rows of shorter prompts are padded on the left (behind the voice's prefix, where there is one), so that all rows
+write the same cache slot in every step; a row's positions still count its own tokens only.
+
+Decoding one token is a matrix-vector product per weight: at batch 2 the arithmetic is nothing, the weights' bytes
+and the kernel launches are everything. So the function does as little as possible besides: one rotation table, views
+instead of copies, none of what transformers' own model keeps a book of. The growing cache is what upstream has, two
+`cat`s per layer and token; the static one is written in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaModel
+
+Heads = tuple[tuple[int, int], ...]
+Prefix = list[tuple[Tensor, Tensor]]
+"""Keys and values [1 or R, heads, p, head_dim] per layer that rows open with."""
+Store = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes a layer's number and its new keys and values [R, heads, n, head_dim]; gives those that attention reads."""
+
+
+class Engine(Protocol):
+    """What the decoder asks of a transformer."""
+
+    heads: Heads
+    rows: list[Tensor]
+    """After each call, one attention row [B, n, past + n] for each watched (layer, head): the n newest positions."""
+
+    def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: Any) -> Tensor:
+        """Prompts [R, n, C], `pad` [R] slots of padding on the left (None: no padding) -> hidden [R, C]."""
+        ...
+
+    def step(self, embeds: Tensor) -> Tensor:
+        """One more position [R, 1, C] -> hidden [R, C]."""
+        ...
+
+
+def attention_rows(q: Tensor, k: Tensor, mask: Tensor | None, n: int) -> Tensor:
+    """Softmax rows of the `n` newest queries of one head: q [B, T, D], k [B, L, D] -> [B, n, L]."""
+    scores = (q[:, -n:].float() @ k.float().transpose(1, 2)) * q.shape[-1] ** -0.5
+    length = k.shape[1]
+    newest = torch.arange(length - n, length, device=k.device)
+    future = torch.arange(length, device=k.device) > newest[:, None]
+    scores = scores.masked_fill(future, -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, :length], -torch.inf)
+    return scores.softmax(dim=-1)
+
+
+class FlatEngine:
+    """The transformer's layers as one flat function; where keys and values are kept is a subclass's matter.
+
+    transformers' own model does the same arithmetic in twice as many kernels, and on a fast GPU a decode step's time
+    is the time to launch its kernels.
+    """
+
+    def __init__(self, tfmr: LlamaModel) -> None:
+        self.tfmr: Any = tfmr  # torch types a module's attributes `Tensor | Module`, which no layer of it is
+        self.heads: Heads = ()
+        self.rows: list[Tensor] = []
+        self.length = 0
+        self.pads = torch.zeros(0, dtype=torch.long)
+        """Slots of padding in each row, [R] on the device; 0 where there is none."""
+        self.valid_slots = torch.zeros(0, 0, dtype=torch.bool)
+        """Which slots a row may look at, [R, capacity] on the device: all but its padding."""
+        self._pad: Tensor | None = None
+        self._cos = self._sin = torch.empty(0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layers compute in."""
+        return self.tfmr.layers[0].input_layernorm.weight.dtype
+
+    def _tabulate_rotation(self, capacity: int, like: Tensor) -> None:
+        """Rotation as x * cos + swapped(x) * sin, with the sign of the swapped first half kept in the table."""
+        cos, sin = self.tfmr.rotary_emb(like, torch.arange(capacity, device=like.device)[None])
+        half = sin.shape[-1] // 2
+        self._cos, self._sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
+
+    def _run(self, embeds: Tensor, store: Store, newest: int) -> Tensor:
+        """All layers over `embeds` [R, n, C] at the next slots -> last hidden state [R, C]."""
+        start, end = self.length, self.length + embeds.shape[1]
+        mask, causal = self._mask(start, end)
+        visible = None if self._pad is None else self.valid_slots[:, :end]
+        hidden = self._layers(embeds, self._rotation(start, end), store, mask, causal, newest, visible)
+        self.length = end
+        return hidden
+
+    def _layers(
+        self,
+        embeds: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        store: Store,
+        mask: Tensor | None,
+        causal: bool,
+        newest: int,
+        visible: Tensor | None,
+    ) -> Tensor:
+        """`embeds` [R, n, C] through all layers -> last hidden state [R, C].
+
+        Args:
+            rotation: cosines and sines that broadcast over [R, heads, n, head_dim].
+            store: keeps a layer's new keys and values and gives those that attention reads.
+            mask: of the new positions over the slots, as `scaled_dot_product_attention` takes it.
+            newest: positions of which the watched heads' rows are kept,
+            visible: and the slots [R, end) that those may look at, beside what causality says; None if all.
+        """
+        cos, sin = rotation
+        x = embeds.to(self.dtype)
+        self.rows = [torch.empty(0)] * len(self.heads)
+        for index, layer in enumerate(self.tfmr.layers):
+            attention = layer.self_attn
+            h = _rms_norm(x, layer.input_layernorm)
+            q, k, v = (
+                _heads(project(h), attention.head_dim)
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            q, k = q * cos + _swap_halves(q) * sin, k * cos + _swap_halves(k) * sin
+            keys, values = store(index, k, v)
+            for slot, (watched, head) in enumerate(self.heads):
+                if watched == index:
+                    self.rows[slot] = _watch(q, keys, head, newest, visible)
+            h = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
+            x = x + attention.o_proj(h.transpose(1, 2).flatten(2))
+            h = _rms_norm(x, layer.post_attention_layernorm)
+            x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
+        return _rms_norm(x[:, -1], self.tfmr.norm)
+
+    def _rotation(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        if self._pad is None:
+            return self._cos[start:end], self._sin[start:end]
+        positions = (torch.arange(start, end, device=self.pads.device) - self.pads[:, None]).clamp_min_(0)
+        return self._cos[positions][:, None], self._sin[positions][:, None]
+
+    def _mask(self, start: int, end: int) -> tuple[Tensor | None, bool]:
+        """The attention mask for the new slots, and whether plain causality says it all."""
+        valid = None if self._pad is None else self.valid_slots[:, None, None, :end]
+        if end - start == 1:
+            return valid, False
+        if start == 0 and valid is None:
+            return None, True
+        slots = torch.arange(end, device=self._cos.device)
+        mask = (slots <= slots[start:end, None])[None, None]
+        if valid is not None:
+            # A padded slot may look at itself, or its softmax would be over nothing.
+            mask = mask & valid | (slots == slots[start:end, None])
+        return mask, False
+
+
+class GrowingEngine(FlatEngine):
+    """A cache that grows by `cat`, as upstream's: each token copies all that is there."""
+
+    def __init__(self, tfmr: LlamaModel) -> None:
+        super().__init__(tfmr)
+        self._cache: list[tuple[Tensor, Tensor]] = []
+
+    def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: None = None) -> Tensor:
+        """See Engine; it keeps no prefix."""
+        self.length, self._cache, self._pad = 0, [], pad
+        self._tabulate(embeds.shape[1], embeds)
+        return self._run(embeds, self._store, newest=2)
+
+    def step(self, embeds: Tensor) -> Tensor:
+        if self.length >= len(self._cos):
+            self._tabulate(self.length + 1, embeds)
+        return self._run(embeds, self._store, newest=1)
+
+    def _store(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if index == len(self._cache):
+            self._cache.append((k, v))
+        else:
+            keys, values = self._cache[index]
+            self._cache[index] = torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
+        return self._cache[index]
+
+    def _tabulate(self, length: int, like: Tensor) -> None:
+        """Tables for `length` positions and as many to come."""
+        capacity = 2 * length
+        self._tabulate_rotation(capacity, like.to(self.dtype))
+        if self._pad is not None:
+            self.pads = self._pad
+            self.valid_slots = torch.arange(capacity, device=like.device) >= self.pads[:, None]
+
+
+class StaticEngine(FlatEngine):
+    """The same layers as a flat function that writes keys and values into preallocated memory.
+
+    The cache is one tensor [R, heads, capacity, head_dim] per layer and kind, so that a slot is written in place and
+    the filled part is read as a view: nothing is concatenated and nothing of the cache is allocated per token.
+    Capacity grows by whole buckets; it is kept between utterances. Fewer rows than there is memory for use the first
+    rows of it, so that the memory stays where it is.
+
+    `step` reads only what is filled, so its shapes grow with every token. `static_step` is the same mathematics in
+    shapes that stay: it reads a whole bucket of slots and masks those to come. What changes from token to token is
+    kept on the device, so that a recorded step can be run again as it is.
+    """
+
+    def __init__(self, tfmr: LlamaModel, bucket: int = 256) -> None:
+        super().__init__(tfmr)
+        self.bucket = bucket
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.moves = 0
+        """How often the cache came to lie elsewhere in memory; whoever recorded addresses has to start again."""
+        self.position = torch.zeros(1, dtype=torch.long)
+        """The slot that the next fixed step writes, [1] on the device."""
+        self._memory = _Memory()
+        self._n_prefix = 0
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the cache can hold."""
+        return self.keys[0].shape[2] if self.keys else 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the cache."""
+        return sum(t.nbytes for t in (*self._memory.keys, *self._memory.values))
+
+    def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: Prefix | None = None) -> Tensor:
+        """See Engine."""
+        self.begin(embeds, pad, prefix)
+        return self.read(embeds, self.length)
+
+    def begin(self, embeds: Tensor, pad: Tensor | None, prefix: Prefix | None) -> None:
+        """All of `prefill` but the prompts themselves: room, padding, and what the rows open with."""
+        self.length = 0
+        self._n_prefix = 0 if prefix is None else prefix[0][0].shape[2]
+        self._reserve(embeds.shape[0], self._n_prefix + embeds.shape[1], embeds)
+        self._set_padding(pad)
+        for index, (k, v) in enumerate(prefix or []):
+            self.keys[index][:, :, : self._n_prefix] = k
+            self.values[index][:, :, : self._n_prefix] = v
+        self.length = self._n_prefix
+
+    def read(self, embeds: Tensor, start: int) -> Tensor:
+        """Prompts [R, n, C], from the slot `start` on -> hidden [R, C]. With padding set, it can be captured."""
+        self.length = start
+        hidden = self._run_here(embeds, newest=2)
+        self.position.fill_(self.length)
+        return hidden
+
+    def step(self, embeds: Tensor) -> Tensor:
+        if self.length == self.capacity:
+            self._reserve(embeds.shape[0], self.length + 1, embeds)
+        return self._run_here(embeds, newest=1)
+
+    def static_step(self, embeds: Tensor, extent: int) -> Tensor:
+        """One more position [R, 1, C] at the slot `position` -> hidden [R, C], reading the slots [0, extent).
+
+        Reads and changes nothing on the host but the shapes, so that it can be captured; `position` is for the caller
+        to move on.
+        """
+        turned = (self.position - self.pads).clamp_min(0)
+        rotation = self._cos[turned][:, None, None], self._sin[turned][:, None, None]
+        slots = torch.arange(extent, device=embeds.device)
+        visible = self.valid_slots[:, :extent] & (slots <= self.position)
+        # As numbers to add, worked out once: every layer would turn a mask of truth values into them for itself.
+        mask = torch.zeros(visible.shape, dtype=self.keys[0].dtype, device=embeds.device)
+        mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]
+
+        def store(index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = self.keys[index], self.values[index]
+            keys.index_copy_(2, self.position, k)
+            values.index_copy_(2, self.position, v)
+            return keys[:, :, :extent], values[:, :, :extent]
+
+        return self._layers(embeds, rotation, store, mask, causal=False, newest=1, visible=visible)
+
+    def watched_row(self, queries: Tensor, index: int, head: int, extent: int) -> Tensor:
+        """The newest attention row [R / 2, 1, extent] of a watched head of a static step, from its layer's rotated
+        queries [R, C]; slots to come have weight 0."""
+        rows, keys = queries.shape[0] // 2, self.keys[index]
+        query = queries[:rows].unflatten(-1, (-1, keys.shape[-1]))[:, head, None]
+        slots = torch.arange(extent, device=queries.device)
+        visible = self.valid_slots[:rows, :extent] & (slots <= self.position)
+        return attention_rows(query, keys[:rows, head, :extent], visible, 1)
+
+    def prefix(self, embeds: Tensor) -> Prefix:
+        """Keys and values per layer of a voice's opening embeddings [1, p, C]; they do not depend on what follows."""
+        self.length = self._n_prefix = 0
+        self._reserve(1, embeds.shape[1], embeds)
+        self._set_padding(None)
+        self._run_here(embeds, newest=1)
+        end = self.length
+        return [(k[:1, :, :end].clone(), v[:1, :, :end].clone()) for k, v in zip(self.keys, self.values, strict=True)]
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Have memory for `length` positions in `rows` rows, for prompts to come."""
+        self.length = 0
+        self._reserve(rows, length, self.tfmr.norm.weight)
+        self._set_padding(None)
+
+    def extend(self, filled: int, length: int) -> None:
+        """Have memory for `length` positions, of which the first `filled` hold the current prompt and its tokens."""
+        self.length = filled
+        self._reserve(self.keys[0].shape[0], length, self.keys[0])
+
+    def _set_padding(self, pad: Tensor | None) -> None:
+        """Rows are laid out as prefix, padding, prompt, new tokens."""
+        self._pad = pad
+        if pad is None:
+            self.pads.zero_()
+            self.valid_slots.fill_(True)
+        else:
+            slots = torch.arange(self.capacity, device=pad.device)
+            self.pads.copy_(pad)
+            self.valid_slots.copy_((slots < self._n_prefix) | (slots >= self._n_prefix + pad[:, None]))
+
+    def _reserve(self, rows: int, length: int, like: Tensor) -> None:
+        """Make room for `length` positions in `rows` rows, keeping what the cache holds of the current prompt."""
+        dtype, held = self.dtype, self._memory
+        if not held.fits(rows, length, dtype, like.device):
+            capacity = held.capacity if length <= held.capacity else -(-(length + 1) // self.bucket) * self.bucket
+            self._memory = held.grown(self.tfmr.config, max(rows, held.rows), capacity, dtype, like.device, self.length)
+            self.moves += 1
+            self._tabulate_rotation(capacity, like.to(dtype))
+            if self.position.device != like.device:
+                self.position = torch.zeros(1, dtype=torch.long, device=like.device)
+        elif self.keys and self.keys[0].shape[0] == rows:
+            return
+        memory = self._memory
+        self.keys, self.values = [k[:rows] for k in memory.keys], [v[:rows] for v in memory.values]
+        self.pads, self.valid_slots = memory.pads[:rows], memory.valid_slots[:rows]
+        if self.length:
+            self._set_padding(self._pad)
+
+    def _run_here(self, embeds: Tensor, newest: int) -> Tensor:
+        """All layers over `embeds` at the next slots, which are written in place and read as views."""
+        start, end = self.length, self.length + embeds.shape[1]
+
+        def store(index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = self.keys[index], self.values[index]
+            keys[:, :, start:end], values[:, :, start:end] = k, v
+            return keys[:, :, :end], values[:, :, :end]
+
+        return self._run(embeds, store, newest)
+
+
+@dataclass
+class _Memory:
+    """The static engine's memory: for every layer keys and values, and what goes with the rows."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    pads: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    valid_slots: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
+
+    @property
+    def rows(self) -> int:
+        return len(self.pads)
+
+    @property
+    def capacity(self) -> int:
+        return self.valid_slots.shape[1]
+
+    def fits(self, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> bool:
+        if not self.keys or self.keys[0].dtype != dtype or self.keys[0].device != device:
+            return False
+        return self.rows >= rows and self.capacity >= length
+
+    def grown(
+        self, config: Any, rows: int, capacity: int, dtype: torch.dtype, device: torch.device, filled: int
+    ) -> _Memory:
+        """Memory of that size with the first `filled` slots of this one."""
+        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+
+        def layers(old: list[Tensor]) -> list[Tensor]:
+            # Zeros, because a masked slot still takes part with weight 0, and 0 times what lies in fresh memory
+            # may be NaN.
+            new = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+            for grown, held in zip(new, old, strict=False):
+                grown[: held.shape[0], :, :filled] = held[:, :, :filled]
+            return new
+
+        return _Memory(
+            layers(self.keys),
+            layers(self.values),
+            torch.zeros(rows, dtype=torch.long, device=device),
+            torch.ones(rows, capacity, dtype=torch.bool, device=device),
+        )
+
+
+def _watch(q: Tensor, keys: Tensor, head: int, newest: int, visible: Tensor | None) -> Tensor:
+    """A head's newest attention rows, for the conditional half of the batch."""
+    rows = q.shape[0] // 2
+    return attention_rows(
+        q[:rows, head], keys[:rows, head], None if visible is None else visible[:rows], min(newest, q.shape[2])
+    )
+
+
+def _heads(x: Tensor, head_dim: int) -> Tensor:
+    """[R, n, heads * head_dim] -> [R, heads, n, head_dim]"""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def _swap_halves(x: Tensor) -> Tensor:
+    """The two halves of the last dimension exchanged, in one kernel and without `cat`."""
+    return x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+
+
+def _rms_norm(x: Tensor, norm: Any) -> Tensor:
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)

@@ -1,0 +1,60 @@
+"""Linear layers in 8 bits, one scale an output: the decode kernels, in Triton and in C++, read them as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LARGEST = 127
+
+
+def linear_paths(tfmr: nn.Module) -> list[str]:
+    """The linear layers of the transformer's blocks, without bias."""
+    return [
+        f"layers.{name}"
+        for name, module in tfmr.get_submodule("layers").named_modules()
+        if type(module) is nn.Linear and module.bias is None and module.in_features % 4 == 0
+    ]
+
+
+def in_8_bits(tfmr: Any) -> Any:
+    """The transformer with its layers in 8 bits, for good."""
+    for path in linear_paths(tfmr):
+        tfmr.set_submodule(path, Int8Linear(tfmr.get_submodule(path).weight.detach()))
+    return tfmr
+
+
+class Int8Linear(nn.Module):
+    """`nn.Linear` without bias: `weight` [outputs, inputs / 4] int32, `scale` [outputs] float32.
+
+    A word holds four weights, the lowest byte first: those at its own place in each quarter of the inputs.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias = None
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        scale = weight.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+        numbers = (weight.float() / scale[:, None]).round().to(torch.int8)
+        quarters = numbers.unflatten(1, (4, -1)).transpose(1, 2).contiguous()
+        self.register_buffer("weight", quarters.flatten(1).view(torch.int32))
+        self.register_buffer("scale", scale)
+        self.was_called = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., inputs] in any floating dtype, which holds the 8-bit numbers exactly."""
+        self.was_called = True
+        return (F.linear(x, self._numbers(x.dtype)) * self.scale).to(x.dtype)
+
+    def unpacked(self) -> Tensor:
+        """The weights that it stands for, float32 [outputs, inputs]."""
+        return self._numbers(torch.float32) * self.scale[:, None]
+
+    def _numbers(self, dtype: torch.dtype) -> Tensor:
+        quarters = self.weight.view(torch.int8).unflatten(1, (-1, 4)).transpose(1, 2)
+        return quarters.to(dtype, memory_format=torch.contiguous_format).flatten(1)

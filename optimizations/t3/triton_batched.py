@@ -1,0 +1,299 @@
+"""One decode step of a Llama for many rows: cuBLAS multiplies, Triton kernels do what lies between.
+
+From some twenty rows on, a product with a matrix is work for matrix units, and nobody feeds those better than cuBLAS.
+What is left is the cache: at 128 rows and 350 slots it is five times as many bytes as the weights. So attention reads
+the filled slots and nothing else, and everything around it is kept to few launches. Eight a layer; C is the model's
+width, M the MLP's, R the rows, L the filled slots, b the bytes of a number:
+
+    add_rmsnorm        the sum of what came before, normalized
+    product            3 C² b           queries, keys and values at once
+    rope_attention     2 R L C b        rotation, cache write, attention: one program for each row's head
+    product            C² b
+    add_rmsnorm
+    product            2 C M b          gate and up at once
+    silu_product                        silu(gate) * up
+    product            C M b
+
+The residual stream and all sums outside the products are float32, whatever the weights are.
+
+Two matrices make one product only where they lie one behind the other in memory. `join` moves a layer's parameters
+together, once; they stay parameters, and each has its values as before. Whether they still lie so is read off their
+addresses, so that nothing has to be told when somebody casts or restores them.
+"""
+
+# ruff: noqa: N803 (a size in capitals is known when its kernel is compiled)
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from transformers import LlamaModel
+
+from optimizations.common.launching import LOG2_E, launch
+from optimizations.t3.engines import StaticEngine
+from optimizations.t3.triton_decode import NEVER
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How a program of attention goes through a row's slots: that many at once, `stages` - 1 blocks on their way."""
+
+    slots: int
+    warps: int
+    stages: int
+
+
+LOOP = Loop(64, 4, 3)
+"""In bfloat16 32 KB of shared memory a program, so that several of them are on a multiprocessor and two blocks of each
+on their way to it. Memory that gives 4.3 TB/s and answers within a microsecond wants some 35 KB, whenever one looks.
+"""
+
+
+@triton.jit
+def add_rmsnorm(
+    before,  # [R, C]
+    y,  # [R, C]: what to add
+    norm,  # [C]
+    x,  # out: [R, C] float32: the sum; may be `before`
+    h,  # out: [R, C]: its RMSNorm
+    epsilon,
+    C: tl.constexpr,
+    ADD: tl.constexpr,
+):
+    """One row. Without ADD there is nothing to add, and `y` is not read."""
+    k = tl.arange(0, C)
+    at = tl.program_id(0) * C + k
+    row = tl.load(before + at).to(tl.float32)
+    gain = tl.load(norm + k).to(tl.float32)
+    if ADD:
+        row += tl.load(y + at).to(tl.float32)
+    tl.store(x + at, row)
+    scale = tl.rsqrt(tl.sum(row * row, axis=0) / C + epsilon)
+    tl.store(h + at, (row * scale * gain).to(h.dtype.element_ty))
+
+
+@triton.jit
+def _turned(part, cos, sin, D: tl.constexpr):
+    """A head's queries or keys, rotated: float32 [D]. The halves change places for the sines' part."""
+    d = tl.arange(0, D)
+    swapped = (d + D // 2) % D
+    return tl.load(part + d).to(tl.float32) * cos + tl.load(part + swapped).to(tl.float32) * sin
+
+
+@triton.jit
+def rope_attention(
+    qkv,  # [R, 3 C]: queries, keys, values
+    cos,  # [capacity, D]
+    sin,  # [capacity, D]; its first half carries the rotation's minus
+    keys,  # written at `position`: [R, H, capacity, D], as the next
+    values,
+    position,  # [1] int64: the slot of the new token
+    pad,  # [R] int64: slots of a row that hold no token of its own
+    valid,  # [R, capacity] uint8: 0 where a row's padding is
+    attended,  # out: [R, C]
+    queries,  # out with KEEP: [R, C] float32: rotated
+    capacity,
+    scale,  # of the scores, which are logarithms to the base of 2
+    H: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """One row's head, over BLOCK slots at a time while the next ones are on their way.
+
+    Each of the BLOCK places in a block keeps sums and a peak of its own, over the slots that come by there, and they
+    are put together behind the loop: in it, no thread waits for another's maximum. The new slot's keys and values go
+    into the cache from here, and into the sums straight from the registers.
+    """
+    row_head = tl.program_id(0)
+    r = row_head // H
+    head = row_head % H
+    d = tl.arange(0, D)
+    end = tl.load(position).to(tl.int32)
+    angle = tl.maximum(end - tl.load(pad + r).to(tl.int32), 0) * D + d
+    c = tl.load(cos + angle).to(tl.float32)
+    s = tl.load(sin + angle).to(tl.float32)
+    own = qkv + r * (3 * H * D) + head * D
+    query = _turned(own, c, s, D)
+    key = _turned(own + H * D, c, s, D).to(keys.dtype.element_ty)
+    value = tl.load(own + 2 * H * D + d)
+    row_keys = keys + row_head.to(tl.int64) * capacity * D
+    row_values = values + row_head.to(tl.int64) * capacity * D
+    tl.store(row_keys + end * D + d, key)
+    tl.store(row_values + end * D + d, value)
+    if KEEP:
+        tl.store(queries + row_head * D + d, query)
+    query *= scale
+
+    place = tl.arange(0, BLOCK)
+    row_valid = valid + r * capacity
+    peak = tl.full([BLOCK], NEVER, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    sums = tl.zeros([BLOCK, D], tl.float32)
+    visible = tl.load(row_valid + place, mask=place < end, other=0)
+    for start in tl.range(0, end, BLOCK, num_stages=STAGES):
+        slots = start + place
+        at = slots[:, None] * D + d[None, :]
+        k = tl.load(row_keys + at, mask=slots[:, None] < end, other=0.0)
+        v = tl.load(row_values + at, mask=slots[:, None] < end, other=0.0)
+        next_visible = tl.load(row_valid + slots + BLOCK, mask=slots + BLOCK < end, other=0)
+        scores = tl.where(visible != 0, tl.sum(k.to(tl.float32) * query[None, :], axis=1), NEVER)
+        highest = tl.maximum(peak, scores)
+        fade = tl.exp2(peak - highest)
+        p = tl.exp2(scores - highest)
+        total = total * fade + p
+        sums = sums * fade[:, None] + p[:, None] * v.to(tl.float32)
+        peak = highest
+        visible = next_visible
+
+    newest = tl.sum(query * key.to(tl.float32), axis=0)
+    highest = tl.maximum(newest, tl.max(peak, axis=0))
+    share = tl.exp2(peak - highest)
+    newest = tl.exp2(newest - highest)
+    total_of_all = tl.sum(total * share, axis=0) + newest
+    row = tl.sum(sums * share[:, None], axis=0) + newest * value.to(tl.float32)
+    tl.store(attended + row_head * D + d, (row / total_of_all).to(attended.dtype.element_ty))
+
+
+@triton.jit
+def silu_product(
+    gate_up,  # [R, 2 M]
+    activated,  # out: [R, M]
+    M: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK numbers of one row, of which M is a multiple."""
+    r = tl.program_id(0)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(gate_up + r * 2 * M + i).to(tl.float32)
+    up = tl.load(gate_up + r * 2 * M + M + i).to(tl.float32)
+    tl.store(activated + r * M + i, (gate / (1 + tl.exp(-gate)) * up).to(activated.dtype.element_ty))
+
+
+def step(engine: StaticEngine, embeds: Tensor, extent: int, loop: Loop = LOOP) -> Tensor:
+    """One more position [R, 1, C] at the slot `position` -> hidden [R, C], as `StaticEngine.static_step`.
+
+    Takes transformers that `triton_engine.unsupported` has nothing against, with plain weights. `extent` matters to the
+    watched heads' rows alone. Parameters that lie apart are joined: run the first step, capture a later one.
+    """
+    tfmr: Any = engine.tfmr
+    if join(tfmr):
+        engine.moves += 1
+    before = embeds[:, 0].contiguous()
+    x = torch.empty_like(before, dtype=torch.float32)
+    queries, y = torch.empty_like(x), None
+    engine.rows = [torch.empty(0)] * len(engine.heads)
+    for index, layer in enumerate(tfmr.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        h = add_norm(before, y, layer.input_layernorm, x)
+        qkv = product(h, attention.q_proj, attention.k_proj, attention.v_proj)
+        attended = attend(engine, index, qkv, queries, loop)
+        for place, (watched, head) in enumerate(engine.heads):
+            if watched == index:
+                engine.rows[place] = engine.watched_row(queries, index, head, extent)
+        h = add_norm(x, product(attended, attention.o_proj), layer.post_attention_layernorm, x)
+        y = product(gated(product(h, mlp.gate_proj, mlp.up_proj)), mlp.down_proj)
+        before = x
+    return add_norm(x, y, tfmr.norm, x)
+
+
+# -- one launch each ---------------------------------------------------------------------------------------------------
+
+
+def product(h: Tensor, *linears: nn.Linear) -> Tensor:
+    """What the layers make of h [R, C], side by side: [R, sum of their outputs]."""
+    return h @ joined([linear.weight for linear in linears]).T
+
+
+def add_norm(before: Tensor, y: Tensor | None, norm: Any, x: Tensor) -> Tensor:
+    """RMSNorm [R, C], in the weights' dtype, of before + y, which is left in `x` [R, C], float32."""
+    rows, width = x.shape
+    h = norm.weight.new_empty(rows, width)
+    args = before, before if y is None else y, norm.weight, x, h, norm.variance_epsilon
+    launch(add_rmsnorm, (rows,), *args, C=width, ADD=y is not None, num_warps=4)
+    return h
+
+
+def attend(engine: StaticEngine, index: int, qkv: Tensor, queries: Tensor, loop: Loop = LOOP) -> Tensor:
+    """What attention gives [R, C] for a layer's qkv [R, 3 C], whose keys and values go into the cache.
+
+    Where a head of the layer is watched, its rotated queries are left in `queries` [R, C], float32.
+    """
+    keys = engine.keys[index]
+    rows, heads, _, head_dim = keys.shape
+    attended = keys.new_empty(rows, heads * head_dim)
+    launch(
+        rope_attention,
+        (rows * heads,),
+        *(qkv, engine._cos, engine._sin, keys, engine.values[index], engine.position, engine.pads),
+        *(engine.valid_slots.view(torch.uint8), attended, queries, engine.capacity, head_dim**-0.5 * LOG2_E),
+        H=heads,
+        D=head_dim,
+        BLOCK=loop.slots,
+        STAGES=loop.stages,
+        KEEP=any(watched == index for watched, _ in engine.heads),
+        num_warps=loop.warps,
+    )
+    return attended
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up [R, M] of [R, 2 M], gate first; M is a power of two."""
+    rows, inner = len(gate_up), gate_up.shape[1] // 2
+    activated = gate_up.new_empty(rows, inner)
+    block = min(inner, 1024)
+    launch(silu_product, (rows, inner // block), gate_up, activated, M=inner, BLOCK=block, num_warps=4)
+    return activated
+
+
+# -- parameters that lie together --------------------------------------------------------------------------------------
+
+
+def join(tfmr: LlamaModel) -> bool:
+    """Have the matrices of one product lie one behind the other, in all layers; whether any had to move.
+
+    Whoever recorded their addresses has to start again then. Nothing is held twice: the old memory of a product's
+    parameters is free as soon as the new one has their values.
+    """
+    apart = [weights for weights in _products(tfmr) if not _together(weights)]
+    for weights in apart:
+        _move_together(weights)
+    return bool(apart)
+
+
+def joined(weights: Sequence[Tensor]) -> Tensor:
+    """Matrices [n, C] that lie one behind the other, as one [sum of n, C] over the same memory."""
+    first = weights[0].data
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
+
+
+def _products(tfmr: Any) -> Iterator[list[nn.Parameter]]:
+    for layer in tfmr.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        yield [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        yield [mlp.gate_proj.weight, mlp.up_proj.weight]
+
+
+def _together(weights: list[nn.Parameter]) -> bool:
+    """Whether matrices lie one behind the other in the same piece of memory."""
+    storage, at = weights[0].untyped_storage().data_ptr(), weights[0].data_ptr()
+    for weight in weights:
+        if weight.untyped_storage().data_ptr() != storage or weight.data_ptr() != at or not weight.is_contiguous():
+            return False
+        at += weight.nbytes
+    return True
+
+
+def _move_together(weights: list[nn.Parameter]) -> None:
+    """Give matrices new memory in which they lie one behind the other."""
+    # A parameter that takes over an inference tensor becomes one, and nothing could be trained through it any more.
+    with torch.inference_mode(weights[0].is_inference()), torch.no_grad():
+        whole = torch.cat([weight.data for weight in weights])
+        for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+            weight.data = part

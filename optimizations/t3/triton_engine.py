@@ -1,0 +1,242 @@
+"""The static engine's decode step through the Triton kernels of `triton_decode.py`: five launches a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor, nn
+from transformers import LlamaModel
+
+from optimizations.common.launching import can_overlap, launch
+from optimizations.t3 import triton_batched, triton_decode
+from optimizations.t3.engines import StaticEngine
+from optimizations.t3.int8 import Int8Linear
+
+MAX_ROWS = 16
+"""Beyond that a product is no longer bound by its weights, and matrix units are faster: see `triton_batched.py`."""
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program of a kernel does: that many outputs (pairs of outputs for q, k and v; slots for attention)."""
+
+    outputs: int
+    warps: int
+
+
+Tiles = Mapping[str, Tile]
+TILES: dict[str, Tile] = {
+    "rmsnorm_qkv_rope": Tile(1, 1),
+    "attention": Tile(64, 2),
+    "o_residual": Tile(4, 2),
+    "rmsnorm_gate_up_silu": Tile(4, 2),
+    "down_residual": Tile(2, 8),
+    "speech_head": Tile(4, 4),
+}
+TILES_OF_8_BITS: dict[str, Tile] = TILES | {
+    "rmsnorm_qkv_rope": Tile(2, 2),
+    "attention": Tile(32, 1),
+    "o_residual": Tile(8, 4),
+}
+
+
+def unsupported(tfmr: LlamaModel) -> str | None:
+    """Why the kernels cannot run this transformer where it is, in words a user can act on; None if they can."""
+    config: Any = tfmr.config
+    weights = [p for layer in tfmr.layers for p in layer.parameters()]
+    linears = [m for layer in tfmr.layers for m in layer.modules() if "Linear" in type(m).__name__]
+    if weights[0].device.type != "cuda" and not triton.knobs.runtime.interpret:
+        return f"Triton kernels need a CUDA device, and T3 is on {weights[0].device}"
+    if any(type(linear) not in (nn.Linear, Int8Linear) for linear in linears):
+        return (
+            "the Triton kernels read plain weights or those of int8_weights, and T3's are bitsandbytes': switch "
+            "quantization off for t3"
+        )
+    dtypes = {weight.dtype for weight in weights}
+    if len(dtypes) > 1 or not dtypes <= set(FLOATS):
+        return f"the Triton kernels want one floating dtype in all layers of T3, which has {sorted(map(str, dtypes))}"
+    sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
+    if any(size & (size - 1) for size in sizes):
+        return f"the Triton kernels want powers of two for width, MLP and head size, which are {sizes}"
+    grouped = config.num_key_value_heads != config.num_attention_heads
+    if grouped or config.num_attention_heads * config.head_dim != config.hidden_size:
+        return "the Triton kernels want as many key heads as query heads, together as wide as the model"
+    if any(linear.bias is not None for linear in linears):
+        return "the Triton kernels add no bias, and T3's layers have one"
+    return None
+
+
+def few(rows: int) -> bool:
+    """Whether the kernels take that many rows: pairs, up to MAX_ROWS."""
+    return rows % 2 == 0 and rows <= MAX_ROWS
+
+
+@dataclass
+class Buffers:
+    """What the kernels of one step hand on: R rows, C wide, M wide in the MLP."""
+
+    embeds: Tensor  # [R, C]: what the first layer reads
+    x: Tensor  # [R, C] float32: the residual stream behind it
+    q: Tensor  # [R, C] float32: rotated queries
+    peaks: Tensor  # [R, H, S] float32: what attention's S programs for a head leave for the last of them
+    totals: Tensor  # [R, H, S]
+    sums: Tensor  # [R, H, S, D]
+    attended: Tensor  # [R, C] float32: what attention gives
+    activated: Tensor  # [R, M]: the MLP's inner activations
+    hidden: Tensor  # [R, C]: what the step returns
+
+
+class TritonEngine(StaticEngine):
+    """The static engine, its steps in Triton kernels: `triton_decode.py` up to MAX_ROWS rows, then `triton_batched.py`.
+
+    Prompts go through the layers, as do many rows against weights in 8 bits.
+
+    The residual stream and all sums are float32, whatever the weights are, so bfloat16 loses less than it does in the
+    layers. Work grows with the filled part of the cache alone: attention reads its bounds from `position`; a step's
+    `extent` says how many programs stand ready.
+    """
+
+    def __init__(
+        self,
+        tfmr: LlamaModel,
+        bucket: int = 256,
+        tiles: Tiles | None = None,
+        overlap: bool | None = None,
+    ) -> None:
+        """`tiles`: None for those that were fastest. `overlap`: start kernels before the ones in front of them have
+        ended; None: where the device can."""
+        super().__init__(tfmr, bucket)
+        self.scaled = isinstance(tfmr.layers[0].mlp.down_proj, Int8Linear)
+        self.tiles = tiles or (TILES_OF_8_BITS if self.scaled else TILES)
+        self.overlap = can_overlap(tfmr.norm.weight.device) if overlap is None else overlap
+        self._arrived: Tensor | None = None  # of attention's programs for each row's head; 0 between launches
+
+    def _reserve(self, rows: int, length: int, like: Tensor) -> None:
+        # Many rows want weights joined: before anything is captured that knows where they were.
+        if rows > MAX_ROWS and not self.scaled and triton_batched.join(self.tfmr):
+            self.moves += 1
+        super()._reserve(rows, length, like)
+
+    def step(self, embeds: Tensor) -> Tensor:
+        if self.length == self.capacity:
+            self._reserve(embeds.shape[0], self.length + 1, embeds)
+        self.position.fill_(self.length)
+        hidden = self.static_step(embeds, self.length + 1)
+        self.length += 1
+        return hidden
+
+    def static_step(self, embeds: Tensor, extent: int) -> Tensor:
+        if not few(len(embeds)):
+            return super().static_step(embeds, extent) if self.scaled else triton_batched.step(self, embeds, extent)
+        buffers = self.buffers(embeds[:, 0].contiguous(), extent)
+        self.rows = [torch.empty(0)] * len(self.heads)
+        for index in range(len(self.tfmr.layers)):
+            self.qkv(index, buffers)
+            for slot, (watched, head) in enumerate(self.heads):
+                if watched == index:
+                    self.rows[slot] = self.watched_row(buffers.q, index, head, extent)
+            self.attend(index, buffers)
+            self.output(index, buffers)
+            self.gate_up(index, buffers)
+            self.down(index, buffers)
+        return self.final_norm(buffers)
+
+    def buffers(self, embeds: Tensor, extent: int) -> Buffers:
+        """What the kernels of one step hand on, from embeddings [R, C] on, which stay as they are."""
+        like, heads = self.keys[0], self.tfmr.config.num_attention_heads
+        x = torch.empty_like(embeds, dtype=torch.float32)
+        if self._arrived is None:  # once and for any number of rows, as captured steps know where it lies
+            self._arrived = torch.zeros(MAX_ROWS * heads, dtype=torch.int32, device=x.device)
+        parts = x.new_empty(len(x), heads, triton.next_power_of_2(triton.cdiv(extent, self.tiles["attention"].outputs)))
+        return Buffers(
+            embeds=embeds,
+            x=x,
+            q=torch.empty_like(x),
+            peaks=parts,
+            totals=torch.empty_like(parts),
+            sums=parts.new_empty(*parts.shape, like.shape[3]),
+            attended=torch.empty_like(x),
+            activated=like.new_empty(len(x), self.tfmr.config.intermediate_size),
+            hidden=like.new_empty(x.shape),
+        )
+
+    # -- one launch each -----------------------------------------------------------------------------------------
+
+    def qkv(self, index: int, b: Buffers) -> None:
+        layer, (rows, width) = self.tfmr.layers[index], b.x.shape
+        attention, norm, tile = layer.self_attn, layer.input_layernorm, self.tiles["rmsnorm_qkv_rope"]
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        args = (
+            *(b.x if index else b.embeds, norm.weight),
+            *(projection.weight for projection in projections),
+            *(scale_of(projection) for projection in projections),
+            *(self._cos, self._sin, b.q, self.keys[index], self.values[index]),
+            *(self.position, self.pads, self.capacity, norm.variance_epsilon),
+        )
+        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs, "SCALED": self.scaled}
+        run(triton_decode.rmsnorm_qkv_rope, (width // (2 * tile.outputs), 3), args, sizes, tile.warps, self.overlap)
+
+    def attend(self, index: int, b: Buffers) -> None:
+        keys, tile = self.keys[index], self.tiles["attention"]
+        rows, heads, _, head_dim = keys.shape
+        valid, n_splits = self.valid_slots.view(torch.uint8), b.peaks.shape[2]
+        args = (
+            *(b.q, keys, self.values[index], self.position, valid, b.peaks, b.totals, b.sums, self._arrived),
+            *(b.attended, self.capacity, head_dim**-0.5),
+        )
+        sizes = {"H": heads, "D": head_dim, "BLOCK": tile.outputs, "SPLITS": n_splits}
+        run(triton_decode.attention, (rows * heads, n_splits), args, sizes, tile.warps, self.overlap)
+
+    def output(self, index: int, b: Buffers) -> None:
+        product, before = self.tfmr.layers[index].self_attn.o_proj, b.x if index else b.embeds
+        self._add_product(b.attended, product, before, b.x, self.tiles["o_residual"])
+
+    def gate_up(self, index: int, b: Buffers) -> None:
+        layer, (rows, width), inner = self.tfmr.layers[index], b.x.shape, b.activated.shape[1]
+        norm, mlp, tile = layer.post_attention_layernorm, layer.mlp, self.tiles["rmsnorm_gate_up_silu"]
+        args = (
+            *(b.x, norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight),
+            *(scale_of(mlp.gate_proj), scale_of(mlp.up_proj), b.activated, norm.variance_epsilon),
+        )
+        sizes = {"R": rows, "C": width, "M": inner, "B": tile.outputs, "SCALED": self.scaled}
+        run(triton_decode.rmsnorm_gate_up_silu, (inner // tile.outputs,), args, sizes, tile.warps, self.overlap)
+
+    def down(self, index: int, b: Buffers) -> None:
+        self._add_product(b.activated, self.tfmr.layers[index].mlp.down_proj, b.x, b.x, self.tiles["down_residual"])
+
+    def _add_product(self, rows: Tensor, product: Any, before: Tensor, x: Tensor, tile: Tile) -> None:
+        width, args = x.shape[1], (rows, product.weight, scale_of(product), before, x)
+        sizes = {"R": len(rows), "C": width, "K": rows.shape[1], "B": tile.outputs, "SCALED": self.scaled}
+        run(triton_decode.product_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
+
+    def final_norm(self, b: Buffers) -> Tensor:
+        norm, (rows, width) = self.tfmr.norm, b.x.shape
+        args = b.x, norm.weight, b.hidden, norm.variance_epsilon
+        run(triton_decode.final_rmsnorm, (rows,), args, {"C": width}, 4, self.overlap)
+        return b.hidden
+
+
+def scale_of(product: Any) -> Tensor:
+    """The outputs' scales of 8-bit weights; where there are none a kernel is given the weight, and does not read it."""
+    return product.scale if isinstance(product, Int8Linear) else product.weight
+
+
+def run(kernel: Any, grid: tuple[int, ...], args: tuple, sizes: dict[str, int], warps: int, overlap: bool) -> None:
+    """Launch a kernel; with `overlap` it may start before the one in front of it has ended."""
+    launch(kernel, grid, *args, **sizes, OVERLAP=overlap, num_warps=warps, launch_pdl=overlap)
+
+
+def head_logits(linear: nn.Linear, hidden: Tensor, tile: Tile = TILES["speech_head"]) -> Tensor:
+    """The head's logits [R, V], float32, of hidden states [R, C]."""
+    (rows, width), size = hidden.shape, linear.out_features
+    logits = torch.empty(rows, size, device=hidden.device)
+    args = hidden.contiguous(), linear.weight, logits, size
+    sizes = {"R": rows, "C": width, "B": tile.outputs}
+    grid = (triton.cdiv(size, tile.outputs),)
+    run(triton_decode.speech_head, grid, args, sizes, tile.warps, can_overlap(hidden.device))
+    return logits

@@ -1,0 +1,187 @@
+"""The decode step for many rows: in Triton's interpreter on a CPU, and as it is on a GPU."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from interpreter import interpreted
+from llamas import prompts, tiny, walk
+from test_kernels import gpu_embeds, recorded_walk, relative_error
+
+from harness import checkpoints
+from optimizations.common.modules import cast_parameters
+from optimizations.t3.engines import StaticEngine
+
+
+def batched():
+    return import_module("optimizations.t3.triton_batched")
+
+
+def batched_engine(model, bucket=256):
+    """An engine whose every step is the one for many rows."""
+    kernels = import_module("optimizations.t3.triton_engine")
+
+    class BatchedEngine(kernels.TritonEngine):
+        def static_step(self, embeds, extent):
+            return batched().step(self, embeds, extent)
+
+    return BatchedEngine(model, bucket)
+
+
+def addresses(model):
+    """Where the matrices of the first layer's first product lie."""
+    attention = model.layers[0].self_attn
+    return [p.weight.data_ptr() for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+
+
+@interpreted
+def test_steps_are_the_static_engines():
+    model = tiny()
+    expected = walk(StaticEngine(model, 64), 3, 63)  # up to more slots than attention takes at once
+    torch.testing.assert_close(walk(batched_engine(model, 64), 3, 63), expected, atol=1e-5, rtol=1e-5)
+
+
+@interpreted
+def test_rows_padded_behind_a_prefix():
+    model, rows, pad = tiny(), 18, torch.arange(18) % 5
+    with torch.inference_mode():
+        prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
+    expected = walk(StaticEngine(model, 64), rows, 12, pad, prefix, steps=1)
+    actual = walk(batched_engine(model, 64), rows, 12, pad, prefix, steps=1)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    unpadded = walk(StaticEngine(model, 64), rows, 12, None, prefix, steps=1)
+    assert relative_error(unpadded, expected) > 1e-2, "padding must matter for this test to say anything"
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_closer_to_float32_than_the_layers_do(dtype):
+    exact = walk(StaticEngine(tiny(), 64), 4, 20, steps=1)
+    layers = walk(StaticEngine(tiny(dtype), 64), 4, 20, steps=1)
+    kernels = walk(batched_engine(tiny(dtype), 64), 4, 20, steps=1)
+    assert kernels.dtype == dtype
+    assert relative_error(kernels[1:], exact[1:]) < relative_error(layers[1:], exact[1:]) < 0.05
+
+
+@interpreted
+def test_watched_heads_give_their_rows():
+    model = tiny()
+    engines = [StaticEngine(model, 64), batched_engine(model, 64)]
+    for engine in engines:
+        engine.heads = ((0, 1), (1, 0))
+        walk(engine, 4, 9, torch.tensor([0, 3, 0, 3]), steps=1)
+    for row, expected in zip(engines[1].rows, engines[0].rows, strict=True):
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+
+
+@interpreted
+def test_a_step_writes_its_own_slot_alone():
+    engine = batched_engine(tiny(), 64)
+    walk(engine, 2, 5, steps=0)
+    before = [cache.clone() for cache in (*engine.keys, *engine.values)]
+    with torch.inference_mode():
+        engine.step(prompts(2, 1))
+    for old, new in zip(before, (*engine.keys, *engine.values), strict=True):
+        changed = (old != new).any(dim=-1)
+        assert changed[:, :, 5].all()
+        assert changed.sum() == changed[:, :, 5].sum()
+
+
+@interpreted
+def test_layers_and_kernels_read_the_same_joined_weights():
+    model = tiny()
+    parameters, before = dict(model.named_parameters()), addresses(model)
+    prompt = walk(StaticEngine(model, 64), 2, 5, steps=0)
+    engine = batched_engine(model, 64)
+    walk(engine, 2, 5, steps=1)
+    q, k, v = addresses(model)
+    assert [q, k, v] != before
+    assert (k - q, v - k) == (64 * 64 * 4,) * 2
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    assert torch.equal(walk(StaticEngine(model, 64), 2, 5, steps=0), prompt)
+    assert not batched().join(model), "what lies together stays where it is"
+    assert addresses(model) == [q, k, v]
+
+
+@interpreted
+def test_weights_that_were_cast_or_restored_are_joined_again():
+    model = tiny()
+    engine = batched_engine(model, 64)
+    first = walk(engine, 2, 5, steps=1)
+    originals = {parameter: parameter.data for parameter in model.parameters()}
+    moves = engine.moves
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    expected = walk(batched_engine(tiny(torch.bfloat16), 64), 2, 5, steps=1)
+    assert torch.equal(walk(engine, 2, 5, steps=1), expected)
+    assert engine.moves > moves, "recorded steps know the old addresses"
+    for parameter, data in originals.items():
+        parameter.data = data.clone()
+    assert torch.equal(walk(engine, 2, 5, steps=1), first)
+
+
+# -- on a GPU ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return checkpoints.load("random", "cuda")
+
+
+@pytest.fixture
+def large(loaded):
+    """The full-size pipeline, which is the baseline again after the test."""
+    yield loaded
+    loaded.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [18, 32, 128])
+def test_gpu_recorded_steps_are_the_layers_in_float32(large, rows):
+    tfmr, embeds = large.model.t3.tfmr, gpu_embeds(rows, 150)
+    hidden = recorded_walk(batched_engine(tfmr), embeds, prompt=120)
+    assert relative_error(hidden, recorded_walk(StaticEngine(tfmr), embeds, prompt=120)) < 1e-3
+
+
+@pytest.mark.gpu
+def test_gpu_padded_rows_are_the_layers(large):
+    tfmr, rows = large.model.t3.tfmr, 32
+    pad, walks = torch.arange(rows, device="cuda") % 9, []
+    with torch.inference_mode():
+        prefix = StaticEngine(tfmr).prefix(gpu_embeds(1, 34))
+        for engine in (StaticEngine(tfmr), batched_engine(tfmr)):
+            hidden = [engine.prefill(gpu_embeds(rows, 60), pad, prefix)]
+            hidden += [engine.step(embeds[:, None]) for embeds in gpu_embeds(rows, 20).unbind(1)]
+            walks.append(torch.stack(hidden))
+    assert relative_error(walks[1], walks[0]) < 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [32, 128])
+def test_gpu_bfloat16_is_no_further_from_float32_than_the_layers(large, rows, capsys):
+    tfmr, embeds = large.model.t3.tfmr, gpu_embeds(rows, 150)
+    exact = recorded_walk(StaticEngine(tfmr), embeds, prompt=120)[1:]
+    cast_parameters(large, tfmr, torch.bfloat16)
+    layers = relative_error(recorded_walk(StaticEngine(tfmr), embeds, prompt=120)[1:], exact)
+    kernels = relative_error(recorded_walk(batched_engine(tfmr), embeds, prompt=120)[1:], exact)
+    with capsys.disabled():
+        print(f"\nbfloat16's relative error at {rows} rows: kernels {kernels:.4f}, layers {layers:.4f}")
+    assert kernels < 1.05 * layers
+
+
+@pytest.mark.gpu
+def test_gpu_steps_repeat_bit_for_bit(large):
+    cast_parameters(large, large.model.t3.tfmr, torch.bfloat16)
+    embeds = gpu_embeds(128, 150)
+    once, again = (recorded_walk(batched_engine(large.model.t3.tfmr), embeds, prompt=120) for _ in range(2))
+    assert torch.equal(once, again)
+    assert once.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_gpu_joined_weights_are_held_once(large):
+    cast_parameters(large, large.model.t3.tfmr, torch.bfloat16)
+    before = torch.cuda.memory_allocated()
+    assert batched().join(large.model.t3.tfmr)
+    assert abs(torch.cuda.memory_allocated() - before) < 2**20
