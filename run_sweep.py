@@ -31,7 +31,7 @@ from harness.worker import start_server
 CONFIGS = Path(__file__).resolve().parent / "configs"
 ASKS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 PLUS = re.compile(r"^\+\+?(?=(combo|sweep)=)")
-"""`+combo=production` is read as `combo=production`: both groups have a default, null, and Hydra adds nothing to one."""
+"""`+combo=production` is read as `combo=production`: both groups have a default, null, and nothing is added to one."""
 PERTH_WARNING = "pkg_resources is deprecated"
 
 
