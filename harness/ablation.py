@@ -1,55 +1,14 @@
-"""Which optimization did what: designs of runs, and how their results are shared out.
-
-A design turns a combo into jobs, each a label and the optimizations that are on:
-
-    one_at_a_time    each alone: what it does to the unmodified pipeline
-    leave_one_out    a combo, and the combo without each of its members: what each adds to the others
-    pairs            each two together: do their effects multiply, or do they overlap
+"""Which optimization did what: how the results of runs are shared out.
 
 `attribute` reads the summaries back. It goes by which optimizations were on, not by what a run was called,
 so runs of different sweeps and days add up. An optimization that was not active is credited with nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from harness import stats
-from harness.errors import UserError
 from harness.results import Comparison, Summary
-
-Job = tuple[str, list[str]]
-"""A job's label and its enabled optimizations, in the order of application."""
-
-Design = Callable[[str, list[str], list[str]], list[Job]]
-"""(the combo's name, its enabled optimizations, all known optimizations) -> jobs."""
-
-
-def one_at_a_time(_combo: str, enabled: list[str], known: list[str]) -> list[Job]:
-    """Each of the combo's optimizations, or of all where no combo is named."""
-    return [(name, [name]) for name in enabled or known]
-
-
-def leave_one_out(combo: str, enabled: list[str], _known: list[str]) -> list[Job]:
-    """Raises UserError for a combo with nothing to leave out."""
-    if not enabled:
-        raise UserError("+sweep=leave_one_out leaves out of a combo: add +combo=production, or another one")
-    without = [(f"{combo}-without-{name}", [other for other in enabled if other != name]) for name in enabled]
-    return [(combo, enabled), *without]
-
-
-def pairs(_combo: str, enabled: list[str], known: list[str]) -> list[Job]:
-    """Every two of the combo's optimizations, or of all where no combo is named; and each of them alone."""
-    names = enabled or known
-    together = [(f"{one}+{other}", [one, other]) for one, other in combinations(names, 2)]
-    return [*((name, [name]) for name in names), *together]
-
-
-DESIGNS: dict[str, Design] = {
-    "one_at_a_time": one_at_a_time,
-    "leave_one_out": leave_one_out,
-    "pairs": pairs,
-}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From a composed configuration to the jobs it asks for.
 
 The groups' schemas and the catalogue's parameters (`optimizations.<name>.*`) become configuration, and a configuration
-becomes one job or, with one of the designs of `harness.ablation`, several.
+becomes one job or, with one of the designs of `harness.designs`, several.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from harness.ablation import DESIGNS, Design, Job
+from harness.designs import DESIGNS, Design, Job, Subject, single
 from harness.errors import UserError
 from harness.plugins import import_catalogue
 from harness.results import BASELINE, slug
@@ -100,16 +100,27 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     toggles = _toggles(catalogue, settings["optimizations"])
     if sweep is None and combo is None and not toggles:
         raise UserError("nothing to measure: name a combo, as in `python run_sweep.py +combo=production`")
+    if sweep is not None and settings["against"] is not None:
+        raise UserError(f"against={settings['against']}: sweep={sweep} names the references of its jobs; leave it out")
     known = {name: _parameters(settings["optimizations"].get(name, {})) for name in catalogue.names()}
     against, against_toggles = _reference(catalogue, settings["against"])
-    jobs = _design(sweep)(str(combo or "custom"), list(toggles), list(known))
-    specs = [
-        _job_spec(label, {name: known[name] for name in chosen}, against, against_toggles, settings)
-        for label, chosen in jobs
-    ]
-    for chosen in (against_toggles, *(spec.toggles for spec in specs)):
-        _check_together(catalogue, chosen)
+    jobs = _design(sweep)(_subject(catalogue, str(combo or "custom"), tuple(toggles), tuple(settings["over"])))
+    specs = [_job_spec(job, known, against, against_toggles, settings) for job in jobs]
+    for spec in specs:
+        _check_together(catalogue, spec.against_toggles)
+        _check_together(catalogue, spec.toggles)
     return specs
+
+
+def _subject(catalogue: ModuleType, combo: str, enabled: tuple[str, ...], over: tuple[str, ...]) -> Subject:
+    classes = {name: catalogue.CATALOGUE[name] for name in catalogue.names()}
+    exclusive = {
+        frozenset((one, other))
+        for one, other in combinations(classes, 2)
+        if set(classes[one].replaces) & set(classes[other].replaces)
+    }
+    requires = {name: tuple(getattr(cls, "requires", ())) for name, cls in classes.items()}
+    return Subject(combo, enabled, tuple(classes), requires, exclusive, over)
 
 
 def _toggles(catalogue: ModuleType, optimizations: dict[str, Any]) -> Toggles:
@@ -149,22 +160,20 @@ def _composed(overrides: list[str]) -> DictConfig:
         return compose("config", overrides)
 
 
-def _single(combo: str, enabled: list[str], _known: list[str]) -> list[Job]:
-    return [(combo if enabled else BASELINE, enabled)]
-
-
 def _design(name: str | None) -> Design:
     if name is None:
-        return _single
+        return single
     if name not in DESIGNS:
         raise UserError(f"unknown sweep {name!r}{did_you_mean(name, DESIGNS)}; known: {', '.join(DESIGNS)}")
     return DESIGNS[name]
 
 
-def _job_spec(
-    label: str, toggles: Toggles, against: str, against_toggles: Toggles, settings: dict[str, Any]
-) -> JobSpec:
-    combo = own_name(label, toggles, against, against_toggles)
+def _job_spec(job: Job, known: Toggles, against: str, against_toggles: Toggles, settings: dict[str, Any]) -> JobSpec:
+    """`against` is the command's own reference, for a job that names none."""
+    toggles = {name: known[name] for name in job.enabled}
+    if job.against != BASELINE:
+        against, against_toggles = job.against, {name: known[name] for name in job.reference}
+    combo = own_name(job.label, toggles, against, against_toggles)
     optimizations = {
         name: {"enabled": name in toggles, **_parameters(params)} for name, params in settings["optimizations"].items()
     }

@@ -3,34 +3,12 @@
 import pytest
 from factories import Case, Effect, make_summary
 
-from harness.ablation import DESIGNS, attribute
-from harness.errors import UserError
+from harness.ablation import attribute
 
 
 def run(tmp_path, minute, time, *active, **changes):
     case = Case(combo="+".join(active), enabled=active, effect=Effect(time=time), **changes)
     return make_summary(tmp_path, case, minute)
-
-
-def test_designs():
-    known = ["a", "b", "c"]
-    assert DESIGNS["one_at_a_time"]("x", [], known) == [("a", ["a"]), ("b", ["b"]), ("c", ["c"])]
-    assert DESIGNS["one_at_a_time"]("x", ["c"], known) == [("c", ["c"])]
-    assert DESIGNS["leave_one_out"]("x", ["a", "c"], known) == [
-        ("x", ["a", "c"]),
-        ("x-without-a", ["c"]),
-        ("x-without-c", ["a"]),
-    ]
-    assert [enabled for _, enabled in DESIGNS["pairs"]("x", [], known)] == [
-        ["a"],
-        ["b"],
-        ["c"],
-        ["a", "b"],
-        ["a", "c"],
-        ["b", "c"],
-    ]
-    with pytest.raises(UserError, match="combo"):
-        DESIGNS["leave_one_out"]("baseline", [], known)
 
 
 def test_an_effect_alone_and_one_beside_another(tmp_path):
