@@ -17,7 +17,6 @@ import re
 import signal
 import sys
 import warnings
-from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
@@ -26,9 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.console import say_error
 from harness.errors import UserError
+from harness.locations import CONFIGS
 from harness.worker import start_server
 
-CONFIGS = Path(__file__).resolve().parent / "configs"
 ASKS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 PLUS = re.compile(r"^\+\+?(?=(combo|sweep)=)")
 """`+combo=production` is read as `combo=production`: both groups have a default, null, and nothing is added to one."""

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -24,11 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.designs import DESIGNS, Design, Job, Subject, single
 from harness.errors import UserError
+from harness.locations import CONFIGS
 from harness.plugins import import_catalogue
 from harness.results import BASELINE, slug
 from harness.settings import GROUPS, check, did_you_mean
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 Toggles = dict[str, dict[str, Any]]
 """Parameters of the enabled optimizations by name, in the order of application."""
@@ -107,8 +105,8 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     jobs = _design(sweep)(_subject(catalogue, str(combo or "custom"), tuple(toggles), tuple(settings["over"])))
     specs = [_job_spec(job, known, against, against_toggles, settings) for job in jobs]
     for spec in specs:
-        _check_together(catalogue, spec.against_toggles)
-        _check_together(catalogue, spec.toggles)
+        check_together(catalogue, spec.against_toggles)
+        check_together(catalogue, spec.toggles)
     return specs
 
 
@@ -131,7 +129,8 @@ def _toggles(catalogue: ModuleType, optimizations: dict[str, Any]) -> Toggles:
     return {name: _parameters(optimizations[name]) for name in chosen}
 
 
-def _check_together(catalogue: ModuleType, toggles: Toggles) -> None:
+def check_together(catalogue: ModuleType, toggles: Toggles) -> None:
+    """Raises UserError where two of the optimizations replace the same stage."""
     plugins = [catalogue.create(name, params) for name, params in toggles.items()]
     for one, other in combinations(plugins, 2):
         for stage in set(one.replaces) & set(other.replaces):

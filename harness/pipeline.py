@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from chatterbox import mtl_tts
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, drop_invalid_tokens
 from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from chatterbox.models.tokenizers import MTLTokenizer
 from chatterbox.tts import ChatterboxTTS, Conditionals, punc_norm
 from torch import Tensor
 
@@ -61,11 +61,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One utterance to speak. `n_tokens` pins its number of speech tokens; None lets the model stop itself."""
+    """One utterance to speak. `n_tokens` pins its number of speech tokens; None lets the model stop itself.
+
+    `seed` None leaves PyTorch's random numbers as the caller has them.
+    """
 
     text: str
     voice: str
-    seed: int
+    seed: int | None
     n_tokens: int | None = None
 
 
@@ -126,7 +129,7 @@ class Pipeline:
     name: str = "chatterbox"
     trained: bool = True
     sampling: Sampling = field(default_factory=Sampling)
-    language: str = "en"
+    language: str | None = "en"
     stages: dict[str, Stage] = field(default_factory=dict)
     around: list[ContextFactory] = field(default_factory=list)
     between: list[Callable[[str], None]] = field(default_factory=list)
@@ -139,7 +142,7 @@ class Pipeline:
 
     # -- speaking ------------------------------------------------------------------------------------------------
 
-    def synthesize(self, text: str, voice: str, seed: int, n_tokens: int | None = None) -> Utterance:
+    def synthesize(self, text: str, voice: str, seed: int | None, n_tokens: int | None = None) -> Utterance:
         """Speak one text. The seed fixes every random draw, as `torch.manual_seed` before upstream's `generate`."""
         return self.synthesize_batch([Request(text, voice, seed, n_tokens)])[0]
 
@@ -151,7 +154,8 @@ class Pipeline:
         if not requests:
             return []
         clock = _StageClock(self.device, self.between)
-        torch.manual_seed(requests[0].seed)
+        if requests[0].seed is not None:
+            torch.manual_seed(requests[0].seed)
         with ExitStack() as contexts:
             for context in self.around:
                 contexts.enter_context(context())
@@ -270,8 +274,10 @@ class Pipeline:
     def text_tokens(self, text: str) -> Tensor:
         """Text token ids [2, n] with start and stop, one row for each side of classifier-free guidance."""
         t3, tokenizer = self.model.t3, self.model.tokenizer
-        language = {"language_id": self.language} if isinstance(tokenizer, MTLTokenizer) else {}
-        tokens = tokenizer.text_to_tokens(punc_norm(text), **language).to(self.device)
+        if isinstance(self.model, mtl_tts.ChatterboxMultilingualTTS):
+            tokens = tokenizer.text_to_tokens(mtl_tts.punc_norm(text), language_id=self.language).to(self.device)
+        else:
+            tokens = tokenizer.text_to_tokens(punc_norm(text)).to(self.device)
         tokens = torch.cat([tokens, tokens], dim=0)
         tokens = F.pad(tokens, (1, 0), value=t3.hp.start_text_token)
         return F.pad(tokens, (0, 1), value=t3.hp.stop_text_token)

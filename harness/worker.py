@@ -31,8 +31,8 @@ from typing import Any
 import psutil
 
 from harness.errors import UserError
+from harness.fitting import fit
 from harness.plugins import import_catalogue, import_path
-from harness.results import NO_EVIDENCE
 
 PRELOADED = ["harness.preload"]
 IMPORTS_S = time.time() - psutil.Process().create_time()
@@ -226,8 +226,6 @@ class Variant:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.plugins: dict[str, Any] = {}
-        self.statuses: dict[str, dict[str, Any]] = {}
 
     def load(self) -> dict[str, Any]:
         """Load the pipeline and apply the optimizations; what that cost, and what became of each."""
@@ -240,7 +238,12 @@ class Variant:
             torch.set_num_threads(self.setup.threads)
         self.device = torch.device(self.setup.device)
         held = measure.held_mb(self.device)
-        self.pipeline = self._optimized_pipeline()
+        load = import_path(self.setup.loader)
+        create: Any = import_catalogue(self.setup.plugin_modules).create if self.setup.plugins else None
+        self.fitted = fit(
+            lambda: load(device=self.setup.device, **self.setup.loader_arguments), self.setup.plugins, create
+        )
+        self.pipeline = self.fitted.pipeline
         measure.synchronize(self.device)
         load_s = time.perf_counter() - start
         return {
@@ -251,39 +254,8 @@ class Variant:
             "trained": self.pipeline.trained,
             "voices": sorted(self.pipeline.voices),
             "device": environment.describe_device(self.device),
-            "optimizations": self.statuses,
+            "optimizations": self.fitted.statuses,
         }
-
-    def _optimized_pipeline(self) -> Any:
-        """The pipeline with every optimization that can run here.
-
-        One that raises half-way leaves a pipeline in an unknown state, so loading starts again without it.
-        """
-        load = import_path(self.setup.loader)
-        create: Any = import_catalogue(self.setup.plugin_modules).create if self.setup.plugins else None
-        failed: dict[str, dict[str, Any]] = {}
-        while True:
-            self.plugins, self.statuses = {}, {}
-            pipeline = load(device=self.setup.device, **self.setup.loader_arguments)
-            for name, params in self.setup.plugins.items():
-                self.statuses[name] = failed.get(name) or self._apply(create(name, params), pipeline)
-                if self.statuses[name]["status"] == "failed" and name not in failed:
-                    failed[name] = self.statuses[name]
-                    break
-            else:
-                return pipeline
-
-    def _apply(self, plugin: Any, pipeline: Any) -> dict[str, Any]:
-        try:
-            if reason := plugin.unavailable(pipeline):
-                return _status("unavailable", reason)
-            plugin.apply(pipeline)
-        except UserError:
-            raise
-        except Exception:
-            return _status("failed", traceback.format_exc())
-        self.plugins[plugin.name] = plugin
-        return _status("inactive", NO_EVIDENCE)
 
     def speak(self, orders: Sequence[Order]) -> list[dict[str, Any]]:
         """Speak in one call: for each utterance the figures of a row of utterances.jsonl, and its share of the call.
@@ -350,19 +322,7 @@ class Variant:
 
     def evidence(self) -> dict[str, dict[str, Any]]:
         """After the runs: what each optimization shows for having been active."""
-        for name, plugin in self.plugins.items():
-            try:
-                shown = plugin.evidence(self.pipeline)
-            except Exception:
-                self.statuses[name] = _status("failed", f"its evidence raised:\n{traceback.format_exc()}")
-                continue
-            reason = shown.reason if shown.active else shown.reason or "it shows no evidence of having been active"
-            self.statuses[name] = _status("active" if shown.active else "inactive", reason, shown.facts)
-        return self.statuses
-
-
-def _status(status: str, reason: str | None, evidence: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"enabled": True, "status": status, "reason": reason, "evidence": evidence or {}}
+        return self.fitted.evidence()
 
 
 def _sound(wave: Any) -> dict[str, Any]:

@@ -22,10 +22,11 @@ import yaml
 
 from harness import stats
 from harness.errors import UserError
+from harness.locations import CONFIGS
 from harness.report import words
 from harness.report.data import Run
 
-CLAIMS_FILE = Path(__file__).parents[2] / "configs" / "claims.yaml"
+CLAIMS_FILE = CONFIGS / "claims.yaml"
 CONFIRMED, NOT_CONFIRMED, CONTRADICTED = "confirmed", "not confirmed", "contradicted"
 CANNOT = "cannot be measured here"
 VERDICTS = (CONFIRMED, NOT_CONFIRMED, CONTRADICTED, CANNOT)
