@@ -1,5 +1,6 @@
 """The combo against its baseline: pairs of rows that did the same work in the same round."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -122,7 +123,7 @@ def _compare_single(name: str, base: Variant, other: Variant, threshold: float) 
     Bytes that PyTorch has allocated for the model are counted, not sampled: their ratio is its own interval.
     """
     before, after = base.figure(name), other.figure(name)
-    if before is None or after is None or (name == "model_memory_mb" and base.memory_kind != other.memory_kind):
+    if not before or after is None or (name == "model_memory_mb" and base.memory_kind != other.memory_kind):
         return not_measured(name)
     ratio = after / before
     bound = ratio if name == "model_memory_mb" and base.memory_kind == "vram" else None
@@ -150,6 +151,8 @@ def _compare_quality(
 
 
 def _judge(name: str, interval: stats.Interval, threshold: float) -> Comparison:
+    if not math.isfinite(interval.estimate):  # of figures so far apart that their quotient is none
+        return not_measured(name)
     metric = stats.metric(name)
     return Comparison(
         kind=metric.kind,

@@ -27,6 +27,7 @@ import json
 import math
 import os
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from typing import Any, Self
 import jsonschema
 import yaml
 
-from harness import integrity, stats
+from harness import integrity, shapes, stats
 from harness.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -396,12 +397,13 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """
     if not path.exists():
         return [], []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n")
+    lines = text.split("\n") if text else []  # not splitlines: a text may hold what Unicode counts as a line's end
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise UserError(
                     f"{path}, line {number}: not JSON; the file was changed after the run. "
@@ -483,14 +485,29 @@ class RunFolder:
         return self._typed_rows(self.scores_file, Score)
 
     def _typed_rows(self, path: Path, kind: Any) -> tuple[list[Any], list[str]]:
+        """Rows with null for every figure that cannot be true, and warnings about those."""
         rows, warnings = read_rows(path)
-        try:
-            return [kind.from_row(row) for row in rows], warnings
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{path}: a row is not what this harness writes ({error}); it comes from another version. "
-                "Read it with that version, or measure again."
-            ) from None
+        typed, impossible = [], []
+        hints = typing.get_type_hints(kind)
+        for number, row in enumerate(rows, start=1):
+            try:
+                row, wrong = shapes.without_impossible(row)
+                typed.append(kind.from_row(row))
+                problem = shapes.misfit_of_fields(typed[-1], hints)
+            except (TypeError, KeyError, AttributeError) as error:
+                problem = str(error)
+            if problem:
+                raise UserError(
+                    f"{path}, line {number}: not a row that this harness writes ({problem}); it comes from another "
+                    "version. Read it with that version, or measure again."
+                )
+            impossible += wrong
+        if impossible:
+            warnings.append(
+                f"{path.name}: figures that cannot be are left out ({len(impossible)} of them; the first: "
+                f"{impossible[0]})."
+            )
+        return typed, warnings
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the folder's JSON files, whole or not at all."""
@@ -503,9 +520,15 @@ class RunFolder:
         if not path.exists():
             return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            return self._of_its_shape(path, json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: damaged ({error}); restore the file, or measure again.") from None
+
+    def _of_its_shape(self, path: Path, content: Any) -> dict[str, Any]:
+        """Raises ValueError for a file that holds something else than this harness writes."""
+        if problem := shapes.misfit(content, shapes.FILES.get(path.name, dict[str, Any])):
+            raise ValueError(problem)
+        return content
 
     def write_job(self, config: dict[str, Any]) -> None:
         write_atomically(self.path / "job.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -516,8 +539,8 @@ class RunFolder:
         if not path.exists():
             return {}
         try:
-            return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            return self._of_its_shape(path, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             problem = " ".join(str(error).split())
             raise UserError(f"{path}: does not parse ({problem}); restore the file, or measure again.") from None
 

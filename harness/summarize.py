@@ -6,6 +6,7 @@ tokens has failed, however fast it was.
 """
 
 import datetime
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from harness.figures import calls, figures, similarities, timed
 from harness.records import Child
 from harness.results import BASELINE, NO_EVIDENCE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
 from harness.scenarios import scenario
+from harness.shapes import without_impossible
 from harness.workload import SINGLE_STREAM
 
 TIMING = ("job_s", "loading_s", "measured_s", "evidence_s", "scoring_s", "orchestration_s", "orchestration_share")
@@ -31,11 +33,17 @@ def build_summary(folder: RunFolder) -> Summary:
     rows, row_warnings = folder.measurements()
     judged, score_warnings = folder.scores()
     scores = [score for score in judged if score.pass_name == "quality"]
-    children = {name: Child.from_dict(record) for name, record in folder.read_json("children.json").items()}
-    timing = folder.read_json("timing.json")
+    children, child_warnings = _children(folder)
+    timing, _ = without_impossible(folder.read_json("timing.json"))
     job, environment = folder.job(), folder.read_json("environment.json")
     plans = folder.read_json("plan.json")
-    warnings = [*row_warnings, *score_warnings, *timing.get("warnings", [])]
+    warnings = [
+        *row_warnings,
+        *score_warnings,
+        *child_warnings,
+        *_given_thresholds(job)[1],
+        *timing.get("warnings", []),
+    ]
 
     names = list(dict.fromkeys([BASELINE, *children, *(row.variant for row in rows)]))
     candidate = next((name for name in names if name != BASELINE), None)
@@ -82,6 +90,16 @@ def build_summary(folder: RunFolder) -> Summary:
         timing={key: timing.get(key) for key in TIMING},
         warnings=list(dict.fromkeys(warnings)),
     )
+
+
+def _children(folder: RunFolder) -> tuple[dict[str, Child], list[str]]:
+    """What each variant's process said of itself, as far as it can be true, and warnings about the rest."""
+    children, warnings = {}, []
+    for name, record in folder.read_json("children.json").items():
+        possible, wrong = without_impossible(record)
+        children[name] = Child.from_dict(possible)
+        warnings += [f"{name}: figures that cannot be are left out: {', '.join(wrong)}."] if wrong else []
+    return children, warnings
 
 
 def _records(folder: RunFolder, job: dict[str, Any], candidate: str) -> dict[str, Any]:
@@ -136,6 +154,9 @@ def _gaps(name: str, rows: Sequence[Measurement], expected: dict[str, int]) -> l
                 f"{name}: {found[step]} of {expected[step]} rows of the {step} pass are there; "
                 "the run was interrupted or the process failed."
             )
+    untimed = sum(row.pass_name == "speed" and row.ok for row in rows) - len(timed(rows))
+    if untimed:
+        warnings.append(f"{name}: {untimed} rows of the speed pass have no time or no audio: no figure is theirs.")
     failures: dict[tuple[str, str], list[Measurement]] = {}
     for row in rows:
         if not row.ok:
@@ -213,18 +234,29 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
 
 def _thresholds(job: dict[str, Any], similarity_names: Iterable[str], memory_kind: str) -> dict[str, float]:
     """The practical threshold of every metric; `measure.thresholds` in the configuration overrides."""
-    given = (job.get("measure") or {}).get("thresholds") or {}
-    memory = float(given.get("memory", stats.METRICS["peak_memory_mb"].threshold))
+    given, _ = _given_thresholds(job)
+    memory = given.get("memory", stats.METRICS["peak_memory_mb"].threshold)
     if memory_kind == "rss":
-        memory = float(given.get("rss", stats.RSS_THRESHOLD))
-    time = float(given.get("rtf", stats.METRICS["rtf"].threshold))
-    similarity = float(given.get("sim", stats.SIMILARITY.threshold))
+        memory = given.get("rss", stats.RSS_THRESHOLD)
+    time = given.get("rtf", stats.METRICS["rtf"].threshold)
+    similarity = given.get("sim", stats.SIMILARITY.threshold)
     return {
         **dict.fromkeys(("rtf", "generation_time_s", "first_call_s"), time),
         **dict.fromkeys(("peak_memory_mb", "model_memory_mb"), memory),
-        "wer": float(given.get("wer", stats.METRICS["wer"].threshold)),
+        "wer": given.get("wer", stats.METRICS["wer"].threshold),
         **dict.fromkeys(similarity_names, similarity),
     }
+
+
+def _given_thresholds(job: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """Those that the configuration sets, and warnings about what is set to something that is no threshold."""
+    given = (job.get("measure") or {}).get("thresholds") or {}
+    usable = {name: float(value) for name, value in given.items() if value is not None and 0 <= value < math.inf}
+    return usable, [
+        f"measure.thresholds.{name} is no number from 0 on: the usual threshold is used."
+        for name in given
+        if name not in usable
+    ]
 
 
 def _unmeasured(

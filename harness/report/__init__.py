@@ -7,7 +7,7 @@ into sentences, `tables` and `plots` into tables and pictures; `markdown` and `h
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.report import data, html, markdown, outcome, plots, sections
+from harness.report import data, html, markdown, outcome, plots, sections, words
 from harness.results import RunFolder, Summary, slug, write_atomically
 
 FAILURES = "failures.txt"
@@ -21,14 +21,22 @@ def write_report(folders: Sequence[RunFolder], out: Path) -> Path:
     runs = data.load(folders)
     out.mkdir(parents=True, exist_ok=True)
     places = data.by_place(runs)
-    figures = {
-        place: plots.draw(here, out, suffix=f"-{slug(place)}" if len(places) > 1 else "")
-        for place, here in places.items()
-    }
+    figures = {place: plots.draw(places[place], out, suffix) for place, suffix in _suffixes(list(places)).items()}
     document = sections.build(runs, figures, lost_jobs(folders))
     write_atomically(out / "report.html", html.render(document))
     write_atomically(out / "report.md", markdown.render(document))
     return out / "report.md"
+
+
+def _suffixes(places: list[str]) -> dict[str, str]:
+    """What tells the pictures of one place from another's, in their files' names."""
+    if len(places) == 1:
+        return {places[0]: ""}
+    slugs = [slug(place)[:80] for place in places]
+    return {
+        place: f"-{name}" if slugs.count(name) == 1 else f"-{name}-{number}"
+        for number, (place, name) in enumerate(zip(places, slugs, strict=True), start=1)
+    }
 
 
 def lost_jobs(folders: Sequence[RunFolder]) -> list[str]:
@@ -49,4 +57,4 @@ def report_name(folders: Sequence[RunFolder]) -> str:
 def verdict_line(summary: Summary) -> str:
     """One run's outcome in one line, for a terminal: never speed without quality."""
     run = data.Run(summary, {}, {}, Path(summary.run_id))
-    return outcome.verdict_sentence(run).replace("**", "").replace("`", "")
+    return words.plain(outcome.verdict_sentence(run))

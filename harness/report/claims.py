@@ -125,7 +125,7 @@ def _why_not_alone(claim: Claim, runs: Sequence[Run]) -> str:
     if claim.parameters and any(run.summary.enabled == [name] for run in having):
         wanted = words.listing([f"{key}={value}" for key, value in claim.parameters.items()])
         return f"no run has {name} on with {wanted}"
-    return f"{name} was on only together with others, in {words.listing([run.name for run in having])}"
+    return f"{name} was on only together with others, in {words.listing([run.title for run in having])}"
 
 
 def _is_about(run: Run, claim: Claim) -> bool:
@@ -152,7 +152,7 @@ Judgement = tuple[str, str, str]  # measured, verdict, reason
 def _judge_change(claim: Claim, run: Run) -> Judgement:
     """`expect.ratio`: [strongest, weakest] claimed combo / baseline (or the reverse order for an increase)."""
     record = run.change(claim.metric or "")
-    measured = f"{run.name}: {words.label(claim.metric or '')} ratio {words.change(record)}"
+    measured = f"{run.title}: {words.label(claim.metric or '')} ratio {words.change(record)}"
     if record.low is None or record.high is None:
         return _unjudged(record.value, measured, run)
     metric = stats.metric(claim.metric or "")
@@ -175,13 +175,13 @@ def _judge_no_change(claim: Claim, run: Run) -> Judgement:
     """The whole interval within the practical threshold; `expect.or_better`: or beyond it on the good side."""
     name = _metric_name(claim, run)
     if name is None:
-        return "", CANNOT, run.combo.quality_note or "the metric was not measured"
+        return "", CANNOT, words.last_line(run.combo.quality_note or "the metric was not measured")
     record, metric, threshold = run.change(name), stats.metric(name), run.summary.thresholds[name]
-    measured = f"{run.name}: {words.label(name)} {metric.kind} {words.change(record)}"
+    measured = f"{run.title}: {words.label(name)} {metric.kind} {words.change(record)}"
     if record.low is None or record.high is None:
         return _unjudged(record.value, measured, run)
     if metric.kind == "delta" and not run.baseline.trained:
-        return "", CANNOT, run.combo.quality_note or "the weights are untrained"
+        return "", CANNOT, words.last_line(run.combo.quality_note or "the weights are untrained")
     no_worse = stats.proves_no_worse(record.low, record.high, threshold, metric)
     inside = metric.neutral - threshold <= record.low and record.high <= metric.neutral + threshold
     if inside or (no_worse and claim.expect.get("or_better")):
@@ -200,7 +200,7 @@ def _metric_name(claim: Claim, run: Run) -> str | None:
 
 def _unjudged(value: float | None, measured: str, run: Run) -> Judgement:
     if value is None:
-        return "", CANNOT, run.combo.quality_note or "the metric was not measured"
+        return "", CANNOT, words.last_line(run.combo.quality_note or "the metric was not measured")
     return measured, CANNOT, "one observation per process has no interval"
 
 
@@ -239,7 +239,7 @@ def _judge_cold_start(claim: Claim, run: Run) -> Judgement:
     first, warm = run.combo.first_call_s, run.combo.warmup_time_s
     if not first or not warm:
         return "", CANNOT, "the run has no warm-up calls to compare the first one with"
-    own = f"{run.name}: first call {words.number(first / warm)} times a warm one"
+    own = f"{run.title}: first call {words.number(first / warm)} times a warm one"
     base = run.baseline
     beside = (
         f" (baseline {words.number(base.first_call_s / base.warmup_time_s)})"
@@ -254,8 +254,8 @@ def _judge_status(claim: Claim, run: Run) -> Judgement:
     """The campaign could not make it run: `expect.not` is the status that would contradict it."""
     record = run.summary.optimizations[claim.optimization or ""]
     if record["status"] == claim.expect["not"]:
-        return f"{run.name}: {record['status']}", CONTRADICTED, "it runs, and shows evidence of it"
-    return f"{run.name}: {record['status']}", NOT_CONFIRMED, words.last_line(record["reason"])
+        return f"{run.title}: {record['status']}", CONTRADICTED, "it runs, and shows evidence of it"
+    return f"{run.title}: {record['status']}", NOT_CONFIRMED, words.last_line(record["reason"])
 
 
 _JUDGES = {

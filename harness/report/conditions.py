@@ -59,7 +59,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         "configuration": words.listing(sorted({run.summary.config_hash for run in runs})),
         "summarised": _span([run.summary.created for run in runs]),
     }
-    return [[name, str(value)] for name, value in rows.items() if value]
+    return [[name, words.said(str(value))] for name, value in rows.items() if value]
 
 
 MEMORY = {"vram": "bytes allocated on the GPU", "rss": "resident set of each variant's process"}
@@ -86,12 +86,12 @@ def warnings(runs: Sequence[Run], failures: Sequence[str]) -> list[Block]:
     grouped: dict[str, list[str]] = {}
     for run in runs:
         for warning in run.summary.warnings:
-            grouped.setdefault(warning, []).append(f"`{run.name}`")
+            grouped.setdefault(words.said(warning), []).append(run.code)
     items = [words.stop(f"A job left no results: {words.last_line(failure)}") for failure in failures]
     for warning, names in grouped.items():
         where = words.listing(names) if len(names) < 4 else f"{len(names)} runs"
         items.append(words.stop(warning) if len(runs) == 1 else f"{words.stop(warning)} ({where})")
-    return [Heading(2, "Warnings"), Bullets(items) if items else Paragraph("None.")]
+    return [Heading(2, "Warnings"), Bullets(items) if items else Paragraph("There are none.")]
 
 
 def repeat(runs: Sequence[Run]) -> list[Block]:
@@ -102,7 +102,7 @@ def repeat(runs: Sequence[Run]) -> list[Block]:
         Heading(2, "How to repeat this"),
         Paragraph("The measurement, and this report from its results:"),
         Code("\n".join([*commands, again]), "sh"),
-        Paragraph(f"Runs: {', '.join(f'`{run.summary.run_id}`' for run in runs)}."),
+        Paragraph(f"Runs: {', '.join(words.code(run.summary.run_id) for run in runs)}."),
     ]
 
 

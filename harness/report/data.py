@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import stats
+from harness.report import words
 from harness.results import BASELINE, Comparison, RunFolder, Summary, Variant
 
 KEPT = "kept"
@@ -25,9 +26,19 @@ class Run:
         return self.summary.combo
 
     @property
+    def code(self) -> str:
+        """The name in a sentence, set as code."""
+        return words.code(self.name)
+
+    @property
+    def title(self) -> str:
+        """The name where nothing sets it off."""
+        return words.said(self.name)
+
+    @property
     def place(self) -> str:
         """Where absolute figures may be compared: one pipeline on one device."""
-        return f"the {self.summary.pipeline} pipeline on {self.summary.device}"
+        return words.said(f"the {self.summary.pipeline} pipeline on {self.summary.device}")
 
     @property
     def baseline(self) -> Variant:

@@ -1,6 +1,6 @@
 """A report as data: blocks that Markdown and HTML both know how to print.
 
-Text may hold `code` and **strong** spans, and nothing else.
+Text is a line of CommonMark, with `code` and **strong** spans; words that are not our own go through `words.said`.
 """
 
 from dataclasses import dataclass, field

@@ -2,8 +2,8 @@
 
 import base64
 import html
-import re
 
+from harness.report import words
 from harness.report.document import Block, Bullets, Code, Document, Figure, Heading, Paragraph, Table
 
 STYLE = """
@@ -28,12 +28,12 @@ pre { padding: .8rem 1rem; overflow-x: auto; } pre code { font-size: 1em; }
 
 
 def render(document: Document) -> str:
-    title = html.escape(document.title)
+    title = html.escape(words.plain(document.title))
     body = "\n".join(_block(block) for block in document.blocks)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_inline(document.title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -67,6 +67,4 @@ def _table(table: Table) -> str:
 
 
 def _inline(text: str) -> str:
-    escaped = html.escape(text, quote=False)
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
+    return words.MARKDOWN.renderInline(text)

@@ -1,5 +1,6 @@
 """The document as Markdown, readable as plain text too."""
 
+from harness.report import words
 from harness.report.document import Block, Bullets, Code, Document, Figure, Heading, Paragraph, Table
 
 
@@ -19,16 +20,17 @@ def _block(block: Block) -> str:
         case Table():
             return _table(block)
         case Figure(path, title):
-            return f"![{title}]({path.name})"
+            return f"![{words.said(title)}]({path.name})"
         case Code(text, language):
             return f"```{language}\n{text}\n```"
 
 
 def _table(table: Table) -> str:
     rule = ["---:" if column in table.numeric else "---" for column in range(len(table.columns))]
-    rows = [table.columns, rule, *([_cell(cell) for cell in row] for row in table.rows)]
+    columns, *rows = ([_cell(cell) for cell in row] for row in (table.columns, *table.rows))
+    rows = [columns, rule, *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|")

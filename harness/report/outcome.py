@@ -12,10 +12,10 @@ A_FRACTION = 0.2
 def verdict_sentence(run: Run) -> str:
     """What the run found, with figures, intervals and the number of pairs."""
     if run.failed:
-        return f"`{run.name}` failed: {words.last_line(run.combo.error or run.baseline.error)}."
+        return f"{run.code} failed: {words.last_line(run.combo.error or run.baseline.error)}."
     unfinished = "" if run.summary.status == "ok" else f" (the run is {run.summary.status})"
     parts = [_change_clause(run, "rtf"), _change_clause(run, "peak_memory_mb"), _quality_clause(run)]
-    return f"`{run.name}`{unfinished}: {'; '.join(parts)}."
+    return f"{run.code}{unfinished}: {'; '.join(parts)}."
 
 
 def _change_clause(run: Run, metric: str) -> str:

@@ -27,6 +27,7 @@ BAND = "#ECECEC"  # where a change is too small to count
 STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 STYLE: Any = {
     "font.size": 11,
+    "text.parse_math": False,  # a name may hold dollars
     "axes.titlesize": 13,
     "axes.titlelocation": "left",
     "axes.titlepad": 12,
@@ -180,7 +181,7 @@ def _stages(runs: Sequence[Run]) -> Canvas | None:
 
     Seconds of different runs would not do side by side: a machine is not as fast in every hour.
     """
-    known = [run for run in runs if run.combo.stages_s and run.baseline.stages_s]
+    known = [run for run in runs if any(run.combo.stages_s.values()) and any(run.baseline.stages_s.values())]
     if not known:
         return None
     base = _shares(known[0].baseline, known[0].baseline)

@@ -105,7 +105,7 @@ def unattributed(name: str, runs: Sequence[Run]) -> tuple[str, str]:
     failed = next((run for run in alone if run.failed), None)
     if failed:
         return NOT_HERE, f"its run failed: {words.last_line(failed.combo.error or failed.baseline.error)}"
-    together = [f"`{run.name}`" for run in runs if name in run.summary.active]
+    together = [run.code for run in runs if name in run.summary.active]
     return TOGETHER, f"it was on only in {words.listing(together)}; a sweep tells its own share"
 
 

@@ -52,7 +52,7 @@ def build(runs: Sequence[Run], figures: Figures, failures: Sequence[str]) -> Doc
 
 
 def _title(runs: Sequence[Run]) -> str:
-    what = runs[0].name if len(runs) == 1 else words.count(len(runs), "combo")
+    what = runs[0].title if len(runs) == 1 else words.count(len(runs), "combo")
     return f"Chatterbox TTS: {what}, {words.listing(list(by_place(runs)))}"
 
 
@@ -66,7 +66,7 @@ def _place_heading(level: int, place: str, places: dict[str, list[Run]]) -> list
 
 def _executive_summary(runs: Sequence[Run], findings: Sequence[Finding], failures: Sequence[str]) -> list[Block]:
     places = by_place(runs)
-    subject = f"`{runs[0].name}`" if len(runs) == 1 else words.count(len(runs), "combo")
+    subject = f"{runs[0].code}" if len(runs) == 1 else words.count(len(runs), "combo")
     blocks: list[Block] = [
         Heading(2, "Executive summary"),
         Paragraph(
@@ -109,9 +109,9 @@ def _recommendation(place: str, runs: Sequence[Run]) -> str:
     metric = "rtf" if run.verdict("rtf") == "faster" else "peak_memory_mb"
     gain = words.amount_of_change(metric, run.change(metric).value or 1.0)
     if best:
-        return f"Recommended for {place}: **{best.name}**, {gain}, quality kept."
+        return f"Recommended for {place}: **{best.title}**, {gain}, quality kept."
     return (
-        f"No combo is recommended for {place} yet. The fastest without a detected loss is **{run.name}**, {gain}; "
+        f"No combo is recommended for {place} yet. The fastest without a detected loss is **{run.title}**, {gain}; "
         f"{rules.objection(run)}: measure {'it' if run.quality() == stats.NOT_MEASURED else 'more texts or seeds'} "
         "before deploying."
     )
@@ -153,10 +153,10 @@ def _baseline_sentence(place: str, runs: Sequence[Run]) -> str:
             f"Its first call takes {words.seconds(first.first_call_s)}, the calls with the same text right after it "
             f"{words.seconds(first.warmup_time_s)}."
         )
-    if first.stages_s:
+    if any(first.stages_s.values()):
         largest = max(first.stages_s, key=lambda name: first.stages_s[name])
         share = words.percent(first.stages_s[largest] / sum(first.stages_s.values()))
-        sentences.append(f"Its largest stage is `{largest}` with {share} of the time.")
+        sentences.append(f"Its largest stage is {words.code(largest)} with {share} of the time.")
     return " ".join(sentences)
 
 
@@ -183,7 +183,7 @@ def _optimizations(runs: Sequence[Run], effects: Sequence[Effect], findings: Seq
             blocks += [Paragraph(ADDED), tables.added(own)]
         for name in on:
             about = [finding for finding in findings if finding.claim.optimization == name]
-            blocks += [Heading(3 + (len(places) > 1), f"`{name}`"), _optimization(name, here, own, about)]
+            blocks += [Heading(3 + (len(places) > 1), words.code(name)), _optimization(name, here, own, about)]
         if off:
             blocks.append(Paragraph(f"Not part of these runs: {words.listing(off)}."))
     return blocks
@@ -194,7 +194,7 @@ def _names(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     names = dict.fromkeys(name for run in runs for name in run.summary.optimizations)
     on = [name for name in names if any(name in run.summary.enabled for run in runs)]
     off = [
-        f"`{name}`{' (not built)' if rules.status_of(name, runs)[0] == 'not built' else ''}"
+        f"{words.code(name)}{' (not built)' if rules.status_of(name, runs)[0] == 'not built' else ''}"
         for name in names
         if name not in on
     ]
@@ -216,7 +216,7 @@ def _optimization(name: str, runs: Sequence[Run], effects: Sequence[Effect], fin
     if own:
         beside = next(iter(own.values())).beside
         changes = [_effect_clause(effect) for metric, effect in own.items() if metric in _told(own)]
-        where = f"Added to {words.listing([f'`{other}`' for other in beside])}" if beside else "Alone"
+        where = f"Added to {words.listing(list(map(words.code, beside)))}" if beside else "Alone"
         sentences.append(f"{where}: {'; '.join(changes)}.")
     elif record["status"] == "active":
         _, reason = rules.unattributed(name, runs)
@@ -250,21 +250,19 @@ def _combined(runs: Sequence[Run], figures: Figures) -> list[Block]:
         for run in shown:
             blocks += [Paragraph(_what_was_on(run)), tables.comparison(run), tables.stages(run)]
         if len(usable) > len(shown):
-            blocks.append(
-                Paragraph(f"These tables are `{shown[0].name}`'s, the fastest; the first table has them all.")
-            )
+            blocks.append(Paragraph(f"These tables are {shown[0].code}'s, the fastest; the first table has them all."))
         blocks += [figures[place][name] for name in ("ratio", "rtf", "stages", "memory") if name in figures[place]]
     return blocks
 
 
 def _what_was_on(run: Run) -> str:
     if run.is_noise_floor:
-        return f"`{run.name}` is the baseline against itself: whatever differs here is noise."
-    enabled = words.listing([f"`{name}`" for name in run.summary.enabled])
+        return f"{run.code} is the baseline against itself: whatever differs here is noise."
+    enabled = words.listing(list(map(words.code, run.summary.enabled)))
     idle = [name for name in run.summary.enabled if name not in run.summary.active]
     records = run.summary.optimizations
-    states = [f"`{name}` was {records[name]['status']}" for name in idle]
-    return f"`{run.name}` switches on {enabled}; {words.listing(states) if states else 'all were active'}."
+    states = [f"{words.code(name)} was {records[name]['status']}" for name in idle]
+    return f"{run.code} switches on {enabled}; {words.listing(states) if states else 'all were active'}."
 
 
 def _quality(runs: Sequence[Run], figures: Figures) -> list[Block]:
@@ -281,8 +279,10 @@ def _quality(runs: Sequence[Run], figures: Figures) -> list[Block]:
     notes: dict[str, list[str]] = {}
     for run in runs:
         if run.combo.quality_note:
-            notes.setdefault(run.combo.quality_note, []).append(f"`{run.name}`")
-    blocks += [Paragraph(f"For {words.listing(names)}: {words.stop(note)}") for note, names in notes.items()]
+            notes.setdefault(run.combo.quality_note, []).append(f"{run.code}")
+    blocks += [
+        Paragraph(f"For {words.listing(names)}: {words.stop(words.said(note))}") for note, names in notes.items()
+    ]
     if measured:
         blocks.append(tables.quality(measured))
     blocks += [figures[place]["quality"] for place in places if "quality" in figures[place]]
@@ -305,7 +305,7 @@ def _recommended(runs: Sequence[Run]) -> list[Block]:
 
 
 def _objection(run: Run) -> str:
-    return f"`{run.name}`: {rules.objection(run) or 'cleared every gate, but is not the fastest'}."
+    return f"{run.code}: {rules.objection(run) or 'cleared every gate, but is not the fastest'}."
 
 
 def _configuration(run: Run) -> str:

@@ -1,5 +1,6 @@
 """The report's tables: each one function from runs to rows."""
 
+import math
 from collections.abc import Sequence
 
 from harness import stats
@@ -60,7 +61,7 @@ def combos(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         cells = [cell for name in metrics for cell in _change_cells(run, name)]
-        rows.append([f"`{run.name}`", *cells, run.summary.status])
+        rows.append([run.code, *cells, run.summary.status])
     columns = ["combo", *(column for title in titles for column in (title, "verdict")), "run"]
     return Table(columns, rows, numeric=frozenset(range(1, 2 * len(metrics), 2)))
 
@@ -81,20 +82,21 @@ def comparison(run: Run) -> Table:
         rows.append([words.label(name), *values, words.change(record), record.verdict, str(record.n)])
     starts = (words.seconds(variant.process_to_first_utterance_s) for variant in (run.baseline, run.combo))
     rows.append([FIRST_WORDS, *starts, "", "", ""])
-    columns = ["", "baseline", run.name, "ratio (95 % interval)", "verdict", "pairs"]
+    columns = ["", "baseline", run.title, "ratio (95 % interval)", "verdict", "pairs"]
     return Table(columns, rows, numeric=frozenset({1, 2, 3, 5}))
 
 
 def stages(run: Run) -> Table:
     """Mean seconds per utterance by stage, in both variants; no ratio for what takes no time worth the name."""
     before, after = run.baseline.stages_s, run.combo.stages_s
+    whole, new_whole = (sum(stages.values()) or math.inf for stages in (before, after))
     rows = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name, 0.0), after.get(name, 0.0)
-        share, new_share = old / sum(before.values()), new / sum(after.values())
+        share, new_share = old / whole, new / new_whole
         ratio = words.ratio(new / old) if old and max(share, new_share) > NEGLIGIBLE else ""
-        rows.append([f"`{name}`", words.seconds(old), words.percent(share), words.seconds(new), ratio])
-    return Table(["stage", "baseline", "share", run.name, "ratio"], rows, numeric=frozenset({1, 2, 3, 4}))
+        rows.append([words.code(name), words.seconds(old), words.percent(share), words.seconds(new), ratio])
+    return Table(["stage", "baseline", "share", run.title, "ratio"], rows, numeric=frozenset({1, 2, 3, 4}))
 
 
 def quality(runs: Sequence[Run]) -> Table:
@@ -110,7 +112,7 @@ def quality(runs: Sequence[Run]) -> Table:
             clips = f"{run.combo.n_scored}/{run.combo.n_expected}"
             rows.append(
                 [
-                    run.name,
+                    run.title,
                     words.label(name),
                     *cells,
                     words.change(record),
@@ -135,7 +137,7 @@ def optimizations(names: Sequence[str], runs: Sequence[Run], effects: Sequence[E
             effect = own.get(metric)
             kind = stats.metric(metric).kind
             cells.append(f"{effect.verdict}, {words.change(effect.interval, kind)}" if effect else "")
-        rows.append([f"`{name}`", rules.status_of(name, runs)[0], basis, *cells])
+        rows.append([words.code(name), rules.status_of(name, runs)[0], basis, *cells])
     columns = ["optimization", "status", "measured", "time ratio", "peak memory ratio", "WER change"]
     return Table(columns, rows)
 
@@ -150,7 +152,7 @@ def added(effects: Sequence[Effect]) -> Table:
             row = cells.setdefault((effect.optimization, effect.beside), {})
             row[effect.metric] = f"{effect.verdict}, {change}"
     rows = [
-        [f"`{name}`", ", ".join(beside), *(row.get(metric, "") for metric in metrics)]
+        [words.code(name), ", ".join(map(words.said, beside)), *(row.get(metric, "") for metric in metrics)]
         for (name, beside), row in cells.items()
     ]
     return Table(["optimization", "added to", "time ratio", "peak memory ratio", "WER change"], rows)
@@ -158,7 +160,7 @@ def added(effects: Sequence[Effect]) -> Table:
 
 def advice(advices: Sequence[rules.Advice]) -> Table:
     graded = sorted(advices, key=lambda advice: rules.GRADES.index(advice.grade))
-    rows = [[advice.grade, f"`{advice.optimization}`", advice.reason] for advice in graded]
+    rows = [[advice.grade, words.code(advice.optimization), advice.reason] for advice in graded]
     return Table(["advice", "optimization", "because"], rows)
 
 

@@ -1,13 +1,18 @@
 """Figures in words: one way to print a number, a unit, an interval, a change."""
 
 import math
+import re
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any
+
+from markdown_it import MarkdownIt
 
 from harness import stats
 from harness.results import Comparison
 
 NOT_MEASURED = "not measured"
+MARKDOWN = MarkdownIt("commonmark", {"html": False})
 MINUS = "\N{MINUS SIGN}"
 LABELS = {
     "rtf": "RTF",
@@ -123,9 +128,36 @@ def stop(text: str) -> str:
 
 
 def last_line(text: str | None) -> str:
-    """What a traceback, or a one-line reason, comes down to, without its full stop."""
+    """What a traceback, or a one-line reason, comes down to, as Markdown without its full stop."""
     lines = (text or "").strip().splitlines()
-    return lines[-1].strip().rstrip(".") if lines else "no reason was given"
+    return said(lines[-1].strip().rstrip(".")) if lines else "no reason was given"
+
+
+def said(text: str) -> str:
+    """Somebody else's words as Markdown that shows them as they stand; only `code` remains code."""
+    pieces = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    return "".join(piece if odd else _escaped(piece) for odd, piece in zip(cycle((False, True)), pieces, strict=False))
+
+
+def _escaped(text: str) -> str:
+    """Backslashes before all that Markdown would read as its own, also at the beginning of an item."""
+    marks = r"[\\`*\[\]<>&~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+=]|(?<=^\d)[.)]|(?<=^\d\d)[.)]"
+    return re.sub(marks, r"\\\g<0>", text)
+
+
+def code(text: str) -> str:
+    """A name set as code, whatever is in it."""
+    if not text.strip():
+        return "(no name)"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if "`" in (text[0], text[-1]) else ""
+    return f"{fence}{space}{' '.join(text.split())}{space}{fence}"
+
+
+def plain(markdown: str) -> str:
+    """The words of a line of Markdown, for a terminal."""
+    (line,) = MARKDOWN.parseInline(markdown)
+    return "".join(part.content for part in line.children or ())
 
 
 def fact(value: Any) -> str:
@@ -145,7 +177,7 @@ def fact(value: Any) -> str:
 def facts(record: dict[str, Any], most: int) -> str:
     """Names and values of a nested record in one line, the first `most` of them."""
     flat = list(_flat(record))
-    shown = [f"`{name}` {value}" for name, value in flat[:most]]
+    shown = [f"{code(name)} {said(value)}" for name, value in flat[:most]]
     more = len(flat) - len(shown)
     return ", ".join(shown) + (f", and {more} more in summary.json" if more > 0 else "")
 
