@@ -1,10 +1,10 @@
-"""A paired experiment: the baseline and one combo, side by side on one device.
+"""A paired experiment: a reference, which is the baseline or any combo, and one combo, side by side on one device.
 
     load       each in its own process; both stay alive, and while one works the other is idle
     first      the first call of each, on equal work
     warmup     the same call a few times more, on its way to the steady state
-    quality    every text with every seed, running free; this also counts the baseline's tokens
-    speed      every text held to the baseline's token count, round after round, the order flipping (ABBA)
+    quality    every text with every seed, running free; this also counts the reference's tokens
+    speed      every text held to the reference's token count, round after round, the order flipping (ABBA)
     evidence   what each optimization shows for having been active
     scoring    WER and similarity of the quality pass, once nothing is timed any more
 
@@ -32,7 +32,7 @@ from harness.errors import UserError
 from harness.ledger import Ledger
 from harness.plugins import import_catalogue
 from harness.quality.scoring import check_judges, score_run
-from harness.results import BASELINE, Measurement, RunFolder, Summary
+from harness.results import Measurement, RunFolder, Summary
 from harness.scenarios import Call, Request, Turn, scenario
 from harness.side import Side
 from harness.summarize import build_summary
@@ -49,7 +49,7 @@ class Progress(Protocol):
 
 
 def run(spec: JobSpec, results: Path, progress: Progress, started: float | None = None) -> Summary:
-    """Measure one combo against the baseline and leave a run's folder under `results`, its summary included.
+    """Measure one combo against its reference and leave a run's folder under `results`, its summary included.
 
     `started` is when the job's clock began (`time.monotonic`), for a caller that has prepared before. Raises
     UserError for what a user can put right. Whatever it raises, a folder is left only if something was measured.
@@ -108,7 +108,7 @@ class Experiment:
         self.settings = spec.config["measure"]
         self.items, self.seeds = list(workload.items), list(workload.seeds)
         self.scenario = scenario(workload.scenario)
-        self.reference = Side(BASELINE, {})
+        self.reference = Side(spec.against, spec.against_toggles)
         self.candidate = Side(spec.combo, spec.toggles)
         self.sides = {side.name: side for side in (self.reference, self.candidate)}
         self.pinned: dict[Item, int] = {}
@@ -217,7 +217,7 @@ class Experiment:
     # -- the passes ---------------------------------------------------------------------------------------------------
 
     def first_calls(self) -> None:
-        """The first call and the warm-up calls: one text, the combo held to what the baseline said."""
+        """The first call and the warm-up calls: one text, the candidate held to what the reference said."""
         first, pins = self.items[0], dict(self.pinned)
         for number in range(1 + self.settings["warmup_calls"]):
             for position, side in enumerate(self.sides.values()):
@@ -267,9 +267,10 @@ class Experiment:
                 self.speak(Call(name, step, requests, number, position))
 
     def collect_evidence(self) -> None:
-        """Ask the candidate's optimizations for what they have to show."""
+        """Ask the optimizations for what they have to show."""
         with self.ledger.book("evidence_s"):
-            self.candidate.collect_evidence(self.settings["call_limit_s"])
+            for side in self.sides.values():
+                side.collect_evidence(self.settings["call_limit_s"])
 
     # -- one call -----------------------------------------------------------------------------------------------------
 
@@ -341,7 +342,8 @@ class Experiment:
         """What is known of the children; also before the end, which not every run lives to see."""
         self.folder.write_json("children.json", {side.name: side.child.to_dict() for side in self.sides.values()})
         names = import_catalogue(self.spec.config["plugin_modules"]).names()
-        self.folder.write_json("optimizations.json", {self.candidate.name: self.candidate.statuses_of(names)})
+        statuses = {side.name: side.statuses_of(names) for side in self.sides.values()}
+        self.folder.write_json("optimizations.json", statuses)
 
     def write_plan(self) -> None:
         self.folder.write_json("plan.json", {side.name: side.plan.to_dict() for side in self.sides.values()})

@@ -39,7 +39,8 @@ import yaml
 from harness import integrity, shapes, stats
 from harness.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, SCHEMA_VERSION)
 SCHEMA_FILE = Path(__file__).parent / "schema" / "summary.schema.json"
 BASELINE = "baseline"
 PASSES = ("first", "warmup", "speed", "quality")
@@ -180,10 +181,13 @@ def _with_similarity_columns(row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class Comparison:
-    """The combo against its baseline in one metric.
+    """The combo against its reference in one metric.
 
-    `value` is combo / baseline for a "ratio" (below 1: faster, smaller) and combo - baseline for a
+    `value` is combo / reference for a "ratio" (below 1: faster, smaller) and combo - reference for a
     "delta"; [low, high] is its 95 % interval from `n` pairs. None stands for not measured.
+
+    `smallest_detectable` is the smallest true change that a run like this one gives a verdict (relative for a ratio),
+    `rounds_for_threshold` the rounds that it would take to tell a change of the threshold's size from none.
     """
 
     kind: str
@@ -192,6 +196,8 @@ class Comparison:
     high: float | None
     verdict: str
     n: int
+    smallest_detectable: float | None = None
+    rounds_for_threshold: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -200,6 +206,8 @@ class Comparison:
             "high": self.high,
             "verdict": self.verdict,
             "n": self.n,
+            "smallest_detectable": self.smallest_detectable,
+            "rounds_for_threshold": self.rounds_for_threshold,
         }
 
     @classmethod
@@ -216,7 +224,12 @@ class Variant:
     Steady state (speed pass): `rtf` = sum of generation times / sum of audio seconds, its median and
     90th percentile per utterance, `generation_time_s` and `stages_s` as means per utterance, the highest
     memory peak. The first call and the warm-up calls are kept apart. `intervals` maps a metric's name to
-    the 95 % interval of its figure.
+    the 95 % interval of its figure. What a process has once is the mean over processes.
+
+    Of the clips that were timed, the parent kept some, chosen by chance: `n_timed` of them were judged, with the error
+    rate `wer_timed` and similarities under names that end in _timed. `watermark` is the share of all judged clips in
+    which the watermark was found. `repeated_request_ratio`: time of a request that was spoken before, by the time that
+    it took then. `growth` holds what grew call by call, per call, and "time" per round, where it counts.
     """
 
     status: str = "ok"
@@ -238,11 +251,17 @@ class Variant:
     wer: float | None = None
     wer_corpus: float | None = None
     similarity: dict[str, float | None] = field(default_factory=dict)
+    wer_timed: float | None = None
+    watermark: float | None = None
+    energy_j_per_audio_s: float | None = None
+    repeated_request_ratio: float | None = None
+    growth: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     n_speed: int = 0
     n_expected: int = 0
     n_scored: int = 0
     n_missing: int = 0
+    n_timed: int = 0
     trained: bool = True
     quality_note: str | None = None
 
@@ -283,6 +302,9 @@ class Summary:
     timing: dict[str, float | None]
     warnings: list[str] = field(default_factory=list)
     scenario: str = "single_stream"
+    against: str = BASELINE
+    against_optimizations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    processes: int = 1
     files: dict[str, str] = field(default_factory=dict)
     digest: str | None = None
     replaces: str | None = None
@@ -290,8 +312,13 @@ class Summary:
 
     @property
     def candidate(self) -> str | None:
-        """The variant that is compared with the baseline."""
-        return next((name for name in self.variants if name != BASELINE), None)
+        """The variant that is compared with the reference."""
+        return next((name for name in self.variants if name != self.against), None)
+
+    @property
+    def reference(self) -> Variant:
+        """The variant that the combo is compared with."""
+        return self.variants[self.against]
 
     @property
     def enabled(self) -> list[str]:
@@ -321,7 +348,8 @@ class Summary:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
-        """Raises ValueError, in words, for anything the schema refuses."""
+        """Reads what an older harness wrote, too. Raises ValueError, in words, for anything the schema refuses."""
+        record = _upgraded(record)
         if problem := schema_problem(record):
             raise ValueError(problem)
         parts = {
@@ -329,6 +357,31 @@ class Summary:
             "comparison": {name: Comparison.from_dict(value) for name, value in record["comparison"].items()},
         }
         return cls(**{**record, **parts})
+
+
+def _upgraded(record: Any) -> Any:
+    """A summary of schema version 1 as the present one has it: what it did not know is not measured."""
+    if not isinstance(record, dict) or record.get("schema_version") != 1:
+        return record
+    absent = {"low": None, "high": None, "verdict": "not measured", "n": 0}
+    comparison = {
+        "load_s": absent | {"ratio": None},
+        "energy_j_per_audio_s": absent | {"ratio": None},
+        "wer_timed": absent | {"delta": None},
+        "watermark": absent | {"delta": None},
+    } | record.get("comparison", {})
+    power = {"smallest_detectable": None, "rounds_for_threshold": None}
+    unknown = dict.fromkeys(("wer_timed", "watermark", "energy_j_per_audio_s", "repeated_request_ratio"))
+    none: dict[str, Any] = {"growth": {}, "n_timed": 0}
+    return {
+        **record,
+        "schema_version": SCHEMA_VERSION,
+        "against": BASELINE,
+        "against_optimizations": {},
+        "processes": 1,
+        "variants": {name: unknown | none | variant for name, variant in record.get("variants", {}).items()},
+        "comparison": {name: power | change for name, change in comparison.items()},
+    }
 
 
 @functools.cache
@@ -578,10 +631,10 @@ class RunFolder:
             )
         record = self.read_json(self.summary_file.name)
         version = record.get("schema_version") if isinstance(record, dict) else None
-        if version is not None and version != SCHEMA_VERSION:
+        if version is not None and version not in READABLE:
             raise UserError(
-                f"{self.summary_file}: schema version {version}, and this harness reads {SCHEMA_VERSION}; "
-                "use the version that wrote it, or measure again."
+                f"{self.summary_file}: schema version {version}, and this harness reads "
+                f"{' and '.join(map(str, READABLE))}; use the version that wrote it, or measure again."
             )
         try:
             summary = Summary.from_dict(record)

@@ -64,6 +64,8 @@ class Job(TypedDict, total=False):
     """Of job.yaml, what a summary, a report or a gate asks for."""
 
     combo: str | dict[str, Any] | None
+    against: str | None
+    against_optimizations: dict[str, dict[str, Any]] | None
     pipeline: str | dict[str, Any] | None
     workload: Workload | None
     measure: Measuring | None

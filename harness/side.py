@@ -50,7 +50,7 @@ class Side:
 
     def collect_evidence(self, limit_s: float) -> None:
         """Ask the optimizations for what they have to show."""
-        if self.alive:
+        if self.alive and self.toggles:
             self.statuses = self.ask("evidence", limit_s=limit_s) or self.statuses
 
     def statuses_of(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:

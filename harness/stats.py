@@ -89,9 +89,13 @@ METRICS = {
     "rtf": _time(),
     "generation_time_s": _time(),
     "first_call_s": _time(),
+    "load_s": _time(),
     "peak_memory_mb": _memory(),
     "model_memory_mb": _memory(),
+    "energy_j_per_audio_s": Metric("ratio", 0.03, below="less", above="more"),
     "wer": Metric("delta", 0.02, below="better", above="worse"),
+    "wer_timed": Metric("delta", 0.02, below="better", above="worse"),
+    "watermark": Metric("delta", 0.02, below="worse", above="better"),
 }
 SIMILARITY = Metric("delta", 0.02, below="worse", above="better")
 RSS_THRESHOLD = 0.15

@@ -45,15 +45,16 @@ def build_summary(folder: RunFolder) -> Summary:
         *timing.get("warnings", []),
     ]
 
-    names = list(dict.fromkeys([BASELINE, *children, *(row.variant for row in rows)]))
-    candidate = next((name for name in names if name != BASELINE), None)
+    reference = str(job.get("against") or BASELINE)
+    names = list(dict.fromkeys([reference, *children, *(row.variant for row in rows)]))
+    candidate = next((name for name in names if name != reference), None)
     variants: dict[str, Variant] = {}
-    gaps: list[str] = [] if candidate else ["only the baseline left rows: there is nothing to compare."]
+    gaps: list[str] = [] if candidate else [f"only {reference} left rows: there is nothing to compare."]
     for name in names:
         own = [row for row in rows if row.variant == name]
         child, plan = children.get(name, Child()), plans.get(name) or _least_plan(rows)
         variant = figures(own, [s for s in scores if s.variant == name], child, plan.get("quality", 0))
-        if name == candidate and (problem := duration_problem(rows, name)):
+        if name == candidate and (problem := duration_problem(rows, reference, name)):
             variant.status, variant.error = "failed", problem
         variants[name] = variant
         gaps += _gaps(name, own, plan)
@@ -61,25 +62,35 @@ def build_summary(folder: RunFolder) -> Summary:
             gaps += _unscored(name, variant, folder)
         warnings += _variant_warnings(name, variant, own)
 
-    thresholds = _thresholds(job, similarities(scores), variants[BASELINE].memory_kind)
+    thresholds = _thresholds(job, similarities(scores), variants[reference].memory_kind)
     manner = (job.get("workload") or {}).get("scenario") or SINGLE_STREAM
-    comparison = compare(rows, scores, variants, candidate, thresholds, scenario(manner).compared)
-    optimizations = _records(folder, job, candidate or "")
+    comparison = compare(rows, scores, variants, (reference, candidate), thresholds, scenario(manner).compared)
+    optimizations = _records(folder, job.get("optimizations") or {}, candidate or "")
+    switched_on = {name: {"enabled": True} for name in job.get("against_optimizations") or {}}
+    against_optimizations = _records(folder, switched_on, reference)
     gaps += [UNPROVEN] if any(record.get("reason") == NO_EVIDENCE for record in optimizations.values()) else []
     idle = _is_idle(optimizations)
     if idle:
         comparison = {name: _withheld(record) for name, record in comparison.items()}
-    unmeasured = _unmeasured(comparison, variants, candidate, idle)
-    warnings = [*gaps, *warnings, *unmeasured, *_uncredited(optimizations)]
+    unmeasured = _unmeasured(comparison, variants, (reference, candidate), idle)
+    warnings = [
+        *gaps,
+        *warnings,
+        *unmeasured,
+        *_uncredited(optimizations),
+        *_uncredited(against_optimizations, reference),
+    ]
     failed = any(variant.status == "failed" for variant in variants.values())
     return Summary(
         run_id=folder.run_id,
         status="failed" if failed else "incomplete" if gaps else "ok",
-        combo=_name(job.get("combo"), default=candidate or BASELINE),
+        combo=_name(job.get("combo"), default=candidate or reference),
         pipeline=_name(job.get("pipeline")),
         device=_name(environment.get("device")),
         workload=_name(job.get("workload")),
         scenario=manner,
+        against=reference,
+        against_optimizations=against_optimizations,
         created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         git=_git(environment.get("git")),
         config_hash=str(environment.get("config_hash") or ""),
@@ -102,10 +113,9 @@ def _children(folder: RunFolder) -> tuple[dict[str, Child], list[str]]:
     return children, warnings
 
 
-def _records(folder: RunFolder, job: dict[str, Any], candidate: str) -> dict[str, Any]:
+def _records(folder: RunFolder, switches: dict[str, Any], variant: str) -> dict[str, Any]:
     """What became of each optimization; those that the job switched on and nobody asked for evidence say so."""
-    recorded = folder.read_json("optimizations.json").get(candidate, {})
-    switches = job.get("optimizations") or {}
+    recorded = folder.read_json("optimizations.json").get(variant, {})
     asked_for = [name for name, settings in switches.items() if (settings or {}).get("enabled")]
     silent = {"enabled": True, "status": "inactive", "reason": NO_EVIDENCE, "evidence": {}}
     return recorded | {name: silent for name in asked_for if name not in recorded}
@@ -191,9 +201,11 @@ def _withheld(record: Comparison) -> Comparison:
     return replace(record, verdict=stats.NOT_MEASURED) if record.kind == "ratio" else record
 
 
-def _uncredited(optimizations: dict[str, dict[str, Any]]) -> list[str]:
+def _uncredited(optimizations: dict[str, dict[str, Any]], reference: str | None = None) -> list[str]:
+    """What was switched on and not active, in the combo or, where one is named, in its reference."""
+    whose = f"{reference}: " if reference else ""
     return [
-        f"{name} is enabled but {record['status']} ({last_line(record['reason']).rstrip('.')}): "
+        f"{whose}{name} is enabled but {record['status']} ({last_line(record['reason']).rstrip('.')}): "
         "no figure of this combo is credited to it."
         for name, record in optimizations.items()
         if record["enabled"] and record["status"] != "active"
@@ -241,10 +253,12 @@ def _thresholds(job: dict[str, Any], similarity_names: Iterable[str], memory_kin
     time = given.get("rtf", stats.METRICS["rtf"].threshold)
     similarity = given.get("sim", stats.SIMILARITY.threshold)
     return {
-        **dict.fromkeys(("rtf", "generation_time_s", "first_call_s"), time),
+        **dict.fromkeys(("rtf", "generation_time_s", "first_call_s", "load_s"), time),
         **dict.fromkeys(("peak_memory_mb", "model_memory_mb"), memory),
-        "wer": given.get("wer", stats.METRICS["wer"].threshold),
+        "energy_j_per_audio_s": time,
+        **dict.fromkeys(("wer", "wer_timed"), given.get("wer", stats.METRICS["wer"].threshold)),
         **dict.fromkeys(similarity_names, similarity),
+        "watermark": stats.METRICS["watermark"].threshold,
     }
 
 
@@ -260,9 +274,13 @@ def _given_thresholds(job: dict[str, Any]) -> tuple[dict[str, float], list[str]]
 
 
 def _unmeasured(
-    comparison: dict[str, Comparison], variants: dict[str, Variant], candidate: str | None, idle: bool
+    comparison: dict[str, Comparison], variants: dict[str, Variant], names: tuple[str, str | None], idle: bool
 ) -> list[str]:
-    """Which figures have no verdict, and why; one warning for each reason. A quality note is a warning already."""
+    """Which figures have no verdict, and why; one warning for each reason. A quality note is a warning already.
+
+    `names` holds the reference's and the candidate's.
+    """
+    reference, candidate = names
     reasons: dict[str, list[str]] = {}
     for name, record in comparison.items():
         noted = stats.metric(name).kind == "delta" and any(variant.quality_note for variant in variants.values())
@@ -274,7 +292,7 @@ def _unmeasured(
             reason = f"{record.n} pairs are too few for an interval ({stats.MIN_PAIRS} are needed)"
         elif candidate is None or variants[candidate].status == "failed":
             reason = "the combo failed"
-        elif variants[BASELINE].figure(name) is None or variants[candidate].figure(name) is None:
+        elif variants[reference].figure(name) is None or variants[candidate].figure(name) is None:
             reason = "no rows have it"
         else:
             reason = "the two variants have no work in common"

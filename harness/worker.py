@@ -6,7 +6,7 @@ that raises, hangs or dies into a `ChildError` that says how. `serve` is the chi
 
 Children come from a forkserver that has imported the heavy packages once and has not touched CUDA. Each is a
 fresh process with its own environment variables, set before its CUDA starts, so that nothing a plugin changes
-can leak into the baseline beside it.
+can leak into the reference beside it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import psutil
 from harness.errors import UserError
 from harness.fitting import fit
 from harness.plugins import import_catalogue, import_path
+from harness.results import slug
 
 PRELOADED = ["harness.preload"]
 IMPORTS_S = time.time() - psutil.Process().create_time()
@@ -61,7 +62,7 @@ class Setup:
     @property
     def log(self) -> Path:
         """Where everything goes that the child prints."""
-        return self.folder / "logs" / f"{self.variant}.log"
+        return self.folder / "logs" / f"{slug(self.variant)}.log"
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,15 @@ def spec(
     texts: tuple[str, ...] = TEXTS,
     name: str = "untrained",
     scenario: str = "single_stream",
+    against: tuple[str, dict] = ("baseline", {}),
     **measure,
 ) -> JobSpec:
     """A job on the fake pipeline; it is untrained unless said otherwise, so that nothing needs scoring."""
+    reference, reference_toggles = against
     config = {
         "combo": "combo",
+        "against": reference,
+        "against_optimizations": reference_toggles,
         "device": "cpu",
         "measure": MEASURE | measure,
         "optimizations": {plugin: {"enabled": True} | params for plugin, params in (toggles or {}).items()},
@@ -70,7 +74,7 @@ def spec(
             "scenario": scenario,
         },
     }
-    return JobSpec("combo", toggles or {}, config)
+    return JobSpec("combo", toggles or {}, config, reference, reference_toggles)
 
 
 def quiet(phase: str, done: int, total: int) -> None:
@@ -287,6 +291,33 @@ def test_a_batch_that_raises_fails_as_a_whole(tmp_path):
     assert {(row.variant, row.batch_size) for row in failed} == {("combo", 3)}
     assert len(failed) == 3 * 6
     assert summary.variants["combo"].status == "failed"
+
+
+# -- against another combo ---------------------------------------------------------------------------------------
+
+
+def test_any_combo_can_be_the_reference(tmp_path):
+    fast = {"fake_fast": {"factor": 4.0}}
+    summary, folder = run(tmp_path, {}, against=("quick one", fast))
+    assert (summary.against, summary.candidate) == ("quick one", "combo")
+    assert summary.comparison["rtf"].verdict == "slower"
+    assert summary.comparison["rtf"].value == pytest.approx(4.0, rel=0.3)
+    assert summary.against_optimizations["fake_fast"]["status"] == "active"
+    assert summary.optimizations["fake_fast"]["status"] == "off"
+    assert {row.variant for row in folder.measurements()[0]} == {"quick one", "combo"}
+
+
+def test_a_reference_that_has_optimizations_speaks_all_of_a_batch(tmp_path):
+    _, folder = run(
+        tmp_path, {}, texts=SEVERAL, scenario="offline", against=("batched", {"fake_together": {}}), min_rounds=1
+    )
+    sizes = {row.variant: row.batch_size for row in rows(folder, "speed")}
+    assert sizes == {"batched": 5, "combo": 2}
+
+
+def test_what_the_reference_could_not_switch_on_is_said(tmp_path):
+    summary, _ = run(tmp_path, {}, against=("odd", {"fake_elsewhere": {}}))
+    assert any(w.startswith("odd: fake_elsewhere is enabled but unavailable") for w in summary.warnings)
 
 
 # -- a job that goes wrong -------------------------------------------------------------------------------------

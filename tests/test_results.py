@@ -8,7 +8,7 @@ import pytest
 from factories import Case, Effect, make_run, make_summary, write_rows
 
 from harness.errors import UserError
-from harness.results import Measurement, RunFolder, Summary, find_runs, schema_problem
+from harness.results import BASELINE, Measurement, RunFolder, Summary, find_runs, schema_problem
 from harness.summarize import build_summary
 
 
@@ -90,6 +90,25 @@ def test_damaged_and_foreign_summaries_are_refused_in_one_line(tmp_path):
     folder.summary_file.write_text('{"schema_version": 1, "run_id"')
     with pytest.raises(UserError, match="damaged"):
         folder.summary()
+
+
+def test_a_summary_of_the_first_schema_is_still_read(tmp_path):
+    folder = make_run(tmp_path, Case())
+    record = json.loads(folder.summary_file.read_text())
+    for name in ("against", "against_optimizations", "processes", "files", "digest", "replaces"):
+        del record[name]
+    for variant in record["variants"].values():
+        for name in ("wer_timed", "watermark", "energy_j_per_audio_s", "repeated_request_ratio", "growth", "n_timed"):
+            del variant[name]
+    for name in ("load_s", "energy_j_per_audio_s", "wer_timed", "watermark"):
+        del record["comparison"][name]
+    for change in record["comparison"].values():
+        del change["smallest_detectable"], change["rounds_for_threshold"]
+    folder.write_json("summary.json", {**record, "schema_version": 1})
+    summary = folder.summary()
+    assert (summary.against, summary.candidate) == (BASELINE, "production")
+    assert summary.comparison["rtf"].verdict == "faster"
+    assert summary.comparison["wer_timed"].verdict == "not measured"
 
 
 def test_find_runs_takes_a_run_or_a_folder_of_runs(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import stats
 from harness.report import words
-from harness.results import BASELINE, Comparison, RunFolder, Summary, Variant
+from harness.results import Comparison, RunFolder, Summary, Variant
 
 KEPT = "kept"
 
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def baseline(self) -> Variant:
-        return self.summary.variants[BASELINE]
+        return self.summary.reference
 
     @property
     def combo(self) -> Variant:

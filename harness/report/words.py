@@ -18,16 +18,21 @@ LABELS = {
     "rtf": "RTF",
     "generation_time_s": "generation time",
     "first_call_s": "first call",
+    "load_s": "loading",
     "peak_memory_mb": "peak memory",
     "model_memory_mb": "model memory",
+    "energy_j_per_audio_s": "energy per second of audio",
     "wer": "WER",
+    "wer_timed": "WER of timed clips",
+    "watermark": "watermark found",
 }
 
 
 def label(metric: str) -> str:
     """A metric's name for readers; a similarity keeps the name of its speaker model."""
     if metric.startswith("sim_"):
-        return f"similarity ({metric.removeprefix('sim_').replace('_', ' ')})"
+        model = metric.removeprefix("sim_").removesuffix("_timed").replace("_", " ")
+        return f"similarity ({model}{', timed clips' if metric.endswith('_timed') else ''})"
     return LABELS[metric]
 
 
@@ -72,11 +77,15 @@ def percent(share: float) -> str:
 
 def figure(metric: str, value: float | None) -> str:
     """A variant's own figure with its unit."""
+    if metric == "energy_j_per_audio_s":
+        return NOT_MEASURED if value is None else f"{number(value)} J"
+    if metric == "watermark":
+        return NOT_MEASURED if value is None else f"{100 * value:.0f} %"
     if metric.endswith("_s") and metric != "tokens_per_s":
         return seconds(value)
     if metric.endswith("_mb"):
         return megabytes(value)
-    return rate(value) if metric == "wer" or metric.startswith("sim_") else number(value)
+    return rate(value) if metric.startswith(("wer", "sim_")) else number(value)
 
 
 def with_interval(metric: str, value: float | None, bounds: tuple[float, float] | None) -> str:
@@ -109,7 +118,7 @@ def amount_of_change(metric: str, value: float) -> str:
     """ "38 % less time", "2.1 % more memory", "0.012 higher"."""
     if stats.metric(metric).kind == "delta":
         return f"{abs(value):.3f} {'higher' if value > 0 else 'lower'}"
-    what = "memory" if metric.endswith("_mb") else "time"
+    what = "memory" if metric.endswith("_mb") else "energy" if metric.startswith("energy") else "time"
     return f"{percent(abs(1 - value))} {'less' if value < 1 else 'more'} {what}"
 
 
