@@ -1,11 +1,12 @@
-"""The later steps alone, on this machine or another: python -m harness score|report|gate RESULTS_DIR...
+"""The later steps alone, on this machine or another: python -m harness score|report|gate|accept RESULTS_DIR...
 
     score     judge the clips of finished quality passes again, and rebuild the summaries
     report    write one report over all the runs named
     gate      exit with 1 if a run got worse than its limits allow
+    accept    make a run the reference of its experiment and device
     index     write reports/README.md, the table of all runs under results/reference
 
-Exit codes: 0 done or passed, 1 regression, 2 bad input, 3 a run is incomplete or failed.
+Exit codes: 0 done or passed, 1 regression, 2 bad input, 3 nobody knows: undecided, failed.
 """
 
 import argparse
@@ -14,11 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import gate
 from harness.errors import UserError
+from harness.gate import command
+from harness.gate.outputs import EXIT_BAD_INPUT, EXIT_PASSED
 from harness.report import report_name, verdict_line, write_report
 from harness.report.index import write_index
-from harness.results import RunFolder, find_runs
+from harness.results import find_runs
 from harness.summarize import build_summary
 
 
@@ -29,33 +31,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return gate.BAD_INPUT
+        return EXIT_BAD_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="score|report|gate|index")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="score|report|gate|accept|index")
     for name, run, says in (
         ("score", _score, "judge clips and rebuild summaries"),
         ("report", _report, "write a report"),
-        ("gate", _gate, "check for regressions"),
     ):
-        command = commands.add_parser(name, help=says)
-        command.set_defaults(run=run)
-        command.add_argument(
+        step = commands.add_parser(name, help=says)
+        step.set_defaults(run=run)
+        step.add_argument(
             "runs", nargs="+", type=Path, metavar="RESULTS_DIR", help="a run's folder, or one that holds runs"
         )
     commands.choices["report"].add_argument("--out", type=Path, help="folder to write (default: reports/<run>)")
-    limits = commands.choices["gate"]
-    limits.add_argument(
-        "--limit",
-        action="append",
-        metavar="METRIC:AMOUNT",
-        help="such as rtf:5%% or wer:+0.02; repeatable (default: the run's own gate.limits)",
-    )
-    limits.add_argument("--reference", type=Path, metavar="RESULTS_DIR", help="compare with this run's ratios")
+    judge = commands.add_parser("gate", help="check for regressions")
+    judge.set_defaults(run=command.gate)
+    command.add_gate(judge)
+    accept = commands.add_parser("accept", help="make a run a reference")
+    accept.set_defaults(run=command.accept)
+    command.add_accept(accept)
     index = commands.add_parser("index", help="write the index of the reference runs")
     index.set_defaults(run=_index)
     return parser
@@ -69,7 +68,7 @@ def _score(options: argparse.Namespace) -> int:
         summary = build_summary(folder)
         folder.rewrite_summary(summary)
         print(verdict_line(summary))
-    return gate.PASSED
+    return EXIT_PASSED
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -78,28 +77,12 @@ def _report(options: argparse.Namespace) -> int:
     print(path)
     for folder in folders:
         print(verdict_line(folder.summary()))
-    return gate.PASSED
+    return EXIT_PASSED
 
 
 def _index(_options: argparse.Namespace) -> int:
     print(write_index(Path("results"), Path("reports")))
-    return gate.PASSED
-
-
-def _gate(options: argparse.Namespace) -> int:
-    reference = RunFolder.open(options.reference).summary() if options.reference else None
-    summaries, findings = [], []
-    for folder in find_runs(options.runs):
-        summary = folder.summary()
-        configured = (folder.job().get("gate") or {}).get("limits")
-        limits = [gate.parse_limit(text) for text in options.limit or configured or gate.DEFAULT_LIMITS]
-        found = gate.check(summary, limits, reference)
-        print(f"{summary.run_id} ({summary.status})")
-        for finding in found:
-            print(f"  {finding.sentence}")
-        summaries.append(summary)
-        findings += found
-    return gate.exit_code(summaries, findings)
+    return EXIT_PASSED
 
 
 if __name__ == "__main__":

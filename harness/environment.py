@@ -20,6 +20,8 @@ PACKAGES = (
     "bitsandbytes", "chatterbox-tts", "diffusers", "hydra-core", "jiwer", "librosa", "numpy", "pocketsphinx",
     "resemble-perth", "resemblyzer", "s3tokenizer", "torch", "torchaudio", "transformers", "triton", "vocos",
 )  # fmt: skip
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16", "i8mm")
+"""What a processor's vector units can do, as Linux names it: processors of one name differ in it, and in speed."""
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -32,6 +34,7 @@ def describe(config_hash: str, device: dict[str, Any]) -> dict[str, Any]:
         "cpu": {
             "model": _cpu_model(),
             "cores": os.cpu_count(),
+            "features": _cpu_features(),
             "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         },
         "packages": {name: _version(name) for name in PACKAGES},
@@ -69,12 +72,21 @@ def _driver() -> str | None:
 
 
 def _cpu_model() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_features() -> list[str]:
+    flags = (_cpu_info("flags") or _cpu_info("Features")).split()
+    return [name for name in FEATURES if name in flags]
+
+
+def _cpu_info(name: str) -> str:
+    """What Linux says of the first core; empty where it says nothing, or where there is no Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == name), "")
 
 
 def _version(package: str) -> str | None:

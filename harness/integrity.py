@@ -31,12 +31,9 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def carried_hashes(folder: Path, sealed: Mapping[str, str]) -> dict[str, str]:
-    """The hashes after scoring again: those of `sealed` stand, but for what scoring writes. None sealed, none carried.
-
-    A file that came since has its hash from now on.
-    """
-    now = file_hashes(folder) if sealed else {}
-    return now | {name: sha for name, sha in sealed.items() if name not in REWRITTEN}
+    """The hashes after scoring again: those of `sealed` stand, but for what scoring writes; none if there were none."""
+    written = [name for name in REWRITTEN if sealed and (folder / name).is_file()]
+    return {**sealed, **{name: _sha256(folder / name) for name in written}}
 
 
 def digest(record: Mapping[str, Any]) -> str:

@@ -656,14 +656,20 @@ def is_run(path: Path) -> bool:
 def find_runs(paths: list[Path]) -> list[RunFolder]:
     """The runs that the paths name: a run's own folder, or a folder with runs anywhere inside (a sweep, results/).
 
-    In order of their names, which begin with the date. Raises UserError for a path with no run in it.
+    A run inside another run's folder belongs to that one, and is found only by its own path. In order of their names,
+    which begin with the date. Raises UserError for a path with no run in it.
     """
     found: dict[Path, RunFolder] = {}
     for path in map(Path, paths):
-        inside = {file.parent for name in ("job.yaml", "summary.json") for file in path.rglob(name)}
-        for run in sorted(inside) or [path]:
+        for run in runs_below(path) or [path]:
             found.setdefault(run.resolve(), RunFolder.open(run))
     return list(found.values())
+
+
+def runs_below(path: Path) -> list[Path]:
+    """Folders of runs at or below a path, those inside other runs left out; none where there is nothing."""
+    inside = {file.parent for name in ("job.yaml", "summary.json") for file in path.rglob(name)}
+    return sorted(run for run in inside if inside.isdisjoint(run.parents))
 
 
 def slug(name: str) -> str:

@@ -108,6 +108,10 @@ class Quality:
 class Gate:
     name: str = MISSING
     limits: list[str] = MISSING
+    elsewhere: list[str] = field(default_factory=list)
+    unavailable: dict[str, list[str]] = field(default_factory=dict)
+    retries: int = number(0, least=0)
+    budget_s: float = number(0.0, least=0)
 
 
 GROUPS = {"pipeline": Pipeline, "workload": Workload, "measure": Measure, "quality": Quality, "gate": Gate}
