@@ -16,7 +16,6 @@ from harness.report.document import Bullets, Code, Document, Heading, Paragraph,
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
 from harness.results import find_runs
-from harness.summarize import build_summary
 
 SECTIONS = [
     "Executive summary",
@@ -374,21 +373,6 @@ def test_the_report_command_writes_where_it_is_told(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert str(out / "report.md") in printed
     assert "production: faster" in printed
-
-
-def test_the_gate_command_speaks_in_exit_codes(tmp_path, capsys):
-    slow = make_run(tmp_path, Case(effect=Effect(time=1.5)))
-    fast = make_run(tmp_path, Case(effect=Effect(time=0.5)), minute=1)
-    unscored = make_run(tmp_path, Case(scored=False), minute=2)
-    assert main(["gate", str(fast.path)]) == 0
-    assert main(["gate", str(slow.path), "--limit", "rtf:5%"]) == 1
-    assert main(["gate", str(fast.path), "--limit", "rtf:five"]) == 2
-    assert main(["gate", str(unscored.path)]) == 3
-    slow.write_job({**slow.job(), "gate": {"limits": ["rtf:60%"]}})
-    slow.write_summary(build_summary(slow))
-    assert main(["gate", str(slow.path)]) == 0  # the run's own limits
-    assert main(["gate", str(slow.path), "--limit", "rtf:5%", "--reference", str(fast.path)]) == 1
-    assert "gate limit 'rtf:five'" in capsys.readouterr().err
 
 
 def test_bad_folders_are_one_line_and_exit_code_two(tmp_path, capsys):
