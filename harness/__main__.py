@@ -1,10 +1,13 @@
-"""The later steps alone, on this machine or another: python -m harness score|report|gate|accept RESULTS_DIR...
+"""What is not measuring: the later steps alone, on this machine or another, and speaking.
+
+    python -m harness score|report|gate|accept RESULTS_DIR...
 
     score     judge the clips of finished quality passes again, and rebuild the summaries
     report    write one report over all the runs named
     gate      exit with 1 if a run got worse than its limits allow
     accept    make a run the reference of its experiment and device
     index     write reports/README.md, the table of all runs under results/reference
+    say       speak a text with a combo, into a file
 
 Exit codes: 0 done or passed, 1 regression, 2 bad input, 3 nobody knows: undecided, failed.
 """
@@ -15,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import say
 from harness.errors import UserError
 from harness.gate import command
 from harness.gate.outputs import EXIT_BAD_INPUT, EXIT_PASSED
@@ -38,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="score|report|gate|accept|index")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="score|report|gate|accept|index|say")
     for name, run, says in (
         ("score", _score, "judge clips and rebuild summaries"),
         ("report", _report, "write a report"),
@@ -57,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_accept(accept)
     index = commands.add_parser("index", help="write the index of the reference runs")
     index.set_defaults(run=_index)
+    speaker = commands.add_parser(
+        "say", help="speak a text", description=say.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    speaker.set_defaults(run=_say)
+    say.add_arguments(speaker)
     return parser
 
 
@@ -82,6 +91,11 @@ def _report(options: argparse.Namespace) -> int:
 
 def _index(_options: argparse.Namespace) -> int:
     print(write_index(Path("results"), Path("reports")))
+    return EXIT_PASSED
+
+
+def _say(options: argparse.Namespace) -> int:
+    say.run(options)
     return EXIT_PASSED
 
 

@@ -1,0 +1,160 @@
+"""python -m harness say: one text, spoken with a combo into a file.
+
+    python -m harness say "Will it rain tomorrow?" --combo production --voice awb -o rain.wav
+    echo "Will it rain tomorrow?" | python -m harness say --compare
+
+`--compare` speaks it without the combo as well, and says how long both took, each once it had spoken it before. That is
+an impression of one text, and no measurement: `run_sweep.py` makes those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.console import say, say_error
+from harness.errors import UserError
+
+SEED = 1
+FORMATS = (".wav", ".flac", ".ogg", ".mp3")
+CAP_S = 40.0
+"""Where upstream cuts off what it speaks."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", nargs="?", help="what to say (default: what standard input says)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help="default: out.wav")
+    parser.add_argument("--combo", default="production", help="a name of configs/combo, or a file like those")
+    parser.add_argument("--voice", metavar="NAME|CLIP", help="one of the pipeline's, or the path of a reference clip")
+    parser.add_argument("--compare", action="store_true", help="speak it without the combo as well, and time both")
+    parser.add_argument("--pipeline", default="mini", help="mini, chatterbox, multilingual, ... (default: mini)")
+    parser.add_argument(
+        "--checkpoint-dir", type=Path, metavar="FOLDER", help="the checkpoint's files, in place of the hub"
+    )
+    parser.add_argument("--language", default="en", help="of a multilingual pipeline (default: en)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Raises UserError for a text, a voice, a combo or a file that will not do."""
+    text, out = _text(options.text), _writable(options.out)
+    _quiet()
+    from harness.application import optimize
+    from harness.checkpoints import load
+    from harness.combos import read_combo
+    from harness.job import resolve_device
+    from harness.plugins import import_catalogue
+
+    name, _ = read_combo(options.combo, import_catalogue())
+    with contextlib.redirect_stdout(sys.stderr):  # upstream tells there what it loads
+        pipeline = load(options.pipeline, resolve_device(options.device), options.checkpoint_dir)
+    pipeline.language = options.language
+    voice = options.voice or next(iter(pipeline.voices))
+    call = _call(pipeline, text, voice)
+    upstream = _spoken(pipeline.model, call, again=True) if options.compare else None
+    spoken = _spoken(optimize(pipeline.model, options.combo), call, again=options.compare)
+    if upstream:
+        _write(upstream, out.with_stem(f"{out.stem}-baseline"), "baseline", voice)
+    _write(spoken, out, name, voice)
+    if upstream:
+        say(f"{name} takes {spoken.rtf / upstream.rtf:.3g} of the baseline's time for a second of audio.")
+
+
+# -- before anything is loaded -----------------------------------------------------------------------------------
+
+
+def _text(given: str | None) -> str:
+    if given is None and sys.stdin.isatty():
+        raise UserError("nothing to say: give a text, or pipe one in")
+    text = " ".join((sys.stdin.read() if given is None else given).split())
+    if not any(character.isalnum() for character in text):
+        raise UserError("the text has no word in it; give something that can be said")
+    return text
+
+
+def _writable(path: Path) -> Path:
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"--out {path}: name a file that ends in {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"--out {path}: this is a folder; name a file")
+    return path
+
+
+def _quiet() -> None:
+    """Packages that load and upstream's progress bars are none of a speaker's business."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", message=".* failed and is left out")
+
+
+# -- speaking ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Spoken:
+    """`wave` is [1, samples]."""
+
+    wave: Any
+    sample_rate: int
+    seconds: float
+
+    @property
+    def audio_s(self) -> float:
+        return self.wave.shape[1] / self.sample_rate
+
+    @property
+    def rtf(self) -> float:
+        return self.seconds / self.audio_s
+
+
+def _call(pipeline: Any, text: str, voice: str) -> dict[str, Any]:
+    """The arguments of `generate`; a built-in voice becomes upstream's current one."""
+    from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS
+
+    call: dict[str, Any] = {"text": text}
+    if isinstance(pipeline.model, ChatterboxMultilingualTTS):
+        if pipeline.language not in SUPPORTED_LANGUAGES:
+            raise UserError(f"--language {pipeline.language}: there is {', '.join(SUPPORTED_LANGUAGES)}")
+        call["language_id"] = pipeline.language
+    if voice in pipeline.voices:
+        pipeline.model.conds = pipeline.voices[voice]
+    elif Path(voice).is_file():
+        call["audio_prompt_path"] = voice
+    else:
+        raise UserError(
+            f"--voice {voice}: neither one of this pipeline's voices ({', '.join(pipeline.voices)}) nor an audio file"
+        )
+    n_tokens, most = pipeline.text_tokens(text).shape[1], pipeline.model.t3.hp.max_text_tokens
+    if n_tokens > most:
+        raise UserError(f"the text is too long, {n_tokens} text tokens, and this model reads {most}: split it")
+    return call
+
+
+def _spoken(tts: Any, call: dict[str, Any], again: bool) -> Spoken:
+    """What `generate` gives; `again` has it said once before, so that nothing is done for the first time."""
+    import torch
+
+    for _ in range(1 + again):
+        torch.manual_seed(SEED)
+        start = time.perf_counter()
+        wave = tts.generate(**call)
+        seconds = time.perf_counter() - start
+    return Spoken(wave, tts.sr, seconds)
+
+
+def _write(spoken: Spoken, path: Path, combo: str, voice: str) -> None:
+    import soundfile
+
+    soundfile.write(path, spoken.wave[0].numpy(), spoken.sample_rate)
+    say(f"{path}: {combo}, {voice}: {spoken.audio_s:.2f} s of audio in {spoken.seconds:.2f} s, RTF {spoken.rtf:.3g}")
+    if spoken.audio_s >= CAP_S:
+        say_error(f"{path}: its end is cut off, as upstream stops after {CAP_S:.0f} s; say less at once")
