@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
-_PACKAGED = Path(__file__).parent / "configs"
-CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "configs"
+_PACKAGE = Path(__file__).parent
+ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
+"""Below it lie `configs`, and the files that they name."""
+CONFIGS = ROOT / "configs"
 """Every setting's default, one folder per group, and the campaign's claims."""

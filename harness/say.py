@@ -42,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
+def main() -> int:
+    """The command by itself, `chatterbox-say`; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    try:
+        run(parser.parse_args())
+    except UserError as error:
+        say_error(f"error: {error}")
+        return 2
+    return 0
+
+
 def run(options: argparse.Namespace) -> None:
     """Raises UserError for a text, a voice, a combo or a file that will not do."""
     text, out = _text(options.text), _writable(options.out)

@@ -28,8 +28,8 @@ from typing import Any
 import yaml
 
 from harness.errors import UserError
+from harness.locations import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 MAX_CHARACTERS = 2000
 """Upstream's table of text positions has 2050 rows, and a character is at most one token."""
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".m4a"})

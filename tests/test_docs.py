@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,9 @@ def test_every_link_leads_somewhere(page):
 def test_every_page_is_reached_from_the_first():
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in LINK.findall((ROOT / "README.md").read_text())}
     assert set(PAGES[1:]) <= linked
+
+
+def test_what_an_application_overrides_is_what_this_project_overrides():
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/application.md").read_text(), flags=re.DOTALL)
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert tomllib.loads(block)["tool"]["uv"]["override-dependencies"] == ours["tool"]["uv"]["override-dependencies"]

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from harness import stats
 from harness.errors import UserError
+from harness.locations import ROOT
 from harness.mini import models, vocos
 from harness.mini.training import speech
 from harness.mini.training.align import quiet
@@ -39,7 +40,7 @@ from harness.quality.fidelity import flaw
 from harness.quality.scoring import read_wave, word_errors
 from harness.quality.speaker import ResemblyzerEncoder, similarity
 
-SENTENCES = Path(__file__).parents[3] / "tests/data/held_out_sentences.txt"
+SENTENCES = ROOT / "tests/data/held_out_sentences.txt"
 THREADS = 2
 
 LIMITS = {

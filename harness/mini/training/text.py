@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pocketsphinx
 
-HELD_OUT = Path(__file__).parents[3] / "tests/data/held_out_sentences.txt"
+from harness.locations import ROOT
+
+HELD_OUT = ROOT / "tests/data/held_out_sentences.txt"
 LEXICON_SIZE = 25_000
 
 _WORDS = {
