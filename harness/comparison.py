@@ -41,7 +41,7 @@ def compare(
             found |= _compare_peaks(paired, thresholds)
         for name in SINGLE:
             found[name] = _compare_single(name, base, other, thresholds[name])
-    if base.wer is not None and other.wer is not None:
+    if base.n_scored and other.n_scored:
         found |= _compare_quality(rows, scores, (reference, candidate), thresholds)
     return found
 

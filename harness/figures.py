@@ -3,12 +3,16 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from harness import stats
 from harness.records import Child
 from harness.results import Measurement, Score, Variant
+
+MOSTLY_WRONG = 0.5
+"""A word error rate above this: more was misunderstood than understood."""
 
 
 def figures(rows: Sequence[Measurement], scores: Sequence[Score], child: Child, n_quality: int) -> Variant:
@@ -73,7 +77,7 @@ def judged(rows: Iterable[Measurement], scores: Iterable[Score]) -> dict[tuple[s
                 missing=True,
                 reason=row.error,
             )
-    return {work: score for work, score in known.items() if score.wer is not None}
+    return known
 
 
 def similarities(scores: Iterable[Score]) -> list[str]:
@@ -134,3 +138,25 @@ def _add_quality(variant: Variant, scores: Sequence[Score]) -> None:
     errors = sum(score.substitutions + score.deletions + score.insertions for score in scores)
     words = sum(score.hits + score.substitutions + score.deletions for score in scores)
     variant.wer_corpus = errors / words if words else None
+    variant.heard = heard(scores)
+
+
+def heard(scores: Sequence[Score]) -> dict[str, Any]:
+    """What a mean word error rate does not tell of these clips.
+
+    How many were mostly misunderstood and which was worst; the words spoken after a text was over, and those of its end
+    that were never said, of all clips together; how long a character took; how many ran into the model's limit.
+    """
+    known = [score for score in scores if score.wer is not None]
+    worst = max(known, key=lambda score: score.wer or 0.0, default=None)
+    paces = [score.seconds_per_character for score in scores if score.seconds_per_character is not None]
+    letters = [score.cer for score in scores if score.cer is not None]
+    return {
+        "cer": statistics.fmean(letters) if letters else None,
+        "n_mostly_wrong": sum((score.wer or 0.0) > MOSTLY_WRONG for score in known),
+        "worst": worst and {key: getattr(worst, key) for key in ("text_id", "voice", "seed", "wer")},
+        "tail_insertions": sum(score.tail_insertions for score in scores),
+        "tail_deletions": sum(score.tail_deletions for score in scores),
+        "seconds_per_character": statistics.fmean(paces) if paces else None,
+        "n_hit_token_cap": sum(score.hit_token_cap for score in scores),
+    }

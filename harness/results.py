@@ -131,6 +131,11 @@ class Score:
     "pass"). `similarity` maps the metric's full name (sim_resemblyzer, ...) to a cosine; in the file the names are
     columns. `watermark` is what the watermark's own detector said of the clip, from 0 (none) to 1; None where it was
     not asked. `missing` marks a clip that was absent, silent or not finite, `reason` says which.
+
+    `text` and `heard` are the two sides as they came, `reference` and `hypothesis` as they were compared. `cer` is the
+    character error rate. `tail_insertions` are words spoken after the text was over, `tail_deletions` those of its end
+    that were never said. `voiced_s` is how long somebody speaks in the clip, `hit_token_cap` whether it was cut off at
+    the model's limit.
     """
 
     variant: str
@@ -139,13 +144,21 @@ class Score:
     seed: int
     pass_name: str = "quality"
     audio: str | None = None
+    text: str = ""
+    heard: str = ""
     reference: str = ""
     hypothesis: str = ""
     wer: float | None = None
+    cer: float | None = None
     hits: int = 0
     substitutions: int = 0
     deletions: int = 0
     insertions: int = 0
+    tail_insertions: int = 0
+    tail_deletions: int = 0
+    seconds_per_character: float | None = None
+    voiced_s: float | None = None
+    hit_token_cap: bool = False
     similarity: dict[str, float | None] = field(default_factory=dict)
     watermark: float | None = None
     missing: bool = False
@@ -230,6 +243,8 @@ class Variant:
     rate `wer_timed` and similarities under names that end in _timed. `watermark` is the share of all judged clips in
     which the watermark was found. `repeated_request_ratio`: time of a request that was spoken before, by the time that
     it took then. `growth` holds what grew call by call, per call, and "time" per round, where it counts.
+
+    `heard` is what stands beside the mean word error rate (`figures.heard`).
     """
 
     status: str = "ok"
@@ -250,6 +265,7 @@ class Variant:
     tokens_per_s: float | None = None
     wer: float | None = None
     wer_corpus: float | None = None
+    heard: dict[str, Any] = field(default_factory=dict)
     similarity: dict[str, float | None] = field(default_factory=dict)
     wer_timed: float | None = None
     watermark: float | None = None

@@ -226,10 +226,10 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
     times = [sum(row.generation_time_s or 0.0 for row in call) for call in spoken]
     warnings += stats.noise_warnings(name, stats.noise(times, [call[0].work for call in spoken]))
     quality = [row for row in rows if row.pass_name == "quality"]
-    if capped := sum(row.hit_token_cap for row in quality):
+    if capped := [f"{row.text_id} (voice {row.voice}, seed {row.seed})" for row in quality if row.hit_token_cap]:
         warnings.append(
-            f"{name}: {capped} of {len(quality)} clips reached the cap of 1000 speech tokens (40 s) "
-            "and are cut off there."
+            f"{name}: {len(capped)} of {len(quality)} clips ran into the limit of speech tokens and are cut off there, "
+            f"which fails their quality: {', '.join(capped)}."
         )
     for flaw, word in (("silent", "silent"), ("non_finite", "not finite")):
         if count := sum(getattr(row, flaw) for row in rows if row.ok):

@@ -12,6 +12,7 @@ import torch
 from harness.errors import UserError
 from harness.quality import asr, fidelity, scoring, speaker, watermark
 from harness.quality.normalizer import normalize
+from harness.quality.words import surplus, word_errors
 from harness.results import Measurement, RunFolder
 
 SPEECH = Path(__file__).parent / "data/speech"
@@ -55,29 +56,170 @@ def marked(name: str) -> tuple[np.ndarray, int]:
     ("text", "normalized"),
     [
         ("Hello, World!", "hello world"),
-        ("DON’T   stop…", "don't stop"),
-        ("‘Quoted’ and the dogs' owner's 'em", "quoted and the dogs owner's em"),
-        ("second-hand — and on", "second hand and on"),
-        ("snake_case\ttab\nline", "snake case tab line"),
-        ("ﬁne café", "fine café"),
+        ("DON’T   stop…", "do not stop"),
+        ("‘Quoted’ and the dogs' own 'em", "quoted and the dogs own em"),
+        ("second-hand — and on", "2nd hand and on"),
+        ("tab\tand\nline", "tab and line"),
+        ("ﬁne café", "fine cafe"),
+        ("(so he said) [laughs]", "so he said"),
         ("?! ' —", ""),
+        ("Um.", "um"),
+        ("Is there a a cat? Am I a fool?", "is there a a cat am i a fool"),
     ],
 )
-def test_normalizing_keeps_words_and_their_apostrophes(text, normalized):
+def test_normalizing_keeps_the_words(text, normalized):
     assert normalize(text) == normalized
     assert normalize(normalized) == normalized
 
 
+SOUND_ALIKE = """
+    fifty turns                           | 50 turns
+    the twenty first of June              | the 21st of June
+    doctor smith                          | Dr. Smith
+    mister and missus jones               | Mr. and Mrs. Jones
+    professor green met captain hook      | Prof. Green met Capt. Hook
+    three hundred forty five thousand dollars     | $345,000
+    three hundred and forty-five thousand dollars | 345,000 dollars
+    twenty million dollars                | $20 million
+    three million dollars                 | $3M
+    two and a half million                | 2.5 million
+    three dollars and fifty cents         | $3.50
+    ten euros and five pounds             | €10 and £5
+    ninety nine cents                     | 99¢
+    a dollar                              | $1
+    fifty percent                         | 50%
+    twelve point five per cent            | 12.5 %
+    nineteen ninety nine                  | 1999
+    nineteen oh five                      | 1905
+    two thousand and one                  | 2001
+    the nineteen eighties                 | the 1980s
+    a thousand two hundred thirty four    | 1,234
+    a hundred                             | 100
+    three thirty p m                      | 3:30 p.m.
+    seven oh five                         | 7:05
+    eight thirty                          | 08:30
+    seven a.m.                            | 7:00 AM
+    ten o’clock                           | 10:00
+    January fifth, two thousand twenty    | Jan. 5, 2020
+    may twenty-first                      | May 21
+    minus five degrees celsius            | -5 °C
+    five kilograms                        | 5 kg
+    one kilogram and thirty seconds       | 1 kg and 30 sec
+    ten kilometres per hour               | 10 km/h
+    two and a half                        | 2½
+    one half                              | 1/2
+    two and three quarters                | 2 3/4
+    two thirds                            | 2/3
+    twenty four seven                     | 24/7
+    double oh seven                       | 007
+    five five five zero one nine nine     | 555-0199
+    room one oh one                       | Room 101
+    number five                           | No. 5
+    number one                            | #1
+    rock and roll                         | Rock & Roll
+    u s a                                 | the U.S.A.
+    i b m                                 | IBM
+    okay                                  | O.K.
+    she can not and will not              | she can't and won't
+    cannot                                | can't
+    they are                              | they’re
+    colour, travelled, organised, theatre | color, traveled, organized, theater
+    well known                            | well-known
+    example dot com                       | example.com
+    two plus two equals four              | 2 + 2 = 4
+    nineteen fourteen to nineteen eighteen        | 1914–1918
+    point five                            | 0.5
+    three point one four                  | 3.14
+    first second third                    | 1st 2nd 3rd
+    one two three                         | 1, 2, 3
+    one hundred and one dalmatians        | 101 Dalmatians
+    versus                                | vs.
+"""
+
+
+@pytest.mark.parametrize("pair", SOUND_ALIKE.strip().splitlines())
+def test_what_sounds_alike_is_no_error_however_it_is_written(pair):
+    said, written = (side.strip() for side in pair.split("|"))
+    written = written.removeprefix("the ") if "the" not in said else written
+    for text, heard in ((said, written), (written, said)):
+        assert word_errors(text, heard)["wer"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [("fifty turns", "15 turns"), ("$345,000", "$345"), ("Dr. Smith", "Mr. Smith"), ("21st", "22nd"), ("3:30", "3:13")],
+)
+def test_what_sounds_different_is_an_error(text, heard):
+    assert word_errors(text, heard)["wer"] > 0
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "normalized"),
+    [
+        ("fr", "L’homme est (bien) arrivé !", "l homme est bien arrivé"),
+        ("de", "Größer, Straße.", "größer straße"),
+        ("ru", "Привет, мир!", "привет мир"),
+        ("hi", "हिन्दी में बोलो।", "हिन्दी में बोलो"),
+        ("zh", "今天，很好！", "今 天 很 好"),
+        ("zh-CN", "好 的", "好 的"),
+        ("ja", "がんばって。", "が ん ば っ て"),
+        ("th", "สวัสดี", "ส วั ส ดี"),
+    ],
+)
+def test_other_languages_keep_their_letters_and_without_spaces_a_character_is_a_word(language, text, normalized):
+    assert normalize(text, language) == normalized
+
+
+def test_the_character_error_rate_is_finer_and_the_same_where_words_are_characters():
+    score = word_errors("the front door", "the front doors")
+    assert score["wer"] == pytest.approx(1 / 3)
+    assert score["cer"] == pytest.approx(1 / 12)
+    chinese = word_errors("今天天气很好", "今天天很好", "zh")
+    assert chinese["wer"] == chinese["cer"] == pytest.approx(1 / 6)
+
+
+def test_both_sides_are_kept_as_they_came():
+    score = word_errors("Dr. Smith!", "Doctor smith")
+    assert (score["text"], score["heard"]) == ("Dr. Smith!", "Doctor smith")
+    assert score["reference"] == score["hypothesis"] == "doctor smith"
+
+
+@pytest.mark.parametrize(
+    ("heard", "tail", "missing"),
+    [
+        ("we opened the front door", 0, 0),
+        ("we opened the front door and so on and on", 5, 0),
+        ("we opened the front doors and so on", 3, 0),
+        ("we opened the front door we opened the front door", 5, 0),
+        ("and so we opened the front door", 0, 0),
+        ("we opened the", 0, 2),
+        ("we opened a", 0, 2),
+        ("opened the front door", 0, 0),
+        ("", 0, 5),
+    ],
+)
+def test_words_after_the_end_and_ends_that_are_missing_are_counted_apart(heard, tail, missing):
+    score = word_errors("We opened the front door.", heard)
+    assert (score["tail_insertions"], score["tail_deletions"]) == (tail, missing)
+
+
+def test_a_surplus_costs_one_error_a_word():
+    assert surplus(["a", "b", "c", "d"], ["a", "b"]) == 2
+    assert surplus(["a", "b"], ["a", "b", "c", "d"]) == 0
+    assert surplus(["x", "y"], ["a", "b"]) == 0
+    assert surplus([], ["a"]) == 0
+
+
 def test_word_errors_count_each_kind():
-    score = scoring.word_errors("The cat sat down here.", "the hat sat down right here")
+    score = word_errors("The cat sat down here.", "the hat sat down right here")
     counts = [score[kind] for kind in ("hits", "substitutions", "deletions", "insertions")]
     assert counts == [4, 1, 0, 1]
     assert score["wer"] == pytest.approx(2 / 5)
 
 
 def test_what_is_not_heard_is_word_error_rate_1():
-    assert scoring.word_errors(DINNER, "")["wer"] == 1.0
-    assert scoring.word_errors(DINNER, "")["deletions"] == 8
+    assert word_errors(DINNER, "")["wer"] == 1.0
+    assert word_errors(DINNER, "")["deletions"] == 8
 
 
 # -- recognizers
@@ -87,7 +229,7 @@ def test_what_is_not_heard_is_word_error_rate_1():
     ("name", "text"), [("rms-dinner", DINNER), ("kal16-dinner", DINNER), ("rms-door", "We opened the front door.")]
 )
 def test_pocketsphinx_understands_clean_speech(pocketsphinx, name, text):
-    assert scoring.word_errors(text, pocketsphinx.transcribe(*clip(name)))["wer"] == 0
+    assert word_errors(text, pocketsphinx.transcribe(*clip(name)))["wer"] == 0
 
 
 def test_pocketsphinx_hears_the_same_at_another_rate_and_level(pocketsphinx):
@@ -105,7 +247,7 @@ def test_pocketsphinx_forgets_what_it_heard_before(pocketsphinx):
 def test_pocketsphinx_hears_damage(pocketsphinx):
     wave, rate = clip("rms-dinner")
     damaged = wave + 0.1 * noise(len(wave) / rate)
-    assert scoring.word_errors(DINNER, pocketsphinx.transcribe(damaged, rate))["wer"] > 0.3
+    assert word_errors(DINNER, pocketsphinx.transcribe(damaged, rate))["wer"] > 0.3
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -115,6 +257,8 @@ def noise(seconds: float) -> np.ndarray:
 def test_whisper_loads_a_local_folder_and_hears_short_and_long(tmp_path):
     save_tiny_whisper(tmp_path)
     whisper = asr.create_transcriber("whisper", str(tmp_path))
+    assert whisper.understands("en-GB")
+    assert not whisper.understands("fr")
     for seconds in (1.0, 35.0):
         heard = whisper.transcribe(0.1 * noise(seconds), RATE)
         assert heard == whisper.transcribe(0.1 * noise(seconds), RATE)
@@ -169,15 +313,64 @@ TINY_SIZES = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
 
 
 def test_resemblyzer_tells_voices_apart(resemblyzer):
-    rms, same, other = (resemblyzer.embed(*clip(name)) for name in ("rms-dinner", "rms-door", "kal16-dinner"))
+    rms, same, other = (resemblyzer.embed(voice(name)) for name in ("rms-dinner", "rms-door", "kal16-dinner"))
     assert np.linalg.norm(rms) == pytest.approx(1, abs=1e-5)
     assert speaker.similarity(rms, same) > 0.8
     assert speaker.similarity(rms, same) > speaker.similarity(rms, other) + 0.1
 
 
-def test_where_there_is_no_voice_there_is_no_similarity(resemblyzer):
-    nobody = resemblyzer.embed(*(clip("rms-dinner")[0][:100], RATE))
-    assert speaker.similarity(nobody, resemblyzer.embed(*clip("rms-dinner"))) == 0.0
+def voice(name: str) -> np.ndarray:
+    return speaker.voice_in(*clip(name))
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        np.zeros(3 * RATE),
+        0.1 * np.random.default_rng(0).standard_normal(3 * RATE),
+        0.1 * np.convolve(np.random.default_rng(1).standard_normal(3 * RATE), np.hanning(50), "same"),
+        0.1 * np.sin(2 * np.pi * 220 * np.arange(3 * RATE) / RATE),
+        0.1 * (120 * np.arange(3 * RATE) / RATE % 1 - 0.5),
+        np.full(3 * RATE, 0.1),
+        np.zeros(0),
+        np.full(50, 0.1),
+    ],
+    ids=["silence", "white noise", "dark noise", "tone", "buzz", "constant", "empty", "short"],
+)
+def test_no_voice_is_in_what_is_none(sound):
+    assert len(speaker.voice_in(sound.astype(np.float32), RATE)) == 0
+
+
+def test_a_voice_is_as_long_as_somebody_speaks():
+    wave, _ = clip("rms-dinner")
+    spoken = len(speaker.voice_in(wave, RATE))
+    assert 0.8 * len(wave) < spoken <= len(wave)
+    padded = np.concatenate([np.zeros(2 * RATE), wave, np.zeros(5 * RATE)]).astype(np.float32)
+    assert len(speaker.voice_in(padded, RATE)) == pytest.approx(spoken, rel=0.1)
+
+
+def stored(wave: np.ndarray, rate: int, path: Path, new_rate: int, subtype: str = "PCM_16") -> Path:
+    soundfile.write(path, asr.librosa.resample(wave, orig_sr=rate, target_sr=new_rate, axis=0), new_rate, subtype)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("store", "least"),
+    [
+        (lambda w, p: stored(np.stack([w, np.zeros_like(w)], axis=1), RATE, p, RATE), 0.999),
+        (lambda w, p: stored(np.stack([np.zeros_like(w), w], axis=1), RATE, p, RATE), 0.999),
+        (lambda w, p: stored(np.stack([w, -w], axis=1), RATE, p, RATE), 0.999),
+        (lambda w, p: stored(w, RATE, p, 48_000), 0.99),
+        (lambda w, p: stored(w, RATE, p, 8_000, "ULAW"), 0.9),  # half of the spectrum is gone
+        (lambda w, p: stored(0.03 * w, RATE, p, RATE), 0.99),
+        (lambda w, p: stored(1.5 * w, RATE, p, RATE), 0.99),
+    ],
+    ids=["right side silent", "left side silent", "sides opposite", "48 kHz", "8 kHz mu-law", "30 dB lower", "louder"],
+)
+def test_a_clip_sounds_like_itself_however_it_is_stored(tmp_path, resemblyzer, store, least):
+    wave, _ = clip("rms-dinner")
+    heard = speaker.voice_in(*scoring.read_wave(store(wave, tmp_path / "clip.wav")))
+    assert speaker.similarity(resemblyzer.embed(heard), resemblyzer.embed(voice("rms-dinner"))) > least
 
 
 def test_wavlm_loads_a_local_folder_and_its_metric_bears_the_name(tmp_path):
@@ -200,9 +393,9 @@ def test_wavlm_loads_a_local_folder_and_its_metric_bears_the_name(tmp_path):
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
     wavlm = speaker.create_encoder("wavlm", str(folder))
     assert wavlm.metric_name == "sim_wavlm_large_sv"
-    voice = wavlm.embed(*clip("rms-dinner"))
-    assert voice.shape == (8,)
-    assert speaker.similarity(voice, voice) == pytest.approx(1, abs=1e-5)
+    embedding = wavlm.embed(voice("rms-dinner"))
+    assert embedding.shape == (8,)
+    assert speaker.similarity(embedding, embedding) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_default_wavlm_is_not_called_large():
@@ -325,8 +518,9 @@ def folder(tmp_path) -> RunFolder:
     return folder
 
 
-def scores(rows, folder, pocketsphinx, resemblyzer, detector=None, reference=lambda voice: clip("rms-door")):
-    return scoring.score_rows(rows, folder.path, pocketsphinx, resemblyzer, detector, reference)
+def scores(rows, folder, pocketsphinx, resemblyzer, detector=None, reference=lambda voice: clip("rms-door"), **more):
+    judges = scoring.Judges(pocketsphinx, resemblyzer, detector)
+    return scoring.score_rows(rows, folder.path, judges, reference, **more)
 
 
 def test_a_good_clip_scores_well_and_another_voice_or_text_shows(folder, pocketsphinx, resemblyzer):
@@ -372,6 +566,44 @@ def test_the_watermark_is_read_from_the_file_and_unknown_where_nobody_can_read_i
     found = scores(rows, folder, pocketsphinx, resemblyzer, perth_detector)
     assert [round(score.watermark) for score in found] == [1, 0]
     assert [score.watermark for score in scores(rows, folder, pocketsphinx, resemblyzer)] == [None, None]
+
+
+def test_a_little_voice_is_not_judged_where_the_text_is_short_and_counts_as_nobodys_where_it_is_not(
+    folder, pocketsphinx, resemblyzer
+):
+    wave, _ = clip("rms-dinner")
+    said = np.concatenate([wave[4000:14000], np.zeros(3 * RATE)])
+    soundfile.write(folder.path / "audio/baseline/little.wav", said, RATE)
+    soundfile.write(folder.path / "audio/baseline/noise.wav", 0.1 * noise(3.0), RATE)
+    rows = [
+        measurement("short", "little", text="How many?"),
+        measurement("long", "little"),
+        measurement("noise", "noise", text="How many?"),
+    ]
+    short, long, nobody = scores(rows, folder, pocketsphinx, resemblyzer)
+    assert 0 < short.voiced_s < 1
+    assert short.similarity == {"sim_resemblyzer": None}
+    assert "similarity is not judged" in short.reason
+    assert long.similarity == nobody.similarity == {"sim_resemblyzer": 0.0}
+    assert "too little for the text" in long.reason
+    assert not long.missing
+    (unknown,) = scores(rows[:1], folder, pocketsphinx, resemblyzer, reference=lambda voice: (0.1 * noise(3.0), RATE))
+    assert unknown.similarity == {"sim_resemblyzer": None}
+    assert "reference clip of the voice rms has 0.0 s of voice" in unknown.reason
+
+
+def test_words_are_not_judged_in_a_language_that_the_recognizer_does_not_know(folder, pocketsphinx, resemblyzer):
+    (score,) = scores([measurement("t", "rms-dinner")], folder, pocketsphinx, resemblyzer, language="fr")
+    assert (score.wer, score.cer) == (None, None)
+    assert "does not know the language fr" in score.reason
+    assert score.similarity["sim_resemblyzer"] > 0.8
+
+
+def test_pace_and_a_cut_at_the_limit_are_told_of_each_clip(folder, pocketsphinx, resemblyzer):
+    row = measurement("t", "rms-dinner", hit_token_cap=True)
+    (score,) = scores([row], folder, pocketsphinx, resemblyzer)
+    assert score.hit_token_cap
+    assert score.seconds_per_character == pytest.approx(len(clip("rms-dinner")[0]) / RATE / len(DINNER))
 
 
 def test_without_a_reference_clip_similarity_is_unknown_rather_than_zero(folder, pocketsphinx, resemblyzer):

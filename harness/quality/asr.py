@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UserError
-from harness.quality.fidelity import level_dbfs
+from harness.quality.fidelity import with_level
+from harness.quality.normalizer import primary
 
 SAMPLE_RATE = 16_000
 LEVEL_DBFS = -26.0
@@ -30,7 +31,11 @@ WHISPER_ELSE = ("quality.asr_model", "quality.asr=pocketsphinx")
 class Transcriber(Protocol):
     """Hears words. The same wave gives the same words, whatever was heard before."""
 
-    def transcribe(self, wave: NDArray[np.float32], sample_rate: int) -> str:
+    def understands(self, language: str) -> bool:
+        """Whether it can be asked about speech in this language, a code such as en or zh."""
+        ...
+
+    def transcribe(self, wave: NDArray[np.float32], sample_rate: int, language: str = "en") -> str:
         """The words in a mono wave [samples], full scale 1.0."""
         ...
 
@@ -62,7 +67,10 @@ class PocketsphinxTranscriber:
 
         self._decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
 
-    def transcribe(self, wave: NDArray[np.float32], sample_rate: int) -> str:
+    def understands(self, language: str) -> bool:
+        return primary(language) == "en"
+
+    def transcribe(self, wave: NDArray[np.float32], sample_rate: int, language: str = "en") -> str:
         self._decoder.start_utt()
         # the whole utterance at once: its own cepstral mean is removed, and nothing is carried over from the last one
         self._decoder.process_raw(_pcm(resample(wave, sample_rate)), full_utt=True)
@@ -73,9 +81,8 @@ class PocketsphinxTranscriber:
 
 def _pcm(wave: NDArray[np.float32]) -> bytes:
     """16-bit samples at a set level, so that a quieter variant is not a worse one, between two short silences."""
-    gain = 10 ** ((LEVEL_DBFS - level_dbfs(wave)) / 20)
     silence = np.zeros(int(SILENCE_S * SAMPLE_RATE), dtype=np.float32)
-    padded = np.concatenate([silence, gain * wave, silence])
+    padded = np.concatenate([silence, with_level(wave, LEVEL_DBFS), silence])
     return (padded.clip(-1, 1) * 32767).astype("<i2").tobytes()
 
 
@@ -91,7 +98,16 @@ class WhisperTranscriber:
         network = load_pretrained(WhisperForConditionalGeneration, model, *WHISPER_ELSE)
         self._network = network.to(device=self._device, dtype=torch.float32).eval()
 
-    def transcribe(self, wave: NDArray[np.float32], sample_rate: int) -> str:
+    @property
+    def _is_multilingual(self) -> bool:
+        return getattr(self._network.generation_config, "is_multilingual", False)
+
+    def understands(self, language: str) -> bool:
+        languages = getattr(self._network.generation_config, "lang_to_id", None) or {}
+        code = primary(language)
+        return f"<|{code}|>" in languages if self._is_multilingual else code == "en"
+
+    def transcribe(self, wave: NDArray[np.float32], sample_rate: int, language: str = "en") -> str:
         wave = resample(wave, sample_rate)
         # beyond 30 s Whisper goes window by window, for which it needs its time stamps and the true length
         is_long = len(wave) > WHISPER_WINDOW_S * SAMPLE_RATE
@@ -103,9 +119,8 @@ class WhisperTranscriber:
             truncation=False,
             padding="longest" if is_long else "max_length",
         ).to(self._device)
-        multilingual = getattr(self._network.generation_config, "is_multilingual", False)
-        language = {"language": "en", "task": "transcribe"} if multilingual else {}
-        tokens = self._network.generate(**features, return_timestamps=is_long, do_sample=False, num_beams=1, **language)
+        asked = {"language": primary(language), "task": "transcribe"} if self._is_multilingual else {}
+        tokens = self._network.generate(**features, return_timestamps=is_long, do_sample=False, num_beams=1, **asked)
         return self._processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
 
 

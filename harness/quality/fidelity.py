@@ -14,6 +14,17 @@ def level_dbfs(wave: NDArray) -> float:
     return 10 * float(np.log10(power)) if power > 0 else float("-inf")
 
 
+def with_level(wave: NDArray[np.float32], level: float) -> NDArray[np.float32]:
+    """A wave [samples] that is not silent, brought to a level in dBFS; it may go beyond full scale."""
+    return wave * np.float32(10 ** ((level - level_dbfs(wave)) / 20))
+
+
+def frame_levels_db(wave: NDArray, length: int) -> NDArray:
+    """Levels in dBFS of the whole frames [frames] of a wave [samples], one after the other, no less than -120."""
+    frames = wave[: len(wave) // length * length].reshape(-1, length)
+    return 10 * np.log10(np.maximum(np.mean(np.square(frames, dtype=np.float64), axis=1), 1e-12))
+
+
 def flaw(wave: NDArray) -> str | None:
     """Why nobody can judge this wave [samples]: it is empty, not finite or silent. None if it can be judged."""
     if not wave.size:

@@ -1,8 +1,9 @@
 """A run's clips, judged: word error rate against the text, similarity against the reference clip, the watermark.
 
 Nothing escapes by being absent: a clip that is missing, empty, silent or not finite scores word error rate 1,
-similarity 0 and watermark 0, and its row says why. A voice without a reference clip has no similarity at all, for every
-variant.
+similarity 0 and watermark 0, and its row says why. Nor by saying next to nothing: less than a second of voice does not
+tell whose it is, and is similarity 0 unless the text is too short for more. What has no answer has none for every
+variant: the similarity to a voice without a reference clip, the words of a language that the recognizer does not know.
 """
 
 from __future__ import annotations
@@ -12,25 +13,31 @@ import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from harness.quality.asr import Transcriber, check_transcriber, create_transcriber
+from harness.quality.asr import SAMPLE_RATE, Transcriber, check_transcriber, create_transcriber
 from harness.quality.fidelity import flaw
 from harness.quality.normalizer import normalize
-from harness.quality.speaker import SpeakerEncoder, check_encoder, create_encoder, similarity
+from harness.quality.speaker import SpeakerEncoder, check_encoder, create_encoder, similarity, voice_in
 from harness.quality.watermark import Detector, create_detector
+from harness.quality.words import word_errors
 from harness.results import Measurement, RunFolder, Score, finite, write_atomically
 
 VOICES = Path(__file__).resolve().parent.parent / "mini" / "weights" / "voices"
 PROCESSES = 4
 """Each holds a recognizer and a speaker model, 0.7 GB in all; beyond four, starting them costs more than it saves."""
+
+MIN_VOICE_S = 1.0
+"""Of less voice than this, a speaker model's vector says little about whose it is."""
+WORDS_FOR_MORE = 6
+"""A text of as many words takes two seconds: one second of voice is missing there, and not asked too much."""
 
 Wave = tuple[NDArray[np.float32], int]
 
@@ -45,8 +52,9 @@ def score_run(folder: RunFolder, config: Mapping[str, Any]) -> None:
     rows = [row for row in folder.measurements()[0] if is_judged(row)]
     if not rows:
         return
+    language = (folder.job().get("pipeline") or {}).get("language") or "en"
     n = _processes(config, len(rows))
-    judge = partial(_judge, results_dir=folder.path, config=dict(config))
+    judge = partial(_judge, results_dir=folder.path, config=dict(config), language=language)
     shares = [rows[start::n] for start in range(n)]
     if n == 1:
         judged = [judge(rows)]
@@ -76,49 +84,74 @@ def _processes(config: Mapping[str, Any], n_rows: int) -> int:
     return max(1, min(os.cpu_count() or 1, PROCESSES, n_rows // 8))
 
 
-def _judge(rows: Sequence[Measurement], results_dir: Path, config: Mapping[str, Any]) -> list[Score]:
+def _judge(rows: Sequence[Measurement], results_dir: Path, config: Mapping[str, Any], language: str) -> list[Score]:
     """One process's share, with judges of its own."""
     import torch
 
     if config.get("speaker", "resemblyzer") == "resemblyzer":
         torch.set_num_threads(1)
-    transcriber = create_transcriber(config.get("asr", "pocketsphinx"), config.get("asr_model"))
-    encoder = create_encoder(config.get("speaker", "resemblyzer"), config.get("speaker_model"))
-    return score_rows(rows, results_dir, transcriber, encoder, create_detector(), reference_wave)
+    return score_rows(rows, results_dir, create_judges(config), reference_wave, language)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who listens. Without a detector nobody says anything of the watermark."""
+
+    transcriber: Transcriber
+    encoder: SpeakerEncoder
+    detector: Detector | None
+
+
+def create_judges(config: Mapping[str, Any]) -> Judges:
+    """Those that the quality group names. Raises UserError for one that is unknown or does not load."""
+    return Judges(
+        create_transcriber(config.get("asr", "pocketsphinx"), config.get("asr_model")),
+        create_encoder(config.get("speaker", "resemblyzer"), config.get("speaker_model")),
+        create_detector(),
+    )
 
 
 def score_rows(
     rows: Sequence[Measurement],
     results_dir: Path,
-    transcriber: Transcriber,
-    encoder: SpeakerEncoder,
-    detector: Detector | None,
+    judges: Judges,
     reference_wave_for_voice: Callable[[str], Wave | None],
+    language: str = "en",
 ) -> list[Score]:
-    """One score for each row, in order; clips are read from `results_dir`. Without a detector, no watermark's."""
+    """One score for each row, in order; clips are read from `results_dir`."""
 
     @cache
-    def reference_embedding(voice: str) -> NDArray[np.float32] | None:
-        reference = reference_wave_for_voice(voice)
-        return None if reference is None else encoder.embed(*reference)
+    def reference(voice: str) -> Reference:
+        return embed_reference(voice, reference_wave_for_voice(voice), judges.encoder)
 
-    return [score_row(row, results_dir, transcriber, encoder, detector, reference_embedding) for row in rows]
+    return [score_row(row, results_dir, judges, reference(row.voice), language) for row in rows]
 
 
-def score_row(
-    row: Measurement,
-    results_dir: Path,
-    transcriber: Transcriber,
-    encoder: SpeakerEncoder,
-    detector: Detector | None,
-    reference_embedding: Callable[[str], NDArray[np.float32] | None],
-) -> Score:
+@dataclass(frozen=True)
+class Reference:
+    """A voice's vector of unit length, or why there is none."""
+
+    embedding: NDArray[np.float32] | None
+    reason: str | None = None
+
+
+def embed_reference(voice: str, clip: Wave | None, encoder: SpeakerEncoder) -> Reference:
+    """What a voice's clips are compared with."""
+    if clip is None:
+        return Reference(None, f"no reference clip of the voice {voice}")
+    heard = voice_in(*clip)
+    if (seconds := len(heard) / SAMPLE_RATE) < MIN_VOICE_S:
+        return Reference(None, f"the reference clip of the voice {voice} has {seconds:.1f} s of voice: too little")
+    return Reference(encoder.embed(heard))
+
+
+def score_row(row: Measurement, results_dir: Path, judges: Judges, reference: Reference, language: str) -> Score:
     """Judge one clip."""
-    clip, reason = _read_clip(row, results_dir)
-    hypothesis = transcriber.transcribe(*clip) if clip else ""
-    closeness = None
-    if (reference := reference_embedding(row.voice)) is not None:
-        closeness = similarity(encoder.embed(*clip), reference) if clip else 0.0
+    clip, flaw_found = _read_clip(row, results_dir)
+    words, deaf = _judge_words(row, clip, judges.transcriber, language)
+    voice = voice_in(*clip) if clip else np.zeros(0, dtype=np.float32)
+    n_words = len(normalize(row.text, language).split())
+    closeness, unlike = _judge_voice(voice, n_words, judges.encoder, reference)
     return Score(
         variant=row.variant,
         pass_name=row.pass_name,
@@ -126,15 +159,41 @@ def score_row(
         voice=row.voice,
         seed=row.seed,
         audio=row.audio,
-        **word_errors(row.text, hypothesis),
-        similarity={encoder.metric_name: closeness},
-        watermark=_watermark(clip, detector),
+        **words,
+        seconds_per_character=len(clip[0]) / clip[1] / len(row.text) if clip else None,
+        voiced_s=len(voice) / SAMPLE_RATE,
+        hit_token_cap=row.hit_token_cap,
+        similarity={judges.encoder.metric_name: closeness},
+        watermark=_judge_watermark(clip, judges.detector),
         missing=clip is None,
-        reason=reason or (f"no reference clip of the voice {row.voice}" if reference is None else None),
+        reason=flaw_found or "; ".join(filter(None, [deaf, unlike])) or None,
     )
 
 
-def _watermark(clip: Wave | None, detector: Detector | None) -> float | None:
+def _judge_words(
+    row: Measurement, clip: Wave | None, transcriber: Transcriber, language: str
+) -> tuple[dict[str, Any], str | None]:
+    """The columns about words, and why they hold nothing if they do."""
+    if not transcriber.understands(language):
+        return {"text": row.text}, f"the recognizer does not know the language {language}: words are not judged"
+    heard = transcriber.transcribe(*clip, language) if clip else ""
+    return word_errors(row.text, heard, language), None
+
+
+def _judge_voice(
+    voice: NDArray[np.float32], n_words: int, encoder: SpeakerEncoder, reference: Reference
+) -> tuple[float | None, str | None]:
+    """The similarity to its reference of the voice [samples] that spoke so many words, and what to say about it."""
+    if reference.embedding is None:
+        return None, reference.reason
+    if (seconds := len(voice) / SAMPLE_RATE) >= MIN_VOICE_S:
+        return similarity(encoder.embed(voice), reference.embedding), None
+    if n_words < WORDS_FOR_MORE and len(voice):
+        return None, f"{seconds:.1f} s of voice are too little to tell whose it is: similarity is not judged"
+    return 0.0, f"{seconds:.1f} s of voice, too little for the text: similarity 0"
+
+
+def _judge_watermark(clip: Wave | None, detector: Detector | None) -> float | None:
     if detector is None:
         return None
     return detector.read(*clip) if clip else 0.0
@@ -156,21 +215,6 @@ def _read_clip(row: Measurement, results_dir: Path) -> tuple[Wave | None, str | 
     return (None, reason) if reason else ((wave, sample_rate), None)
 
 
-def word_errors(text: str, hypothesis: str) -> dict[str, Any]:
-    """Columns of a score: both sides as they are compared, the word error rate, and the counts it comes from."""
-    reference, heard = normalize(text), normalize(hypothesis)
-    errors = jiwer.process_words(reference, heard)
-    return {
-        "reference": reference,
-        "hypothesis": heard,
-        "wer": errors.wer,
-        "hits": errors.hits,
-        "substitutions": errors.substitutions,
-        "deletions": errors.deletions,
-        "insertions": errors.insertions,
-    }
-
-
 def reference_wave(voice: str) -> Wave | None:
     """The clip that a voice is to sound like: the file itself, or the built-in voice's own; None where it has none."""
     built_in = VOICES / f"{voice}.flac"
@@ -180,6 +224,9 @@ def reference_wave(voice: str) -> Wave | None:
 
 
 def read_wave(path: Path) -> Wave:
-    """A sound file as a mono wave [samples] float32 at full scale 1.0, and its sample rate."""
+    """A sound file as a mono wave [samples] float32 at full scale 1.0, and its sample rate.
+
+    Of several channels the strongest: a silent one does not weaken it, nor one in opposite phase cancel it.
+    """
     samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return samples.mean(axis=1), sample_rate
+    return np.ascontiguousarray(samples[:, np.square(samples).sum(axis=0).argmax()]), sample_rate

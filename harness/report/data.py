@@ -76,14 +76,23 @@ class Run:
     def quality(self) -> str:
         """ "kept", "no detectable change", "worse" or "not measured".
 
-        Kept means that the intervals rule out a loss that counts; untrained weights have no quality to keep.
+        Kept means that the intervals rule out a loss that counts; untrained weights have no quality to keep. A combo
+        that runs into the limit of speech tokens more often than the baseline is worse, whatever was heard.
         """
         verdicts = [self.verdict(name) for name in self.quality_metrics]
-        if "worse" in verdicts:
+        if "worse" in verdicts or self.is_cut_off_more():
             return "worse"
         if self.verdict("wer") == stats.NOT_MEASURED or not self.baseline.trained:
             return stats.NOT_MEASURED
         return KEPT if all(self._proved(name) for name in self.quality_metrics) else stats.NO_CHANGE
+
+    def is_cut_off_more(self) -> bool:
+        """Whether the combo ran into the limit of speech tokens in a larger share of its clips than the baseline."""
+        before, after = (
+            (variant.heard.get("n_hit_token_cap") or 0) / max(1, variant.n_scored)
+            for variant in (self.baseline, self.combo)
+        )
+        return after > before
 
     def _proved(self, metric: str) -> bool:
         record, threshold = self.change(metric), self.summary.thresholds[metric]

@@ -37,8 +37,9 @@ from harness.mini.training.align import quiet
 from harness.pipeline import Pipeline, SynthesisError
 from harness.quality.asr import PocketsphinxTranscriber
 from harness.quality.fidelity import flaw
-from harness.quality.scoring import read_wave, word_errors
-from harness.quality.speaker import ResemblyzerEncoder, similarity
+from harness.quality.scoring import read_wave
+from harness.quality.speaker import ResemblyzerEncoder, similarity, voice_in
+from harness.quality.words import word_errors
 
 SENTENCES = ROOT / "tests/data/held_out_sentences.txt"
 THREADS = 2
@@ -163,7 +164,7 @@ class Listener:
         self.pipeline = Pipeline(model, torch.device("cpu"), voices, name="mini", trained=trained)
         self.transcriber, self.encoder = PocketsphinxTranscriber(), ResemblyzerEncoder()
         clips = {voice: read_wave(clip_path(weights, voice)) for voice in models.VOICES}
-        self.references = {voice: self.encoder.embed(*clip) for voice, clip in clips.items()}
+        self.references = {voice: self.encoder.embed(voice_in(*clip)) for voice, clip in clips.items()}
 
     def hear(self, clip: Clip) -> Heard:
         """Speak one clip and score it."""
@@ -194,8 +195,10 @@ class Listener:
         """Word error rate, and similarity to each voice; 1 and zeros for a wave that nobody could listen to."""
         if flaw(wave):
             return 1.0, dict.fromkeys(self.references, 0.0)
-        embedding = self.encoder.embed(wave, sample_rate)
-        closeness = {voice: similarity(embedding, reference) for voice, reference in self.references.items()}
+        closeness = dict.fromkeys(self.references, 0.0)
+        if len(heard := voice_in(wave, sample_rate)):
+            embedding = self.encoder.embed(heard)
+            closeness = {voice: similarity(embedding, reference) for voice, reference in self.references.items()}
         return word_errors(text, self.transcriber.transcribe(wave, sample_rate))["wer"], closeness
 
 
