@@ -188,6 +188,19 @@ def test_only_a_complete_gain_with_kept_quality_is_recommended(tmp_path):
     assert objections["small_but_slow"] == "it is slower"
 
 
+def test_a_combo_that_is_cut_off_at_the_limit_has_worse_quality_whatever_was_heard(tmp_path):
+    folder = write_rows(tmp_path, Case())
+    scores = folder.scores()[0]
+    folder.scores_file.unlink()
+    for score in scores:
+        folder.add_score(replace(score, hit_token_cap=(score.variant, score.text_id) == ("production", "t1")))
+    folder.write_summary(build_summary(folder))
+    (run,) = data.load([folder])
+    assert run.quality() == "worse"
+    text = write_report([folder], tmp_path / "report").read_text()
+    assert re.search(r"\| production .*\| 3 \|$", text, flags=re.MULTILINE)
+
+
 def test_too_few_clips_to_rule_a_loss_out_do_not_prove_quality(tmp_path):
     (run,) = loaded(tmp_path, Case(effect=Effect(time=0.5, wer=0.015)))
     assert run.verdict("wer") == "no detectable change"

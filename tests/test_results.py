@@ -260,6 +260,56 @@ def test_failed_and_silent_clips_count_as_wer_one(tmp_path):
     assert any("boom" in warning for warning in summary.warnings)
 
 
+def with_scores(folder, change):
+    """The folder with every score of the combo put through `change`."""
+    scores = folder.scores()[0]
+    folder.scores_file.unlink()
+    for score in scores:
+        folder.add_score(change(score) if score.variant == "production" else score)
+    return build_summary(folder)
+
+
+def test_what_a_mean_hides_stands_beside_it(tmp_path):
+    def change(score):
+        bad = (score.text_id, score.seed) == ("t1", 2)
+        return replace(score, wer=1.4 if bad else 0.2, cer=0.1, tail_insertions=3, seconds_per_character=0.07)
+
+    heard = with_scores(write_rows(tmp_path, Case(texts=4, seeds=2)), change).variants["production"].heard
+    assert heard == {
+        "cer": pytest.approx(0.1),
+        "n_mostly_wrong": 1,
+        "worst": {"text_id": "t1", "voice": "rms", "seed": 2, "wer": 1.4},
+        "tail_insertions": 24,
+        "tail_deletions": 0,
+        "seconds_per_character": pytest.approx(0.07),
+        "n_hit_token_cap": 0,
+    }
+
+
+def test_clips_cut_at_the_limit_are_listed(tmp_path):
+    folder = write_rows(tmp_path, Case())
+    rows = folder.measurements()[0]
+    folder.utterances_file.unlink()
+    for row in rows:
+        cut = (row.variant, row.pass_name, row.text_id, row.seed) == ("production", "quality", "t3", 2)
+        folder.add_measurement(replace(row, hit_token_cap=cut))
+    (warning,) = [text for text in build_summary(folder).warnings if "limit of speech tokens" in text]
+    assert "1 of 24 clips" in warning
+    assert "t3 (voice rms, seed 2)" in warning
+
+
+def test_a_similarity_stays_where_words_cannot_be_judged(tmp_path):
+    folder = write_rows(tmp_path, Case())
+    scores = folder.scores()[0]
+    folder.scores_file.unlink()
+    for score in scores:
+        folder.add_score(replace(score, wer=None))
+    summary = build_summary(folder)
+    assert summary.comparison["wer"].verdict == "not measured"
+    assert summary.comparison["sim_resemblyzer"].verdict == "no detectable change"
+    assert summary.variants["production"].n_scored == 24
+
+
 def test_a_run_without_scores_is_incomplete_and_its_quality_null(tmp_path):
     summary = make_summary(tmp_path, Case(scored=False))
     assert summary.status == "incomplete"

@@ -49,9 +49,9 @@ def _basic(split: bool) -> Callable[[str], str]:
     return lambda text: " ".join(basic(text).split())
 
 
-def _only_words(text: str) -> str:
+def _only_words(s: str) -> str:
     """Without symbols and punctuation.
 
     Whisper's own takes marks away, too, and with them the vowels of Hindi and Thai.
     """
-    return "".join(" " if unicodedata.category(c)[0] in "SP" else c for c in unicodedata.normalize("NFKC", text))
+    return "".join(" " if unicodedata.category(c)[0] in "SP" else c for c in unicodedata.normalize("NFKC", s))

@@ -265,6 +265,14 @@ def _what_was_on(run: Run) -> str:
     return f"{run.code} switches on {enabled}; {words.listing(states) if states else 'all were active'}."
 
 
+BESIDE_THE_MEAN = (
+    "Beside the mean: clips of which more was misunderstood than understood, and the worst; words that were spoken "
+    "after the text was over, and words of its end that never came, of all clips together; how long a character of the "
+    "text took; clips that ran into the limit of speech tokens, where a combo that does so more often than the "
+    "baseline has worse quality."
+)
+
+
 def _quality(runs: Sequence[Run], figures: Figures) -> list[Block]:
     places = by_place(runs)
     measured = [run for run in runs if run.verdict("wer") != stats.NOT_MEASURED and not run.failed]
@@ -285,6 +293,8 @@ def _quality(runs: Sequence[Run], figures: Figures) -> list[Block]:
     ]
     if measured:
         blocks.append(tables.quality(measured))
+    if told := [run for run in measured if run.baseline.heard and run.combo.heard]:
+        blocks += [Paragraph(BESIDE_THE_MEAN), tables.heard(told)]
     blocks += [figures[place]["quality"] for place in places if "quality" in figures[place]]
     return blocks
 

@@ -125,6 +125,32 @@ def quality(runs: Sequence[Run]) -> Table:
     return Table(columns, rows, numeric=frozenset({2, 3, 4, 6, 7}))
 
 
+def heard(runs: Sequence[Run]) -> Table:
+    """What a mean word error rate hides, of both variants: baseline, then combo."""
+    rows = []
+    for run in runs:
+        for name, variant in (("baseline", run.baseline), (run.title, run.combo)):
+            found = variant.heard
+            worst = found.get("worst")
+            rows.append(
+                [
+                    name,
+                    str(found.get("n_mostly_wrong", "")),
+                    f"{words.rate(worst['wer'])} ({worst['text_id']}, {worst['voice']}, {worst['seed']})"
+                    if worst
+                    else "",
+                    words.rate(found.get("cer")),
+                    str(found.get("tail_insertions", "")),
+                    str(found.get("tail_deletions", "")),
+                    words.seconds(found.get("seconds_per_character")),
+                    str(found.get("n_hit_token_cap", "")),
+                ]
+            )
+    columns = ["variant", "clips with WER above 0.5", "worst clip (text, voice, seed)", "character error rate"]
+    columns += ["words after the end", "words of the end missing", "time per character", "cut at the limit"]
+    return Table(columns, rows, numeric=frozenset({1, 3, 4, 5, 6, 7}))
+
+
 def optimizations(names: Sequence[str], runs: Sequence[Run], effects: Sequence[Effect]) -> Table:
     """Status of each and what it did, alone or added to others."""
     rows = []
