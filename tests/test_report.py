@@ -16,6 +16,7 @@ from harness.report.document import Bullets, Code, Document, Heading, Paragraph,
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
 from harness.results import find_runs
+from harness.summarize import build_summary
 
 SECTIONS = [
     "Executive summary",
