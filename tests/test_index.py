@@ -1,6 +1,7 @@
 """The index of reference runs: every run in it, none without a report, and the committed one up to date."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from harness.__main__ import main
 from harness.errors import UserError
 from harness.report import write_report
 from harness.report.index import write_index
+from harness.results import RunFolder
 
 
 @pytest.fixture
@@ -83,6 +85,22 @@ def test_what_takes_weight_from_a_figure_stands_beside_it(here, case, says):
     reference("gpu/production-mini", case)
     (row,) = rows(write_index(Path("results"), Path("reports")).read_text())
     assert says in row
+
+
+def test_energy_and_another_reference_are_shown_where_there_are_any(here):
+    reference("gpu/production-mini", Case())
+    folder = RunFolder.open(Path("results/reference/gpu/production-mini"))
+    assert "energy" not in write_index(Path("results"), Path("reports")).read_text()
+    summary = folder.summary()
+    summary.comparison["energy_j_per_audio_s"] = replace(summary.comparison["peak_memory_mb"], value=0.25)
+    summary.against = "campaign"
+    summary.variants["campaign"] = summary.variants.pop("baseline")
+    folder.write_summary(summary)
+    text = write_index(Path("results"), Path("reports")).read_text()
+    assert "| peak memory | energy | quality |" in text
+    (row,) = rows(text)
+    assert row.startswith("| [`production`](reference/gpu/production-mini/report.md) against `campaign` |")
+    assert "| 0.250 (" in row
 
 
 def test_results_and_reports_come_in_pairs(here):

@@ -12,15 +12,16 @@ from harness.errors import UserError
 from harness.report import data, markdown, words
 from harness.report.data import Run
 from harness.report.document import Document, Heading, Paragraph, Table
-from harness.results import Comparison, find_runs, is_run, write_atomically
+from harness.results import BASELINE, Comparison, find_runs, is_run, write_atomically
 
 REFERENCE = "reference"
-METRICS = {"rtf": "time", "peak_memory_mb": "peak memory"}
+METRICS = {"rtf": "time", "peak_memory_mb": "peak memory", "energy_j_per_audio_s": "energy"}
 INTRODUCTION = (
-    "Written by `python -m harness index` from the summaries under `results/reference`. Figures are combo / baseline "
-    "with their 95 % interval: below 1 is faster or smaller. Ratios are what may be compared between devices; each "
-    "report has the absolute figures, and says how to repeat its run. Quality is kept where the intervals of word "
-    "error rate and similarity rule out a loss that counts; random weights have no quality that could be measured."
+    "Written by `python -m harness index` from the summaries under `results/reference`. Figures are combo / baseline, "
+    "or what else it is against, with their 95 % interval: below 1 is faster or smaller. Ratios are what may be "
+    "compared between devices; each report has the absolute figures, and says how to repeat its run. Quality is kept "
+    "where the intervals of word error rate and similarity rule out a loss that counts; random weights have no quality "
+    "that could be measured."
 )
 
 
@@ -72,20 +73,22 @@ def _link(folder: Path, results: Path, reports: Path) -> str:
 
 
 def _table(rows: Sequence[tuple[str | None, Run]]) -> Table:
-    """One row a run, its name a link where it has a report of its own; a metric that no run has gets no column."""
-    metrics = {name: title for name, title in METRICS.items() if any(name in run.summary.comparison for _, run in rows)}
+    """One row a run, its name a link where it has a report of its own; what none of them measured has no column."""
+    measured = {name for _, run in rows for name, record in run.summary.comparison.items() if record.value is not None}
+    metrics = {name: title for name, title in METRICS.items() if name in measured}
     columns = ["combo", "pipeline", "workload", "scenario", *metrics.values(), "quality", "commit"]
     return Table(columns, [[_name(link, run), *_cells(run, metrics)] for link, run in rows])
 
 
 def _name(link: str | None, run: Run) -> str:
-    """The combo, or the optimizations that were on; in brackets what takes weight from its figures."""
+    """The combo, or the optimizations that were on; what it is compared with; what takes weight from its figures."""
     enabled, records = run.summary.enabled, run.summary.optimizations
     name = words.listing([f"`{name}`" for name in enabled]) if run.name == "custom" else f"`{run.name}`"
     doubts = [] if run.summary.status == "ok" else [run.summary.status]
     if not run.summary.active:
         doubts += dict.fromkeys(records[name]["status"] for name in enabled)
-    return (f"[{name}]({link})" if link else name) + (f" ({', '.join(doubts)})" if doubts else "")
+    against = "" if run.summary.against == BASELINE else f" against `{run.summary.against}`"
+    return (f"[{name}]({link})" if link else name) + against + (f" ({', '.join(doubts)})" if doubts else "")
 
 
 def _cells(run: Run, metrics: dict[str, str]) -> list[str]:
