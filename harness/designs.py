@@ -34,6 +34,8 @@ Names = tuple[str, ...]
 
 FULL = 4
 """Up to so many optimizations, a screening runs all their combinations."""
+CLEAR = {5: "a b c d abcd", 6: "a b c d e abcde"}
+"""For so many, a fraction of all combinations that keeps interactions of two clear of each other, too."""
 FOLDED = 15
 """Up to so many, its design is folded over, which keeps main effects clear of interactions of two."""
 MOST_SCREENED = 31
@@ -174,9 +176,10 @@ def _beside(subject: Subject, names: Names, group: str, needed: Names = ()) -> J
 def screening(subject: Subject) -> list[Job]:
     """Members on and off in a two-level design, each run against the baseline.
 
-    Up to FULL members, all combinations. Up to FOLDED, a Plackett-Burman design and its mirror image (16, 24 or 32
-    runs): main effects are then clear of interactions of two, which are partly mixed with each other. Up to
-    MOST_SCREENED, the Plackett-Burman design alone. The combo itself is always there; everything off is the baseline.
+    Up to FULL members, all combinations; for five and six, a fraction of them in which no two interactions of two are
+    mixed. Up to FOLDED, a Plackett-Burman design and its mirror image (16, 24 or 32 runs): main effects are clear of
+    interactions of two, which are mixed with each other. Up to MOST_SCREENED, the Plackett-Burman design alone. The
+    combo itself is always there; everything off is the baseline.
 
     Rows that no pipeline can be are repaired: what lacks a prerequisite is switched off, or the prerequisite is
     switched on, whichever leaves the levels of the rows until then nearer to half and half. Of two that exclude each
@@ -210,6 +213,8 @@ def _two_levels(n: int) -> np.ndarray:
     """Runs [runs, n] of -1 and 1."""
     if n <= FULL:
         return np.asarray(pyDOE3.ff2n(n))
+    if n in CLEAR:
+        return np.asarray(pyDOE3.fracfact(CLEAR[n]))
     if n <= FOLDED:
         return np.asarray(pyDOE3.fold(pyDOE3.pbdesign(n)))
     columns = 28 if 24 <= n < 28 else n  # pyDOE3 knows no Plackett-Burman design of 28 runs

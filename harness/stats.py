@@ -50,6 +50,7 @@ import numpy as np
 from scipy import special
 
 CONFIDENCE = 0.95
+ALPHA = 0.05
 MIN_PAIRS = 6
 MIN_PROCESSES = 5
 POWER = 0.8
@@ -404,6 +405,49 @@ def contrast(first: Interval, second: Interval, kind: str) -> Interval:
     below = math.hypot(second.estimate - second_low, first_high - first.estimate)
     above = math.hypot(second_high - second.estimate, first.estimate - first_low)
     return Interval(estimate, estimate - below, estimate + above, n)
+
+
+def inverse(change: Interval, kind: str) -> Interval:
+    """The same change seen from the other side: 1 / ratio, or -delta."""
+    low, high = change.bounds or (None, None)
+    if kind == "ratio":
+        low, high = (None if high is None else 1 / high), (None if low is None else 1 / low)
+        return Interval(1 / change.estimate, low, high, change.n)
+    return Interval(-change.estimate, None if high is None else -high, None if low is None else -low, change.n)
+
+
+# ------------------------------------------------------------------------------------ many at a time
+
+
+def p_value(change: Interval, threshold: float, measure: Metric) -> float | None:
+    """How probable a change as large as this one is where the true one is no larger than the threshold.
+
+    Read off the interval, so that it is 5 % or less exactly where `verdict` names a change. None without bounds.
+    """
+    if change.bounds is None:
+        return None
+    scale: Callable[[float], float] = math.log if measure.kind == "ratio" else float
+    above = change.estimate > measure.neutral
+    edge = scale(measure.neutral + (threshold if above else -threshold))
+    estimate, towards = scale(change.estimate), scale(change.bounds[0 if above else 1])
+    distance, half_width = abs(estimate - edge), abs(estimate - towards)
+    if (estimate > edge) != above or distance == 0:
+        return 1.0
+    return 0.0 if half_width == 0 else float(2 * special.ndtr(distance / half_width * special.ndtri(ALPHA / 2)))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p values of a family, corrected for its size (S. Holm, Scandinavian Journal of Statistics 6, 1979).
+
+    The chance that any change of the family is named wrongly stays below 5 %. None stays None and does not count.
+    """
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[index] = largest
+    return corrected
 
 
 # --------------------------------------------------------------------------------------------- power

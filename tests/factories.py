@@ -50,6 +50,10 @@ class Case:
     combo: str = "production"
     effect: Effect = field(default_factory=lambda: Effect(time=0.6))
     enabled: tuple[str, ...] = ("kv_cache", "inference_mode")
+    against: str = BASELINE
+    reference: tuple[str, ...] = ()
+    reference_effect: Effect = field(default_factory=Effect)
+    parameters: dict[str, dict] = field(default_factory=dict)
     statuses: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     evidence: dict[str, dict] = field(default_factory=dict)
     pipeline: str = "mini"
@@ -84,9 +88,13 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
     folder.write_job(
         {
             "combo": case.combo,
+            "against": case.against,
+            "against_optimizations": {name: {} for name in case.reference},
             "pipeline": {"name": case.pipeline},
             "workload": {"name": "quick", "seeds": list(range(1, case.seeds + 1))},
-            "optimizations": {name: {"enabled": name in case.enabled} for name in TWELVE},
+            "optimizations": {
+                name: {"enabled": name in case.enabled, **case.parameters.get(name, {})} for name in TWELVE
+            },
         }
     )
     folder.write_json(
@@ -101,10 +109,10 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
     expected = {"first": 1, "warmup": 2, "speed": case.texts * case.rounds, "quality": case.texts * case.seeds}
     folder.write_json(
         "plan.json",
-        {name: dict(expected) for name in (BASELINE, variant_name(case))},
+        {name: dict(expected) for name in (case.against, variant_name(case))},
     )
     rng = np.random.default_rng(case.seed)
-    variants = {BASELINE: Effect(), variant_name(case): case.effect}
+    variants = {case.against: case.reference_effect, variant_name(case): case.effect}
     for row in _measurements(case, variants, rng):
         folder.add_measurement(row)
     if case.scored and case.unmeasured is None:
@@ -121,7 +129,8 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
         }
         for name in TWELVE
     }
-    folder.write_json("optimizations.json", {variant_name(case): records})
+    before = {name: {"enabled": True, "status": "active", "reason": None, "evidence": {}} for name in case.reference}
+    folder.write_json("optimizations.json", {variant_name(case): records, case.against: before})
     folder.write_json(
         "timing.json",
         {

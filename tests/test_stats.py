@@ -284,6 +284,41 @@ def test_two_independent_comparisons_are_contrasted():
     assert (unknown.estimate, unknown.low, unknown.high) == (pytest.approx(0.5), None, None)
 
 
+def test_the_other_side_of_a_change_is_the_same_change():
+    assert stats.inverse(stats.Interval(0.5, 0.4, 0.8, 9), "ratio") == stats.Interval(2.0, 1.25, 2.5, 9)
+    assert stats.inverse(stats.Interval(0.5, -0.1, 0.8, 9), "delta") == stats.Interval(-0.5, -0.8, 0.1, 9)
+    assert stats.inverse(stats.Interval(0.5, None, None, 1), "ratio") == stats.Interval(2.0, None, None, 1)
+
+
+@pytest.mark.parametrize("measure", [TIME, WER])
+def test_a_p_value_says_what_the_interval_says(measure):
+    rng = np.random.default_rng(31)
+    for _ in range(200):
+        estimate = measure.neutral + rng.normal(0, 0.1)
+        interval = stats.Interval(estimate, estimate - rng.uniform(0, 0.1), estimate + rng.uniform(0, 0.1), 9)
+        named = stats.verdict(interval.low, interval.high, measure.threshold, measure) != stats.NO_CHANGE
+        assert (stats.p_value(interval, measure.threshold, measure) < 0.05) == named
+    assert stats.p_value(stats.Interval(0.5, None, None, 1), 0.03, measure) is None
+    sure = stats.Interval(measure.neutral + 0.5, measure.neutral + 0.5, measure.neutral + 0.5, 9)
+    assert stats.p_value(sure, 0.03, measure) == 0
+
+
+def test_holm_corrects_by_rank_and_leaves_out_what_has_no_p_value():
+    assert stats.holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert stats.holm([]) == []
+
+
+def test_a_family_of_changes_that_are_none_seldom_alarms_at_all():
+    """Twenty at a time, exactly at the edge of the threshold, where single ones alarm in 2.5 % of the cases."""
+    rng = np.random.default_rng(32)
+    alarms = 0
+    for _ in range(400):
+        found = [stats.Interval(x, x - 0.0196, x + 0.0196, 9) for x in rng.normal(0.02, 0.01, 20)]
+        alarms += min(stats.holm([stats.p_value(interval, 0.02, WER) for interval in found])) <= 0.05
+    assert alarms / 400 <= 0.05
+
+
 def test_peaks_compare_the_highest_values():
     interval = stats.ratio_of_peaks([100, 110, 120, 100, 100, 120], [50, 55, 60, 50, 50, 60], texts(6))
     assert interval.estimate == pytest.approx(0.5)
