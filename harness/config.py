@@ -102,7 +102,8 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
         raise UserError(f"against={settings['against']}: sweep={sweep} names the references of its jobs; leave it out")
     known = {name: _parameters(settings["optimizations"].get(name, {})) for name in catalogue.names()}
     against, against_toggles = _reference(catalogue, settings["against"])
-    jobs = _design(sweep)(_subject(catalogue, str(combo or "custom"), tuple(toggles), tuple(settings["over"])))
+    subject = _subject(catalogue, str(combo or "custom"), tuple(toggles), tuple(settings["over"]), settings["device"])
+    jobs = _design(sweep)(subject)
     specs = [_job_spec(job, known, against, against_toggles, settings) for job in jobs]
     for spec in specs:
         check_together(catalogue, spec.against_toggles)
@@ -110,14 +111,16 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     return specs
 
 
-def _subject(catalogue: ModuleType, combo: str, enabled: tuple[str, ...], over: tuple[str, ...]) -> Subject:
+def _subject(
+    catalogue: ModuleType, combo: str, enabled: tuple[str, ...], over: tuple[str, ...], device: str
+) -> Subject:
     classes = {name: catalogue.CATALOGUE[name] for name in catalogue.names()}
     exclusive = {
         frozenset((one, other))
         for one, other in combinations(classes, 2)
         if set(classes[one].replaces) & set(classes[other].replaces)
     }
-    requires = {name: tuple(getattr(cls, "requires", ())) for name, cls in classes.items()}
+    requires = {name: catalogue.requirements(name, device) for name in classes}
     return Subject(combo, enabled, tuple(classes), requires, exclusive, over)
 
 

@@ -4,8 +4,9 @@ A status is a record {"enabled": True, "status": ..., "reason": ..., "evidence":
 
     unavailable   it cannot run here; the reason says why
     failed        it raised; the reason is its traceback
-    inactive      it was applied and shows no evidence of having done anything (or was not asked yet)
-    active        its evidence shows it
+    inactive      it was applied and shows no evidence of having done anything (or was not asked yet), or it changed
+                  nothing, or nothing that lasted, whatever its evidence says
+    active        its evidence shows it, and what it changed still stands
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from harness.errors import UserError
 from harness.results import NO_EVIDENCE
 
 Status = dict[str, Any]
+UNCHANGED = "it changed nothing in the pipeline"
 
 
 @dataclass
@@ -29,22 +31,38 @@ class Fitted:
     pipeline: Any
     plugins: dict[str, Any] = field(default_factory=dict)
     statuses: dict[str, Status] = field(default_factory=dict)
+    inherited: Mapping[str, str] = field(default_factory=dict)
+    """The environment's variables as they would have been without the optimizations, where that is known."""
 
     def evidence(self) -> dict[str, Status]:
-        """After a synthesis: the statuses, with what each optimization shows for having been active."""
+        """After a synthesis: the statuses, with what each optimization shows for having been active, and changed."""
+        standing = self.pipeline.standing()
         for name, plugin in self.plugins.items():
+            changes = standing.get(name, []) + self._variables(plugin)
             try:
                 shown = plugin.evidence(self.pipeline)
             except Exception:
                 self.statuses[name] = _status("failed", f"its evidence raised:\n{traceback.format_exc()}")
                 continue
             reason = shown.reason if shown.active else shown.reason or "it shows no evidence of having been active"
-            self.statuses[name] = _status("active" if shown.active else "inactive", reason, shown.facts)
+            if shown.active and not changes:
+                made = ", ".join(self.pipeline.changes(name))
+                reason = f"what it changed was put back or replaced: {made}" if made else UNCHANGED
+            status = "active" if shown.active and changes else "inactive"
+            self.statuses[name] = _status(status, reason, {"changes": changes} | shown.facts | {"changes": changes})
         return self.statuses
+
+    def _variables(self, plugin: Any) -> list[str]:
+        """The environment's variables that an optimization had set for this process, and that are still so."""
+        wanted = plugin.environment().items()
+        return [f"${name}" for name, value in wanted if os.environ.get(name) == value != self.inherited.get(name)]
 
 
 def fit(
-    load: Callable[[], Any], toggles: Mapping[str, dict[str, Any]], create: Callable[[str, dict[str, Any]], Any]
+    load: Callable[[], Any],
+    toggles: Mapping[str, dict[str, Any]],
+    create: Callable[[str, dict[str, Any]], Any],
+    inherited: Mapping[str, str] | None = None,
 ) -> Fitted:
     """`load()` with every optimization of `toggles`, names to parameters, that can run here; `create` makes one.
 
@@ -53,7 +71,7 @@ def fit(
     """
     failed: dict[str, Status] = {}
     while True:
-        fitted = Fitted(load())
+        fitted = Fitted(load(), inherited=inherited or {})
         for name, parameters in toggles.items():
             status = failed.get(name) or _apply(create(name, parameters), fitted)
             fitted.statuses[name] = status
@@ -68,7 +86,8 @@ def _apply(plugin: Any, fitted: Fitted) -> Status:
     try:
         if reason := plugin.unavailable(fitted.pipeline) or _unset(plugin.environment()):
             return _status("unavailable", reason)
-        plugin.apply(fitted.pipeline)
+        with fitted.pipeline.changing(plugin.name, home=type(plugin).__module__):
+            plugin.apply(fitted.pipeline)
     except UserError:
         raise
     except Exception:

@@ -11,8 +11,9 @@
 The baseline's stages call `chatterbox-tts` itself, in upstream's order and with upstream's random numbers, so
 `Pipeline.synthesize` returns the very bits of `ChatterboxTTS.generate` for the same seed on the same device.
 
-Every change that a plugin makes goes through `replace_stage`, `wrap_stage`, `swap`, `around` or `between`, and is
-undone by `reset`: the pipeline remembers how to become the baseline again.
+Every change that a plugin makes goes through `replace_stage`, `wrap_stage`, `enter_around`, `call_between`, `set_data`,
+`prepare`, `rehearse`, or those of `harness.changes`: `swap`, `wrap`, `swap_item`. It is written down, and undone by
+`reset`: the pipeline remembers how to become the baseline again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -34,9 +36,12 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.tts import ChatterboxTTS, Conditionals, punc_norm
 from torch import Tensor
 
+from harness.changes import Changeable, same
 from harness.errors import UserError
 from harness.measure import synchronize
 
+LABELS = ("name", "trained")
+"""Attributes of a pipeline that say something about it and do nothing."""
 STAGES = ("split_text", "condition", "generate_tokens", "tokens_to_mel", "mel_to_wave", "join", "watermark")
 HELD_BACK = -1e4
 """A logit that never wins, yet survives classifier-free guidance, penalties and half precision (no inf - inf)."""
@@ -116,7 +121,7 @@ ContextFactory = Callable[[], AbstractContextManager]
 
 
 @dataclass
-class Pipeline:
+class Pipeline(Changeable):
     """Upstream's model behind named stages.
 
     `model` has upstream's attributes `t3`, `s3gen`, `ve`, `tokenizer`, `watermarker` and `sr`; `voices` maps the
@@ -134,7 +139,6 @@ class Pipeline:
     around: list[ContextFactory] = field(default_factory=list)
     between: list[Callable[[str], None]] = field(default_factory=list)
     replaced_by: dict[str, str] = field(default_factory=dict)
-    _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for stage in STAGES:
@@ -197,39 +201,63 @@ class Pipeline:
 
     def wrap_stage(self, stage: str, wrapper: Callable[[Stage], Stage]) -> None:
         """Put `wrapper(current)` in a stage's place; wrappers nest, the last one outermost."""
-        self.swap_item(self.stages, stage, wrapper(self.stages[stage]))
+        self._swap_item(self.stages, stage, wrapper(self.stages[stage]), wraps=True)
 
     def enter_around(self, context: ContextFactory) -> None:
         """Enter `context()` around every synthesis."""
-        self.around.append(context)
-        self.on_undo(lambda: self.around.remove(context))
+        self._add(self.around, context, "around")
 
     def call_between(self, hook: Callable[[str], None]) -> None:
         """Call `hook(stage)` at each stage's end, inside that stage's time."""
-        self.between.append(hook)
-        self.on_undo(lambda: self.between.remove(hook))
+        self._add(self.between, hook, "between")
 
-    def swap(self, owner: object, attribute: str, value: Any) -> None:
-        """Set an attribute, and remember the old value (also where a module's registry held it)."""
-        old = getattr(owner, attribute)
-        setattr(owner, attribute, value)
-        self.on_undo(lambda: setattr(owner, attribute, old))
+    def set_data(self, tensor: Tensor, data: Tensor) -> None:
+        """Give a tensor of the model other numbers, another dtype or another layout; the old ones wait on the CPU.
 
-    def swap_item(self, mapping: dict, key: Any, value: Any) -> None:
-        """Set a mapping's item, and remember what was there."""
-        missing = key not in mapping
-        old = mapping.get(key)
-        mapping[key] = value
-        self.on_undo(lambda: mapping.pop(key) if missing else mapping.__setitem__(key, old))
+        Kept on a GPU, they would hide the memory that the change saves. float32 survives the journey bit for bit.
+        """
+        original, device = tensor.data.cpu(), tensor.device
 
-    def on_undo(self, undo: Callable[[], None]) -> None:
-        """Run `undo` when the pipeline is reset, last change first."""
-        self._undo.append(undo)
+        def restore() -> None:
+            tensor.data = original.to(device)
 
-    def reset(self) -> None:
-        """Become the baseline again."""
-        while self._undo:
-            self._undo.pop()()
+        self.on_undo(restore)
+        tensor.data = data
+        if not _equal(tensor, original):
+            kind = data.dtype, data.shape  # and not the data, whose memory may be wanted elsewhere
+            self._note(
+                f"weights in {str(data.dtype).removeprefix('torch.')}",
+                (id(tensor), "data"),
+                tensor,
+                lambda: _equal(tensor, original),
+                lambda: (tensor.dtype, tensor.shape) == kind,
+            )
+
+    def prepare(self) -> list[str]:
+        """Have every stage that can get ready do so, before anybody waits for it; their names."""
+        ready = [name for name, stage in self.stages.items() if hasattr(stage, "prepare")]
+        for name in ready:
+            self.stages[name].prepare()  # type: ignore[attr-defined]
+            self._note(f"{name} got ready", ("prepare", name))
+        return ready
+
+    def rehearse(self, text: str, voice: str, seed: int, n_tokens: int | None = None) -> Utterance:
+        """Speak to nobody: what happens once has then happened before the first request."""
+        spoken = self.synthesize(text, voice, seed, n_tokens)
+        self._note("utterance rehearsed", ("rehearse", len(self._journal)))
+        return spoken
+
+    def _add(self, entries: list, entry: Any, where: str) -> None:
+        entries.append(entry)
+        self.on_undo(lambda: entries.remove(entry))
+        name = getattr(entry, "__qualname__", type(entry).__qualname__)
+        there = partial(_holds, entries, entry)
+        self._note(f"{where} {name}", (where, len(self._journal)), is_undone=lambda: not there(), is_there=there)
+
+    def _matters(self, owner: object, key: Any) -> bool:
+        if owner is self:
+            return key not in LABELS
+        return owner is not self.replaced_by and (owner is not self.stages or key in STAGES)
 
     # -- the baseline's stages: upstream's own calls, in upstream's order ------------------------------------------
 
@@ -307,6 +335,17 @@ class Pipeline:
         """Watermarked waves as float32 arrays; on the CPU, as upstream."""
         mark = self.model.watermarker.apply_watermark
         return [mark(wave.detach().cpu().numpy(), sample_rate=self.model.sr) for wave in waves]
+
+
+def _equal(tensor: Tensor, original: Tensor) -> bool:
+    """Whether a tensor has an original's numbers, dtype and layout."""
+    if (tensor.dtype, tensor.shape, tensor.stride()) != (original.dtype, original.shape, original.stride()):
+        return False
+    return torch.equal(tensor.cpu(), original)
+
+
+def _holds(entries: list, entry: Any) -> bool:
+    return any(same(held, entry) for held in entries)
 
 
 # -- helpers that optimizations share ------------------------------------------------------------------------------

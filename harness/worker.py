@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -188,8 +188,9 @@ def serve(connection: Connection, setup: Setup) -> None:
         signal.signal(interruption, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log = _redirect_output(setup.log)
+    inherited = dict(os.environ)
     os.environ.update(setup.environment)
-    variant = Variant(setup)
+    variant = Variant(setup, inherited)
     while True:
         try:
             method, arguments, limit_s = connection.recv()
@@ -225,8 +226,10 @@ def _redirect_output(path: Path) -> Any:
 class Variant:
     """One pipeline with its optimizations, inside its own process."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, inherited: Mapping[str, str] | None = None) -> None:
+        """`inherited` are the environment's variables as they would have been without the optimizations."""
         self.setup = setup
+        self.inherited = inherited or {}
 
     def load(self) -> dict[str, Any]:
         """Load the pipeline and apply the optimizations; what that cost, and what became of each."""
@@ -242,7 +245,10 @@ class Variant:
         load = import_path(self.setup.loader)
         create: Any = import_catalogue(self.setup.plugin_modules).create if self.setup.plugins else None
         self.fitted = fit(
-            lambda: load(device=self.setup.device, **self.setup.loader_arguments), self.setup.plugins, create
+            lambda: load(device=self.setup.device, **self.setup.loader_arguments),
+            self.setup.plugins,
+            create,
+            self.inherited,
         )
         self.pipeline = self.fitted.pipeline
         measure.synchronize(self.device)

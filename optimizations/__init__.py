@@ -8,7 +8,7 @@ over all of it.
 
 from importlib import import_module
 
-from optimizations.base import CATALOGUE, Evidence, Optimization, create, names, register
+from optimizations.base import CATALOGUE, Evidence, Optimization, create, names, register, requirements
 
 APPLIED = (
     "cuda_cache",
@@ -39,4 +39,4 @@ for _name in APPLIED:
 TWELVE = tuple(name for name in APPLIED if not CATALOGUE[name].extra)
 EXTRAS = tuple(name for name in APPLIED if CATALOGUE[name].extra)
 
-__all__ = ["CATALOGUE", "EXTRAS", "TWELVE", "Evidence", "Optimization", "create", "names", "register"]
+__all__ = ["CATALOGUE", "EXTRAS", "TWELVE", "Evidence", "Optimization", "create", "names", "register", "requirements"]

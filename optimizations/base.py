@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+import torch
+
 from harness.errors import UserError
 from harness.pipeline import Pipeline
 
@@ -34,6 +36,11 @@ class Optimization:
     """True where the tokens and, to rounding, the wave are the baseline's; False where quality has to be judged."""
     replaces: ClassVar[tuple[str, ...]] = ()
     """Stages that this plugin replaces outright; two plugins that replace the same one are refused."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Optimizations without which this one, or the main part of it, cannot run: `unavailable` names them then. They
+    are registered before it. Designs switch them on with it, and switch it off with any of them."""
+    requires_on_gpu: ClassVar[tuple[str, ...]] = ()
+    """What it requires besides on a GPU."""
 
     @dataclass
     class Config:
@@ -67,13 +74,23 @@ CATALOGUE: dict[str, type[Optimization]] = {}
 
 
 def register(cls: type[Optimization]) -> type[Optimization]:
-    """Add an optimization to the catalogue under its name. Raises UserError if the name is taken."""
+    """Add an optimization to the catalogue under its name.
+
+    Raises UserError if the name is taken, or if it requires one that is not there before it.
+    """
     taken = CATALOGUE.get(cls.name)
     if taken is not None and taken is not cls:
         raise UserError(
             f"two optimizations are called {cls.name!r}: {taken.__module__}.{taken.__qualname__} and "
             f"{cls.__module__}.{cls.__qualname__}; rename yours"
         )
+    before = [name for name in names() if name != cls.name]
+    for name in (*cls.requires, *cls.requires_on_gpu):
+        if name not in before:
+            raise UserError(
+                f"{cls.name} requires {name!r}, which is not registered before it{_did_you_mean(name, before)}; known: "
+                f"{', '.join(before)}"
+            )
     CATALOGUE[cls.name] = cls
     return cls
 
@@ -81,6 +98,17 @@ def register(cls: type[Optimization]) -> type[Optimization]:
 def names() -> list[str]:
     """The catalogue's names in the order of application."""
     return list(CATALOGUE)
+
+
+def requirements(name: str, device: str = "auto") -> tuple[str, ...]:
+    """What the named optimization requires on a device: cpu, cuda, cuda:N, or auto, a GPU where there is one.
+
+    In the order of application; what these require in turn is theirs. Raises UserError for an unknown name.
+    """
+    cls = type(create(name))
+    has_gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    required = {*cls.requires, *(cls.requires_on_gpu if has_gpu else ())}
+    return tuple(other for other in names() if other in required)
 
 
 def create(name: str, params: dict[str, Any] | None = None) -> Optimization:

@@ -21,7 +21,7 @@ from optimizations.base import Evidence, Optimization, one_of, register
 from optimizations.common.probe import profile_stages
 from optimizations.t3 import cpp_engine
 from optimizations.t3.decoder import Decoder, decoder_of
-from optimizations.t3.engines import StaticEngine
+from optimizations.t3.engines import Engine, StaticEngine
 
 TRITON_ENGINE = "optimizations.t3.triton_engine"
 DECODE = ("auto", "triton", "native", "inductor", "none")
@@ -66,6 +66,7 @@ class Compile(Optimization):
 
     name = "compile"
     extra = True
+    requires = ("kv_cache",)
 
     @dataclass
     class Config:
@@ -111,17 +112,14 @@ class Compile(Optimization):
         if decode == "triton":
             _use_kernels(pipeline, decoder_of(pipeline, self.name))
         elif decode != "none":
-            decoder = decoder_of(pipeline, self.name)
-            engine = decoder.engine
-            assert isinstance(engine, StaticEngine)
             step = cpp_engine.CppEngine if decode == "native" else CompiledEngine
-            pipeline.swap(decoder, "engine", step(pipeline.model.t3.tfmr, engine.bucket))
+            _take_over(pipeline, decoder_of(pipeline, self.name), step)
         if decode == "native":
             _use_for_few(pipeline, cpp_engine.linear, lambda rows: rows <= cpp_engine.MAX_ROWS)
             pipeline.swap(decoder_of(pipeline, self.name), "sample", cpp_engine.sample)
         if self.config.estimator:
             estimator = pipeline.model.s3gen.flow.decoder.estimator
-            pipeline.swap(estimator, "forward", torch.compile(estimator.forward, dynamic=True))
+            pipeline.wrap(estimator, "forward", partial(torch.compile, dynamic=True))
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         compilations = self._compilations.facts()
@@ -167,11 +165,19 @@ def _native_steps(pipeline: Pipeline) -> int:
 def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
     """The Triton engine in the place of the static one, and its product for the head."""
     kernels: Any = import_module(TRITON_ENGINE)
-    engine = decoder.engine
-    assert isinstance(engine, StaticEngine)
-    fused = kernels.TritonEngine(pipeline.model.t3.tfmr, engine.bucket)
-    pipeline.swap(decoder, "engine", fused)
-    _use_for_few(pipeline, partial(kernels.head_logits, tile=fused.tiles["speech_head"]), kernels.few)
+    _take_over(pipeline, decoder, kernels.TritonEngine)
+    engine: Any = decoder.engine
+    _use_for_few(pipeline, partial(kernels.head_logits, tile=engine.tiles["speech_head"]), kernels.few)
+
+
+def _take_over(pipeline: Pipeline, decoder: Decoder, kind: Callable[..., StaticEngine]) -> None:
+    """An engine of that kind over the static cache that is there."""
+
+    def with_its_cache(engine: Engine) -> StaticEngine:
+        assert isinstance(engine, StaticEngine)
+        return kind(pipeline.model.t3.tfmr, engine.bucket)
+
+    pipeline.wrap(decoder, "engine", with_its_cache)
 
 
 def _use_for_few(pipeline: Pipeline, product: Callable[..., Tensor], few: Callable[[int], bool]) -> None:

@@ -48,6 +48,7 @@ class FlashAttention(Optimization):
     """
 
     name = "flash_attention"
+    requires_on_gpu = ("mixed_precision",)
 
     @dataclass
     class Config:
@@ -84,12 +85,12 @@ class FlashAttention(Optimization):
         pipeline.on_undo(flow_decoder.register_forward_pre_hook(mask.enter, with_kwargs=True).remove)
         pipeline.on_undo(flow_decoder.register_forward_hook(mask.leave, always_call=True).remove)
         for helper in ("add_optional_chunk_mask", "mask_to_bias"):
-            pipeline.swap(estimator_module, helper, mask.spare(getattr(estimator_module, helper)))
+            pipeline.wrap(estimator_module, helper, mask.spare)
         backend = self._backend(pipeline)
         if backend == "flash_attn":
             for module in flow_decoder.estimator.modules():
                 if isinstance(module, Attention):
-                    pipeline.swap(module, "processor", _FlashAttnProcessor(module.processor))
+                    pipeline.wrap(module, "processor", _FlashAttnProcessor)
         if backend != "sdpa":
             pipeline.enter_around(prefer_flash)
 

@@ -41,6 +41,7 @@ class FlatEstimator(Optimization):
 
     name = "flat_estimator"
     extra = True
+    requires_on_gpu = ("mixed_precision",)
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
         estimator = pipeline.model.s3gen.flow.decoder.estimator
@@ -59,7 +60,7 @@ class FlatEstimator(Optimization):
         self._kernels = for_device(KERNELS, pipeline.device)
         make = self._kernels.TritonEstimator if self._kernels else ChannelsLastEstimator
         self._flat: ChannelsLastEstimator = make(estimator, masked=estimator.forward)
-        pipeline.swap(estimator, "forward", self._flat.forward)
+        pipeline.wrap(estimator, "forward", lambda _masked: self._flat.forward)
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         calls, masked = self._flat.n_calls, self._flat.n_masked

@@ -41,7 +41,7 @@ class FlowSteps(Optimization):
         if not 1 <= self.config.steps <= UPSTREAM_STEPS:
             raise UserError(f"optimizations.flow_steps.steps={self.config.steps}: give 1 to {UPSTREAM_STEPS}")
         s3gen = pipeline.model.s3gen
-        pipeline.swap(s3gen, "flow_inference", partial(s3gen.flow_inference, n_cfm_timesteps=self.config.steps))
+        pipeline.wrap(s3gen, "flow_inference", lambda solve: partial(solve, n_cfm_timesteps=self.config.steps))
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         solves: list[int] = []

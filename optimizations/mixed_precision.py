@@ -134,18 +134,20 @@ def cast_estimator(pipeline: Pipeline, dtype: torch.dtype) -> None:
     it takes sines of up to 1000 t, and bfloat16 cannot tell t = 0.1 from 0.1002.
     """
     estimator = pipeline.model.s3gen.flow.decoder.estimator
-    forward: Callable[..., Tensor] = estimator.forward
 
-    def cast_forward(x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks=None, cond=None, r=None) -> Tensor:
-        x, mask, mu = x.to(dtype), mask.to(dtype), mu.to(dtype)
-        return forward(x=x, mask=mask, mu=mu, t=t, spks=_to(spks, dtype), cond=_to(cond, dtype), r=r)
+    def casting(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def cast_forward(x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks=None, cond=None, r=None) -> Tensor:
+            x, mask, mu = x.to(dtype), mask.to(dtype), mu.to(dtype)
+            return forward(x=x, mask=mask, mu=mu, t=t, spks=_to(spks, dtype), cond=_to(cond, dtype), r=r)
+
+        return cast_forward
 
     cast_parameters(pipeline, estimator, dtype, keep=(estimator.time_mlp, estimator.final_proj))
     leave_time = estimator.time_mlp.register_forward_hook(lambda _module, _args, output: output.to(dtype))
     enter_projection = estimator.final_proj.register_forward_pre_hook(lambda _module, args: (args[0].float(),))
     pipeline.on_undo(leave_time.remove)
     pipeline.on_undo(enter_projection.remove)
-    pipeline.swap(estimator, "forward", cast_forward)
+    pipeline.wrap(estimator, "forward", casting)
 
 
 def _to(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 
 from harness.errors import UserError
-from harness.pipeline import Pipeline
+from harness.pipeline import Pipeline, Utterance
 from optimizations.base import Evidence, Optimization, register
 
 LEVELS = (1, 2)
@@ -53,24 +53,20 @@ class Warmup(Optimization):
     def apply(self, pipeline: Pipeline) -> None:
         levels, shapes = self._levels(), self._shapes(pipeline)
         self.seconds: dict[int, float] = {}
-        self.prepared: list[str] = []
         conditionals = pipeline.model.conds
         cuda = [pipeline.device] if pipeline.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
-            for name, stage in pipeline.stages.items():
-                if hasattr(stage, "prepare"):
-                    stage.prepare()
-                    self.prepared.append(name)
+            self.prepared = pipeline.prepare()
             for n_tokens in [min(shapes)] * (1 in levels) + sorted(shapes) * (2 in levels):
                 if n_tokens not in self.seconds:
-                    self.seconds[n_tokens] = _speak(pipeline, n_tokens)
+                    self.seconds[n_tokens] = _speak(pipeline.rehearse, pipeline, n_tokens)
         pipeline.model.conds = conditionals
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         n_tokens, first_s = next(iter(self.seconds.items()))
         facts = {
             "first_call_s": first_s,
-            "later_call_s": _speak(pipeline, n_tokens),
+            "later_call_s": _speak(pipeline.synthesize, pipeline, n_tokens),
             "tokens_in_that_call_count": n_tokens,
             "first_s_by_tokens": {str(shape): seconds for shape, seconds in self.seconds.items()},
             "stages_prepared": self.prepared,
@@ -91,7 +87,7 @@ class Warmup(Optimization):
         return shapes
 
 
-def _speak(pipeline: Pipeline, n_tokens: int) -> float:
+def _speak(synthesize: Callable[..., Utterance], pipeline: Pipeline, n_tokens: int) -> float:
     """Seconds of one utterance with that many speech tokens, and text to match."""
     text = " ".join([SENTENCE] * -(-n_tokens // SENTENCE_TOKENS))
-    return pipeline.synthesize(text, next(iter(pipeline.voices)), seed=0, n_tokens=n_tokens).generation_time_s
+    return synthesize(text, next(iter(pipeline.voices)), seed=0, n_tokens=n_tokens).generation_time_s

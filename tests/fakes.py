@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from harness.changes import Changeable
 from harness.errors import UserError
 from harness.pipeline import Request
 from optimizations import Evidence, Optimization, register
@@ -39,7 +40,7 @@ class FakeUtterance:
 
 
 @dataclass
-class FakePipeline:
+class FakePipeline(Changeable):
     """Speaks 25 tokens when it runs free; a token takes 2 ms, divided by `speed`.
 
     Several texts take as long as all their tokens, or, `together`, as long as the longest's.
@@ -117,7 +118,7 @@ class FakeFast(FakeOptimization):
         return {"FAKE_VARIABLE": "set before loading"}
 
     def apply(self, pipeline: FakePipeline) -> None:
-        pipeline.speed = self.config.factor
+        pipeline.swap(pipeline, "speed", self.config.factor)
 
     def evidence(self, pipeline: FakePipeline) -> Evidence:
         return Evidence(True, {"calls": pipeline.calls, "variable": os.environ.get("FAKE_VARIABLE")})
@@ -128,7 +129,7 @@ class FakeTogether(FakeOptimization):
     name = "fake_together"
 
     def apply(self, pipeline: FakePipeline) -> None:
-        pipeline.together = True
+        pipeline.swap(pipeline, "together", True)
 
     def evidence(self, pipeline: FakePipeline) -> Evidence:
         return Evidence(pipeline.together)
@@ -143,6 +144,48 @@ class FakeIdle(FakeOptimization):
 
     def evidence(self, pipeline: FakePipeline) -> Evidence:
         return Evidence(False, reason="it never does anything")
+
+
+class FakeBoast(FakeOptimization):
+    """Says that it was active, whatever it did."""
+
+    def evidence(self, pipeline: FakePipeline) -> Evidence:
+        return Evidence(True, {"boast": "a hundred times as fast"})
+
+
+@register
+class FakeNothing(FakeBoast):
+    name = "fake_nothing"
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        pipeline.on_undo(lambda: None)
+
+
+@register
+class FakeShortLived(FakeBoast):
+    name = "fake_short_lived"
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        speed = pipeline.speed
+        pipeline.swap(pipeline, "speed", 2 * speed)
+        pipeline.swap(pipeline, "speed", speed)
+
+
+@register
+class FakeVariable(FakeBoast):
+    """Lives by the environment alone; PATH is there already, as it is."""
+
+    name = "fake_variable"
+
+    @dataclass
+    class Config:
+        set_anew: bool = True
+
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"]} | ({"FAKE_OTHER": "here"} if self.config.set_anew else {})
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        pass
 
 
 @register

@@ -142,13 +142,30 @@ def test_every_optimization_says_what_became_of_it(good):
         "enabled": True,
         "status": "inactive",
         "reason": "it never does anything",
-        "evidence": {},
+        "evidence": {"changes": []},
     }
     assert found["fake_elsewhere"]["status"] == "unavailable"
     assert found["fake_elsewhere"]["reason"] == "it needs another machine"
     assert found["fake_broken"]["status"] == "failed"
     assert "RuntimeError: the plugin broke" in found["fake_broken"]["reason"]
     assert found["kv_cache"]["status"] == "off"
+
+
+def test_a_plugin_that_changed_nothing_is_inactive_whatever_it_says(tmp_path):
+    found = run(tmp_path, {"fake_nothing": {}, "fake_short_lived": {}, "fake_fast": {}})[0].optimizations
+    assert found["fake_nothing"]["status"] == found["fake_short_lived"]["status"] == "inactive"
+    assert found["fake_nothing"]["reason"] == "it changed nothing in the pipeline"
+    assert found["fake_short_lived"]["reason"] == "what it changed was put back or replaced: speed (2)"
+    assert found["fake_nothing"]["evidence"] == {"boast": "a hundred times as fast", "changes": []}
+    assert found["fake_fast"]["status"] == "active"
+    assert found["fake_fast"]["evidence"]["changes"] == ["speed", "$FAKE_VARIABLE"]
+
+
+def test_a_variable_that_was_set_for_the_process_is_a_change(tmp_path):
+    found = run(tmp_path / "set", {"fake_variable": {}})[0].optimizations["fake_variable"]
+    assert (found["status"], found["evidence"]["changes"]) == ("active", ["$FAKE_OTHER"])
+    found = run(tmp_path / "as_it_is", {"fake_variable": {"set_anew": False}})[0].optimizations["fake_variable"]
+    assert (found["status"], found["evidence"]["changes"]) == ("inactive", [])
 
 
 def test_a_plugin_that_broke_half_way_leaves_no_trace_in_the_pipeline(good):

@@ -1,7 +1,7 @@
 """The pipeline's parts by name, what their weights occupy, and undoable changes to them.
 
 The originals of what is replaced or cast wait on the CPU: kept on the GPU, they would hide the memory that the change
-saves. A float32 tensor survives the journey bit for bit.
+saves.
 """
 
 from __future__ import annotations
@@ -140,17 +140,7 @@ def cast_parameters(
     kept = {id(parameter) for other in keep for parameter in other.parameters()}
     for parameter in module.parameters():
         if parameter.is_floating_point() and parameter.dtype != dtype and id(parameter) not in kept:
-            _cast(pipeline, parameter, dtype)
-
-
-def _cast(pipeline: Pipeline, parameter: nn.Parameter, dtype: torch.dtype) -> None:
-    original, device = parameter.data.cpu(), parameter.device
-
-    def restore() -> None:
-        parameter.data = original.to(device)
-
-    pipeline.on_undo(restore)
-    parameter.data = parameter.data.to(dtype)
+            pipeline.set_data(parameter, parameter.data.to(dtype))
 
 
 def queries_keys_values(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
