@@ -78,13 +78,33 @@ class Request:
 
 
 @dataclass
+class Teacher:
+    """Makes a segment say `tokens` [n] whatever T3 would say, and keeps what it would have said.
+
+    `logits` comes to hold, for each token, the guided logits [SPEECH_VOCAB_SIZE] of its step, in float32. A loop that
+    does not know teachers leaves it empty.
+    """
+
+    tokens: Tensor
+    logits: list[Tensor] = field(default_factory=list)
+
+    def listen(self, logits: Tensor) -> int | None:
+        """Keep a step's guided logits [V]; the token to say instead, None when all is said."""
+        if len(self.logits) == len(self.tokens):
+            return None
+        self.logits.append(logits[:SPEECH_VOCAB_SIZE].float().clone())
+        return int(self.tokens[len(self.logits) - 1])
+
+
+@dataclass
 class Segment:
-    """A piece of one utterance's text, with the voice that speaks it."""
+    """A piece of one utterance's text, with the voice that speaks it. A `teacher` needs `n_tokens`, its tokens."""
 
     text: str
     conditionals: Conditionals
     utterance: int
     n_tokens: int | None = None
+    teacher: Teacher | None = None
 
 
 @dataclass
@@ -286,7 +306,11 @@ class Pipeline(Changeable):
 
     def _generate_one(self, segment: Segment) -> Tensor:
         s, t3 = self.sampling, self.model.t3
-        with stop_held_back(t3) if segment.n_tokens else ExitStack():
+        with ExitStack() as contexts:
+            if segment.n_tokens:
+                contexts.enter_context(stop_held_back(t3))
+            if segment.teacher:
+                contexts.enter_context(taught(t3, segment.teacher, s.cfg_weight))
             tokens = t3.inference(
                 t3_cond=segment.conditionals.t3,
                 text_tokens=self.text_tokens(segment.text),
@@ -393,6 +417,26 @@ def stop_held_back(t3: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         AlignmentStreamAnalyzer.step = analyze
+        handle.remove()
+
+
+@contextmanager
+def taught(t3: torch.nn.Module, teacher: Teacher, cfg_weight: float) -> Iterator[None]:
+    """Have upstream's loop say what the teacher wants: every other token is held back behind its speech head."""
+
+    def obey(_module: torch.nn.Module, _args: tuple, logits: Tensor) -> Tensor:
+        conditional, unconditional = logits[:, -1]
+        token = teacher.listen(conditional + cfg_weight * (conditional - unconditional))
+        if token is None:
+            return logits
+        only = torch.full_like(logits, HELD_BACK)
+        only[..., token] = 0.0  # which no penalty changes
+        return only
+
+    handle = t3.speech_head.register_forward_hook(obey)
+    try:
+        yield
+    finally:
         handle.remove()
 
 

@@ -134,8 +134,8 @@ def test_the_baseline_concatenates_where_the_static_cache_does_not(mini):
     try:
         plugin = applied(mini, kv_cache={})["kv_cache"]
         mini.synthesize(TEXT, voice, 0, n_tokens=4)
-        step = plugin._decoder._token_embedding
-        plugin._decoder._token_embedding = lambda token, position: torch.cat((step(token, position)[:1],) * 2)
+        step = plugin._decoder.token_embedding
+        plugin._decoder.token_embedding = lambda token, position: torch.cat((step(token, position)[:1],) * 2)
         evidence = plugin.evidence(mini)
         assert evidence.facts["cat_calls_per_token"] == 1
         assert not evidence.active

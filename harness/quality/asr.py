@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UserError
-from harness.quality.fidelity import with_level
 from harness.quality.normalizer import primary
+from harness.quality.signals import with_level
 
 SAMPLE_RATE = 16_000
 LEVEL_DBFS = -26.0

@@ -1,67 +1,139 @@
-"""Sound as signal, without a model: level, flaws, and how far one wave is from another."""
+"""Fidelity: how far each stage is from the reference's when it is given the reference's own inputs.
+
+It needs no ear, so it tells something of any weights, random ones too, and it tells in which stage a difference arises.
+What is compared (`harness.quality.replay` makes it):
+
+    generate_tokens   T3 made to say the reference's tokens: its guided logits at each, as distributions over speech ids
+    tokens_to_mel     the mel of the reference's tokens, from the same noise
+    mel_to_wave       the wave of the reference's mel. Its source is drawn by chance, and an optimization may draw it
+                      elsewhere; so the reference says it once more from another seed, which tells what chance does
+    watermark         the reference's wave marked, and what the detector says of it
+
+Whether a figure counts is a matter of limits (`LIMITS`): below them neither word error rate nor similarity moves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SILENCE_DBFS = -60.0
-"""Speech is 30 dB and more above this; a wave below it says nothing."""
-WINDOW, HOP = 1024, 256
+from harness import stats
+from harness.quality.signals import log_spectral_distance, relative_error
+
+FAITHFUL, DIFFERS, NOT_MEASURED = "faithful", "differs", stats.NOT_MEASURED
+DB_PER_LOG = 20 / math.log(10)
+"""Of an amplitude's natural logarithm, which a mel holds."""
+SAME_SOURCE = 0.9
+"""Two waves of one mel that are nearer to each other than this, relative to what chance does, have the same source."""
+
+LIMITS: dict[str, dict[str, float]] = {
+    "generate_tokens": {"kl_mean": 0.02, "kl_p99": 0.2, "top1_changed": 0.1},
+    "tokens_to_mel": {"mel_error": 0.05, "mel_distance_db": 1.0},
+    "mel_to_wave": {"wave_distance_db": 1.0},
+    "watermark": {"mark_lost": 0.5},
+}
+"""By stage and figure, what still counts as the same."""
 
 
-def level_dbfs(wave: NDArray) -> float:
-    """Root mean square of a wave [samples] in dB relative to full scale (1.0); -inf for digital silence."""
-    power = float(np.mean(np.square(wave, dtype=np.float64))) if wave.size else 0.0
-    return 10 * float(np.log10(power)) if power > 0 else float("-inf")
+@dataclass(frozen=True)
+class Trace:
+    """What a pipeline's stages made of one text's inputs; None where a stage gave nothing that can be compared.
 
-
-def with_level(wave: NDArray[np.float32], level: float) -> NDArray[np.float32]:
-    """A wave [samples] that is not silent, brought to a level in dBFS; it may go beyond full scale."""
-    return wave * np.float32(10 ** ((level - level_dbfs(wave)) / 20))
-
-
-def frame_levels_db(wave: NDArray, length: int) -> NDArray:
-    """Levels in dBFS of the whole frames [frames] of a wave [samples], one after the other, no less than -120."""
-    frames = wave[: len(wave) // length * length].reshape(-1, length)
-    return 10 * np.log10(np.maximum(np.mean(np.square(frames, dtype=np.float64), axis=1), 1e-12))
-
-
-def flaw(wave: NDArray) -> str | None:
-    """Why nobody can judge this wave [samples]: it is empty, not finite or silent. None if it can be judged."""
-    if not wave.size:
-        return "the audio is empty"
-    if not np.isfinite(wave).all():
-        return "the audio is not finite"
-    if level_dbfs(wave) < SILENCE_DBFS:
-        return "the audio is silent"
-    return None
-
-
-def relative_error(wave: NDArray, reference: NDArray) -> float:
-    """Energy of the difference over energy of the reference, as a ratio of amplitudes; both [samples].
-
-    Waves of different lengths say different things, and raise ValueError.
+    `chance` is the wave of the same mel from another seed, `mark` the detector's confidence in `marked`.
     """
-    if wave.shape != reference.shape:
-        raise ValueError(f"waves of shapes {wave.shape} and {reference.shape} cannot be compared sample by sample")
-    return float(np.linalg.norm(wave - reference) / np.linalg.norm(reference))
+
+    logits: NDArray[np.float32] | None = None  # [n, V], guided, over speech ids
+    mel: NDArray[np.float32] | None = None  # [80, T], natural logarithms of amplitudes
+    wave: NDArray[np.float32] | None = None  # [samples]
+    chance: NDArray[np.float32] | None = None  # [samples]
+    marked: NDArray[np.float32] | None = None  # [samples]
+    mark: float | None = None
 
 
-def log_spectral_distance(wave: NDArray, reference: NDArray, floor_db: float = -80.0) -> float:
-    """Root mean square difference in dB of two log power spectra, over the frames [1024 samples] both have.
+def compare(reference: Trace, other: Trace) -> dict[str, dict[str, float]]:
+    """One text's figures by stage; a stage that one of the two has nothing of is left out."""
+    found: dict[str, dict[str, float]] = {}
+    if reference.logits is not None and other.logits is not None:
+        found["generate_tokens"] = compare_logits(reference.logits, other.logits)
+    if reference.mel is not None and other.mel is not None:
+        found["tokens_to_mel"] = compare_mels(reference.mel, other.mel)
+    if reference.wave is not None and other.wave is not None and reference.chance is not None:
+        found["mel_to_wave"] = compare_waves(reference.wave, other.wave, reference.chance)
+    if reference.mark is not None and other.mark is not None:
+        found["watermark"] = {"mark_lost": max(0.0, reference.mark - other.mark)}
+    return found
 
-    Phase, which an ear hardly hears and `relative_error` is full of, plays no part. Power is floored at `floor_db`
-    below the reference's maximum, so that the noise of silent bins does not count.
+
+def compare_logits(reference: NDArray, other: NDArray) -> dict[str, float]:
+    """Kullback-Leibler divergence [nats] of the other's next token from the reference's, and how often the likeliest
+    is another one, over steps; both [n, V]. Logits that are not finite are infinitely far."""
+    if reference.shape != other.shape or not np.isfinite(other).all():
+        return {"kl_mean": math.inf, "kl_p99": math.inf, "top1_changed": 1.0}
+    p, q = _log_softmax(reference), _log_softmax(other)
+    divergence = np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0)
+    return {
+        "kl_mean": float(divergence.mean()),
+        "kl_p99": float(np.quantile(divergence, 0.99)),
+        "top1_changed": float((p.argmax(axis=1) != q.argmax(axis=1)).mean()),
+    }
+
+
+def compare_mels(reference: NDArray, other: NDArray) -> dict[str, float]:
+    """Relative error of a mel, and its mean distance in dB over frames; both [80, T]. Other shapes are infinitely far,
+    and so is what is not finite."""
+    if reference.shape != other.shape or not np.isfinite(other).all():
+        return {"mel_error": math.inf, "mel_distance_db": math.inf}
+    frames = np.sqrt(np.mean((DB_PER_LOG * (other - reference)) ** 2, axis=0))
+    return {
+        "mel_error": float(np.linalg.norm(other - reference) / np.linalg.norm(reference)),
+        "mel_distance_db": float(frames.mean()),
+    }
+
+
+def compare_waves(reference: NDArray, other: NDArray, chance: NDArray) -> dict[str, float]:
+    """Log-spectral distance in dB, apart from what another source makes, and relative error; all [samples].
+
+    Where the source is the same the distance is taken as it is. Where it is not, the distance that `chance` has from
+    the reference is taken out, as distances that know nothing of each other add up in squares.
     """
-    length = min(wave.size, reference.size)
-    if length < WINDOW:
-        raise ValueError(f"{length} samples in common, and a frame takes {WINDOW}")
-    powers = [_power_spectra(signal[:length]) for signal in (wave, reference)]
-    floor = powers[1].max() * 10 ** (floor_db / 10)
-    own, other = (10 * np.log10(np.maximum(power, floor)) for power in powers)
-    return float(np.sqrt(np.mean((own - other) ** 2)))
+    if reference.shape != other.shape or not np.isfinite(other).all():
+        return {"wave_distance_db": math.inf, "wave_error": math.inf}
+    distance, by_chance = (log_spectral_distance(wave, reference) for wave in (other, chance))
+    if distance > SAME_SOURCE * by_chance:
+        distance = math.sqrt(max(0.0, distance**2 - by_chance**2))
+    return {"wave_distance_db": distance, "wave_error": relative_error(other, reference)}
 
 
-def _power_spectra(wave: NDArray) -> NDArray:
-    """Power [frames, bins] under a Hann window."""
-    frames = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::HOP]
-    return np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)) ** 2
+def _log_softmax(logits: NDArray) -> NDArray:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+# -- over texts ------------------------------------------------------------------------------------------------------
+
+
+def summarize(compared: Sequence[dict[str, dict[str, float]]], text_ids: Sequence[str]) -> dict[str, Any]:
+    """By stage a verdict and each figure's mean over texts with its interval.
+
+    Faithful is what stays within all limits with the whole interval, or with every text where they are too few for one.
+    """
+    return {stage: _stage(stage, [text.get(stage) for text in compared], text_ids) for stage in LIMITS}
+
+
+def _stage(stage: str, texts: Sequence[dict[str, float] | None], text_ids: Sequence[str]) -> dict[str, Any]:
+    known = [(figures, text_id) for figures, text_id in zip(texts, text_ids, strict=True) if figures is not None]
+    if not known or len(known) < len(texts):
+        return {"verdict": NOT_MEASURED, "figures": {}}
+    found: dict[str, Any] = {}
+    for name in known[0][0]:
+        values = [figures[name] for figures, _ in known]
+        interval = stats.mean(values, [text_id for _, text_id in known]) if np.isfinite(values).all() else None
+        low, high = (interval and interval.bounds) or (min(values), max(values))
+        found[name] = {"mean": float(np.mean(values)), "low": low, "high": high}
+    within = all(found[name]["high"] <= limit for name, limit in LIMITS[stage].items())
+    return {"verdict": FAITHFUL if within else DIFFERS, "figures": found}

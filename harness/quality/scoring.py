@@ -23,8 +23,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from harness.quality.asr import SAMPLE_RATE, Transcriber, check_transcriber, create_transcriber
-from harness.quality.fidelity import flaw
 from harness.quality.normalizer import normalize
+from harness.quality.signals import flaw
 from harness.quality.speaker import SpeakerEncoder, check_encoder, create_encoder, similarity, voice_in
 from harness.quality.watermark import Detector, create_detector
 from harness.quality.words import word_errors

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError
 from harness.quality.asr import SAMPLE_RATE, check_pretrained, load_pretrained, resample
-from harness.quality.fidelity import flaw, frame_levels_db, with_level
+from harness.quality.signals import flaw, frame_levels_db, with_level
 
 LEVEL_DBFS = -23.0
 """Resemblyzer's answer depends on the level. At this one it tells the miniature's four voices apart best: five standard

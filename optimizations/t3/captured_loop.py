@@ -9,6 +9,8 @@ whether all rows are finished. What runs beyond the end is cut off, so the token
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
 from torch import Tensor
@@ -97,6 +99,24 @@ class CapturedLoop:
         return tokens
 
     @torch.inference_mode()
+    def follow(self, hidden: Tensor, n: int, tokens: Tensor) -> Iterator[Tensor]:
+        """Guided logits [n, V] before each of the tokens [n, limit]; the steps are those of `decode`, as captured.
+
+        What a step has chosen is overwritten before the next one reads it.
+        """
+        rows, limit = hidden.shape[0] // 2, tokens.shape[1]
+        buffers = self._begin(rows, n, limit, pinned=True)
+        wanted = torch.cat((tokens, tokens[-1:].expand(rows - n, -1)))
+        filled = self.engine.length
+        self.engine.position -= 1
+        logits = self._choose(buffers, hidden, self._times(buffers))
+        for step in range(limit):
+            if step:
+                buffers.embeds.copy_(self.decoder.token_embedding(wanted[:, step - 1 : step], step))
+                logits = self._advance(buffers, filled + step - 1)
+            yield guide(logits, self.decoder.pipeline.sampling.cfg_weight)[:n]
+
+    @torch.inference_mode()
     def step(self, embeds: Tensor) -> Tensor:
         """`Engine.step`, for a loop that has to see every token: good until the next step."""
         engine, position = self.engine, self.engine.length
@@ -171,11 +191,14 @@ class CapturedLoop:
         buffers.finished[n:] = True
         return buffers
 
-    def _advance(self, buffers: TokenBuffers, position: int) -> None:
-        """One more token for every row; `position` is the slot that the newest one takes."""
+    def _advance(self, buffers: TokenBuffers, position: int) -> Tensor:
+        """One more token for every row, and the logits [2 rows, V] that it was chosen by, good until the next one.
+
+        `position` is the slot that the newest one takes.
+        """
         extent = self._extent(position)
         shape = (len(buffers.token), extent, self._nucleus)
-        self.graphs.run(STAGE, shape, lambda: self._step(buffers, extent))
+        return self.graphs.run(STAGE, shape, lambda: self._step(buffers, extent))
 
     def _extent(self, position: int) -> int:
         """The slots that a step at `position` has to read, in whole buckets; makes room where there is none."""
@@ -195,10 +218,10 @@ class CapturedLoop:
         synchronize(self.device)
         self.graphs.forget(STAGE)
 
-    def _step(self, buffers: TokenBuffers, extent: int) -> None:
+    def _step(self, buffers: TokenBuffers, extent: int) -> Tensor:
         """The newest tokens through the transformer, and the next ones."""
         times = self._times(buffers)
-        self._choose(buffers, self.engine.static_step(buffers.embeds, extent), times)
+        return self._choose(buffers, self.engine.static_step(buffers.embeds, extent), times)
 
     @property
     def _nucleus(self) -> bool:
@@ -210,15 +233,15 @@ class CapturedLoop:
             return None
         return torch.empty_like(buffers.seen, dtype=torch.float32).exponential_()
 
-    def _choose(self, buffers: TokenBuffers, hidden: Tensor, times: Tensor | None) -> None:
-        """Sample a token for every row and write it down, with its embedding and its slot."""
+    def _choose(self, buffers: TokenBuffers, hidden: Tensor, times: Tensor | None) -> Tensor:
+        """Sample a token for every row and write it down, with its embedding and its slot; returns the logits."""
         t3, logits, position = self.decoder.t3, self.decoder.logits(hidden), self.engine.position
         table, positions, stop = t3.speech_emb.weight, t3.speech_pos_emb.emb.weight, t3.hp.stop_speech_token
         if times is not None:
             self._kernels.choose_tokens(logits, times, self._settings, buffers, position, table, positions, stop)
-            return
-        logits = guide(logits, self._settings.cfg_weight).masked_fill(buffers.held, HELD_BACK)
-        buffers.token.copy_(sample_by(self._settings, logits, buffers.seen, self._nucleus))
+            return logits
+        guided = guide(logits, self._settings.cfg_weight).masked_fill(buffers.held, HELD_BACK)
+        buffers.token.copy_(sample_by(self._settings, guided, buffers.seen, self._nucleus))
         buffers.tokens.index_copy_(1, buffers.written, buffers.token)
         buffers.seen.scatter_(1, buffers.token, True)
         buffers.finished |= buffers.token == stop
@@ -226,6 +249,7 @@ class CapturedLoop:
         position += 1
         embedding = t3.speech_emb(buffers.token) + positions.index_select(0, buffers.written)
         buffers.embeds.copy_(torch.cat((embedding, embedding)))
+        return logits
 
     def _length(self, tokens: Tensor) -> int:
         """Steps until the last row of `tokens` [n, made] stopped, the stop itself included."""

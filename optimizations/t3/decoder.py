@@ -25,6 +25,7 @@ from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
 from chatterbox.models.t3.inference import alignment_stream_analyzer
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from harness.pipeline import HELD_BACK, Pipeline, Sampling, Segment, speech_only
 from optimizations.t3.engines import Engine, GrowingEngine, Heads, Prefix, StaticEngine
@@ -69,6 +70,10 @@ class Loop(Protocol):
 
     def step(self, embeds: Tensor) -> Tensor:
         """`Engine.step`, for the decoder's own loop."""
+        ...
+
+    def follow(self, hidden: Tensor, n: int, tokens: Tensor) -> Iterator[Tensor]:
+        """Guided logits [n, V] before each of the tokens [n, limit], which are said whatever is likely."""
         ...
 
 
@@ -142,7 +147,10 @@ class Decoder:
         loop = None if self.guarded else self.captured_loop
         spare = [segments[-1]] * (loop.n_rows(n) - n if loop else 0)
         hidden, guards, lengths = self._prefill(segments + spare, loop.prefill if loop else self.engine.prefill)
-        tokens = loop.decode(hidden, n, limit, pinned) if loop else self._loop(hidden, guards, limit, pinned)
+        if any(segment.teacher for segment in segments):
+            tokens = self._follow(hidden, segments, limit, loop)
+        else:
+            tokens = loop.decode(hidden, n, limit, pinned) if loop else self._loop(hidden, guards, limit, pinned)
         return [self._trim(row, pin) for row, pin in zip(tokens, pins, strict=True)], lengths[:n]
 
     def _loop(self, hidden: Tensor, guards: list[tuple[Guard, slice]], limit: int, pinned: bool) -> Tensor:
@@ -167,8 +175,28 @@ class Decoder:
             finished |= token == hp.stop_speech_token
             if not pinned and finished.all():
                 break
-            hidden = advance(self._token_embedding(token, step + 1))
+            hidden = advance(self.token_embedding(token, step + 1))
         return tokens
+
+    def _follow(self, hidden: Tensor, segments: list[Segment], limit: int, loop: Loop | None) -> Tensor:
+        """Tokens [n, limit] as the segments' teachers want them; the teachers hear the logits of each step."""
+        teachers = [segment.teacher for segment in segments if segment.teacher]
+        if len(teachers) < len(segments):
+            raise ValueError("a batch mixes segments with and without a teacher")
+        tokens = pad_sequence([t.tokens.to(hidden.device) for t in teachers], batch_first=True)[:, :limit]
+        following = loop.follow(hidden, len(teachers), tokens) if loop else self._step_along(hidden, tokens)
+        for logits in following:
+            for row, teacher in zip(logits, teachers, strict=True):
+                teacher.listen(row)
+        return tokens
+
+    def _step_along(self, hidden: Tensor, tokens: Tensor) -> Iterator[Tensor]:
+        """`Loop.follow`, in the decoder's own loop."""
+        advance = self.captured_loop.step if self.captured_loop else self.engine.step
+        for step in range(tokens.shape[1]):
+            if step:
+                hidden = advance(self.token_embedding(tokens[:, step - 1 : step], step))
+            yield guide(self.logits(hidden), self.pipeline.sampling.cfg_weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head in its own precision, what follows in float32: sampling is sensitive to rounding."""
@@ -177,7 +205,7 @@ class Decoder:
         self.logits_dtype = logits.dtype
         return logits
 
-    def _token_embedding(self, token: Tensor, position: int) -> Tensor:
+    def token_embedding(self, token: Tensor, position: int) -> Tensor:
         """Embeddings [2n, 1, C] of the tokens [n, 1], once for each side of guidance."""
         embedding = self.t3.speech_emb(token) + self.t3.speech_pos_emb.emb.weight[position]
         return embedding.expand(2, *embedding.shape).flatten(0, 1)

@@ -36,8 +36,8 @@ from harness.mini.training import speech
 from harness.mini.training.align import quiet
 from harness.pipeline import Pipeline, SynthesisError
 from harness.quality.asr import PocketsphinxTranscriber
-from harness.quality.fidelity import flaw
 from harness.quality.scoring import read_wave
+from harness.quality.signals import flaw
 from harness.quality.speaker import ResemblyzerEncoder, similarity, voice_in
 from harness.quality.words import word_errors
 

@@ -1,0 +1,221 @@
+"""Each stage against the reference's own inputs: figures, verdicts, and the stages of the miniature."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from harness import checkpoints
+from harness.pipeline import Pipeline
+from harness.quality import fidelity, replay
+from harness.quality.fidelity import DIFFERS, FAITHFUL, NOT_MEASURED, Trace
+from optimizations import create
+from optimizations.common.graphs import Uncaptured
+
+CASES = [
+    replay.Case("rain", "Will it rain?", "rms"),
+    replay.Case("bread", "There is some bread.", "kal16", n_tokens=30),
+]
+SEED = 3
+RNG = np.random.default_rng(0)
+
+
+# -- figures
+
+
+def test_equal_distributions_do_not_diverge_whatever_is_added_to_all_logits():
+    logits = RNG.standard_normal((20, 50))
+    assert fidelity.compare_logits(logits, logits + 7.0) == pytest.approx(
+        {"kl_mean": 0.0, "kl_p99": 0.0, "top1_changed": 0.0}, abs=1e-12
+    )
+
+
+def test_divergence_is_that_of_the_two_distributions():
+    reference, other = np.log([[0.5, 0.5], [0.9, 0.1]]), np.log([[0.25, 0.75], [0.1, 0.9]])
+    found = fidelity.compare_logits(reference, other)
+    kl = [0.5 * math.log(2) + 0.5 * math.log(0.5 / 0.75), 0.8 * math.log(9)]
+    assert found["kl_mean"] == pytest.approx(np.mean(kl))
+    assert found["kl_p99"] == pytest.approx(np.quantile(kl, 0.99))
+    assert found["top1_changed"] == 1.0
+
+
+def test_mels_are_compared_in_decibels_of_their_amplitudes():
+    mel = RNG.standard_normal((80, 30)) - 5
+    louder = mel + math.log(10) / 20  # one decibel
+    found = fidelity.compare_mels(mel, louder)
+    assert found["mel_distance_db"] == pytest.approx(1.0)
+    assert found["mel_error"] == pytest.approx(np.linalg.norm(louder - mel) / np.linalg.norm(mel))
+
+
+def noise(seed: int, n: int = 24_000) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(n)
+
+
+def test_another_source_is_taken_out_of_the_waves_distance():
+    reference, chance = noise(0), noise(1)
+    assert fidelity.compare_waves(reference, reference, chance)["wave_distance_db"] == 0
+    assert fidelity.compare_waves(reference, noise(2), chance)["wave_distance_db"] < 1.5
+    dull = np.convolve(noise(2), np.hanning(8), "same")
+    assert fidelity.compare_waves(reference, dull, chance)["wave_distance_db"] > 5
+    same_source = fidelity.compare_waves(reference, 1.26 * reference, chance)
+    assert same_source["wave_distance_db"] == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("compare", "reference"),
+    [
+        (fidelity.compare_logits, np.zeros((4, 5))),
+        (fidelity.compare_mels, np.ones((80, 6))),
+        (lambda a, b: fidelity.compare_waves(a, b, noise(1)), noise(0)),
+    ],
+)
+def test_what_is_not_finite_or_of_another_shape_is_infinitely_far(compare, reference):
+    for other in (reference * np.nan, reference[:-1]):
+        assert math.inf in compare(reference, other).values()
+
+
+# -- verdicts
+
+
+def figures(scale: float) -> dict[str, dict[str, float]]:
+    return {stage: {name: scale * limit for name, limit in limits.items()} for stage, limits in fidelity.LIMITS.items()}
+
+
+def test_a_stage_is_faithful_while_all_its_figures_are_within_their_limits():
+    near = fidelity.summarize([figures(0.5)] * 3, ["a", "b", "c"])
+    assert {record["verdict"] for record in near.values()} == {FAITHFUL}
+    one_far = fidelity.summarize(
+        [figures(0.5), figures(0.5) | {"tokens_to_mel": figures(9)["tokens_to_mel"]}], ["a", "b"]
+    )
+    assert one_far["tokens_to_mel"]["verdict"] == DIFFERS
+    assert one_far["generate_tokens"]["verdict"] == FAITHFUL
+
+
+def test_a_stage_that_a_text_has_nothing_of_is_not_measured():
+    partly = {stage: found for stage, found in figures(0).items() if stage != "generate_tokens"}
+    found = fidelity.summarize([figures(0), partly], ["a", "b"])
+    assert found["generate_tokens"] == {"verdict": NOT_MEASURED, "figures": {}}
+    assert fidelity.summarize([], [])["watermark"]["verdict"] == NOT_MEASURED
+
+
+def test_infinitely_far_differs():
+    far = {stage: dict.fromkeys(found, math.inf) for stage, found in figures(0).items()}
+    assert {record["verdict"] for record in fidelity.summarize([far] * 8, list("abcdefgh")).values()} == {DIFFERS}
+
+
+# -- the miniature's stages
+
+
+@pytest.fixture(scope="module")
+def mini() -> Pipeline:
+    return checkpoints.load("mini", "cpu")
+
+
+@pytest.fixture(scope="module")
+def spoken(mini) -> tuple[list[replay.Inputs], list[Trace]]:
+    inputs = replay.record(mini, CASES, SEED)
+    return inputs, replay.replay(mini, CASES, inputs, SEED)
+
+
+def verdicts(mini: Pipeline, spoken, **plugins) -> tuple[dict[str, str], dict]:
+    """With these plugins applied, the verdict of each stage, and the whole summary."""
+    inputs, reference = spoken
+    for name, params in plugins.items():
+        plugin = create(name, params)
+        if name == "cuda_graphs":  # on a CPU a captured step is the step
+            plugin.apply_with(mini, Uncaptured)
+        else:
+            plugin.apply(mini)
+    try:
+        traces = replay.replay(mini, CASES, inputs, SEED)
+    finally:
+        mini.reset()
+    compared = [fidelity.compare(*pair) for pair in zip(reference, traces, strict=True)]
+    summary = fidelity.summarize(compared, [case.text_id for case in CASES])
+    return {stage: record["verdict"] for stage, record in summary.items()}, summary
+
+
+def test_what_is_kept_is_what_was_spoken(mini, spoken):
+    (rain, bread), (trace, _) = spoken
+    assert len(bread.tokens) == 30
+    assert rain.mel.shape == (80, 2 * len(rain.tokens))
+    assert trace.logits.shape[0] == len(rain.tokens)
+    assert np.array_equal(trace.mel, rain.mel)
+    assert np.array_equal(trace.wave, rain.wave)
+    assert trace.mark > 0.9
+
+
+def test_the_teachers_logits_are_those_of_the_loop_that_chose_the_tokens(mini, spoken, monkeypatch):
+    """With nothing but the best token left to draw, the loop says the best of each step's logits."""
+    monkeypatch.setattr(mini, "sampling", mini.sampling.__class__(min_p=1.0, repetition_penalty=1.0))
+    inputs = replay.record(mini, CASES[1:], SEED)
+    (trace,) = replay.replay(mini, CASES[1:], inputs, SEED)
+    assert np.array_equal(trace.logits.argmax(axis=1), inputs[0].tokens)
+
+
+def test_the_same_pipeline_is_itself(mini, spoken):
+    found, summary = verdicts(mini, spoken)
+    assert set(found.values()) == {FAITHFUL}
+    assert summary["generate_tokens"]["figures"]["kl_mean"]["high"] == 0
+    assert summary["mel_to_wave"]["figures"]["wave_error"]["high"] == 0
+
+
+@pytest.mark.parametrize(
+    "plugins",
+    [
+        {"kv_cache": {}},
+        {"batching": {}},
+        {"kv_cache": {}, "inference_mode": {}, "flat_estimator": {}, "fused_vocoder": {}, "gpu_watermark": {}},
+        {"kv_cache": {}, "cuda_graphs": {"tokens": 8}},
+        {"kv_cache": {}, "batching": {}, "cuda_graphs": {"tokens": 8}},
+    ],
+    ids=lambda plugins: "+".join(plugins),
+)
+def test_what_changes_no_arithmetic_is_faithful_in_every_stage(mini, spoken, plugins):
+    found, _ = verdicts(mini, spoken, **plugins)
+    assert set(found.values()) == {FAITHFUL}
+
+
+def test_a_stage_that_differs_is_the_one_that_is_told(mini, spoken):
+    found, _ = verdicts(mini, spoken, flow_steps={"steps": 1})
+    assert found == {
+        "generate_tokens": FAITHFUL,
+        "tokens_to_mel": DIFFERS,
+        "mel_to_wave": FAITHFUL,
+        "watermark": FAITHFUL,
+    }
+
+
+def test_damaged_weights_and_a_lost_mark_differ(mini, spoken):
+    head = mini.model.t3.speech_head.weight
+    kept = head.detach().clone()
+    mini.replace_stage("watermark", lambda waves: [wave.cpu().numpy() for wave in waves], by="test")
+    try:
+        with torch.no_grad():
+            head += 0.3 * head.std() * torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
+        found, _ = verdicts(mini, spoken)
+    finally:
+        with torch.no_grad():
+            head.copy_(kept)
+        mini.reset()
+    assert found["generate_tokens"] == found["watermark"] == DIFFERS
+    assert found["tokens_to_mel"] == found["mel_to_wave"] == FAITHFUL
+
+
+def test_a_loop_that_knows_no_teacher_is_not_measured(mini, spoken):
+    inputs, _ = spoken
+    mini.replace_stage("generate_tokens", lambda segments: [torch.from_numpy(i.tokens) for i in inputs], by="test")
+    found, _ = verdicts(mini, spoken)
+    assert found["generate_tokens"] == NOT_MEASURED
+
+
+def test_traces_survive_their_file(tmp_path, spoken):
+    inputs, traces = spoken
+    replay.save(tmp_path / "a/inputs.npz", inputs)
+    replay.save(tmp_path / "a/traces.npz", [*traces, Trace()])
+    again = replay.load(tmp_path / "a/traces.npz", Trace)
+    assert np.array_equal(again[0].logits, traces[0].logits)
+    assert again[1].mark == traces[1].mark
+    assert again[2] == Trace()
+    assert np.array_equal(replay.load(tmp_path / "a/inputs.npz", replay.Inputs)[1].tokens, inputs[1].tokens)
