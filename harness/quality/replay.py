@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,10 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 def save(path: Path, items: Sequence[Inputs] | Sequence[Trace]) -> None:
     """Arrays and numbers of all items in one file; what is None is left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"{i}.{name}": value for i, item in enumerate(items) for name, value in asdict(item).items()}
-    np.savez(path, n=len(items), **{name: value for name, value in arrays.items() if value is not None})
+    arrays: dict[str, Any] = {"n": len(items)}
+    for i, item in enumerate(items):
+        arrays |= {f"{i}.{name}": value for name, value in vars(item).items() if value is not None}
+    np.savez(path, **arrays)
 
 
 def load(path: Path, kind: type) -> list[Any]:
