@@ -6,6 +6,7 @@
     report    write one report over all the runs named
     gate      exit with 1 if a run got worse than its limits allow
     accept    make a run the reference of its experiment and device
+    recommend name the best measured combo, and write it down without what earns nothing
     index     write reports/README.md, the table of all runs under results/reference
     say       speak a text with a combo, into a file
 
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import say
+from harness import recommend, say
 from harness.errors import UserError
 from harness.gate import command
 from harness.gate.outputs import EXIT_BAD_INPUT, EXIT_PASSED
@@ -42,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="score|report|gate|accept|index|say")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="score|report|gate|accept|recommend|index|say"
+    )
     for name, run, says in (
         ("score", _score, "judge clips and rebuild summaries"),
         ("report", _report, "write a report"),
@@ -59,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     accept = commands.add_parser("accept", help="make a run a reference")
     accept.set_defaults(run=command.accept)
     command.add_accept(accept)
+    adviser = commands.add_parser(
+        "recommend",
+        help="name the best measured combo",
+        description=recommend.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    adviser.set_defaults(run=recommend.recommend)
+    recommend.add_arguments(adviser)
     index = commands.add_parser("index", help="write the index of the reference runs")
     index.set_defaults(run=_index)
     speaker = commands.add_parser(

@@ -103,6 +103,7 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     known = {name: _parameters(settings["optimizations"].get(name, {})) for name in catalogue.names()}
     against, against_toggles = _reference(catalogue, settings["against"])
     subject = _subject(catalogue, str(combo or "custom"), tuple(toggles), tuple(settings["over"]), settings["device"])
+    settings["requires"] = {name: list(needs) for name, needs in subject.requires.items() if needs}
     jobs = _design(sweep)(subject)
     specs = [_job_spec(job, known, against, against_toggles, settings) for job in jobs]
     for spec in specs:

@@ -54,6 +54,8 @@ class Case:
     reference: tuple[str, ...] = ()
     reference_effect: Effect = field(default_factory=Effect)
     parameters: dict[str, dict] = field(default_factory=dict)
+    requires: dict[str, list[str]] = field(default_factory=dict)
+    sweep: str | None = None
     statuses: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     evidence: dict[str, dict] = field(default_factory=dict)
     pipeline: str = "mini"
@@ -88,6 +90,8 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
     folder.write_job(
         {
             "combo": case.combo,
+            "sweep": case.sweep,
+            "requires": case.requires,
             "against": case.against,
             "against_optimizations": {name: {} for name in case.reference},
             "pipeline": {"name": case.pipeline},

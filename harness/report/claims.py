@@ -25,6 +25,7 @@ from harness.errors import UserError
 from harness.locations import CONFIGS
 from harness.report import words
 from harness.report.data import Run
+from harness.results import BASELINE
 
 CLAIMS_FILE = CONFIGS / "claims.yaml"
 CONFIRMED, NOT_CONFIRMED, CONTRADICTED = "confirmed", "not confirmed", "contradicted"
@@ -90,6 +91,7 @@ def judge(claim: Claim, runs: Sequence[Run]) -> Finding:
 
 def _fitting(claim: Claim, runs: Sequence[Run]) -> tuple[Run | None, str]:
     """The run that measured just what the claim is about: on a GPU if there is one, full size before miniature."""
+    runs = [run for run in runs if run.summary.against == BASELINE]  # the campaign claims against nothing else
     if claim.optimization is None:
         named = [run for name in claim.combos for run in runs if run.name == name]
         subject = named if claim.combos else list(runs)

@@ -1,5 +1,6 @@
 """The report's small print: where and how it was measured, what was odd about it, how to do it again."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def command(run: Run) -> str:
     if sweep == "one_at_a_time":
         parts.append(f"+sweep={sweep}")
     elif sweep:
-        parts += [f"+combo={run.name.split('-without-')[0]}", f"+sweep={sweep}"]
+        parts += [f"+combo={re.split('-without-|-screening-', run.name)[0]}", f"+sweep={sweep}"]
     elif run.is_noise_floor:
         parts.append("+combo=baseline")
     elif run.name == "custom":

@@ -12,6 +12,7 @@ from harness import stats
 from harness.ablation import Effect
 from harness.report import words
 from harness.report.data import KEPT, Run, ranked
+from harness.results import BASELINE
 
 DEPLOY = "Deploy"
 AFTER_CHECK = "Deploy after a quality check"
@@ -46,6 +47,8 @@ def objection(run: Run) -> str | None:
     """Why this run's configuration is not recommended, or None if it may be."""
     if run.summary.status != "ok":
         return "the run failed" if run.failed else "the run is incomplete"
+    if run.summary.against != BASELINE:
+        return f"it was held against {words.code(run.summary.against)}, not against the baseline"
     if not _speaks_for(run):
         slower = run.verdict("rtf") == "slower"
         return "it is slower" if slower else "it is neither faster nor smaller beyond the thresholds"
@@ -58,7 +61,7 @@ def objection(run: Run) -> str | None:
 
 
 def _speaks_for(run: Run) -> bool:
-    complete = run.summary.status == "ok" and not run.is_noise_floor
+    complete = run.summary.status == "ok" and run.summary.against == BASELINE and not run.is_noise_floor
     return complete and bool(run.gains()) and run.verdict("rtf") != "slower"
 
 
