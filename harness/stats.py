@@ -489,10 +489,10 @@ def rounds_for(change: float, interval: Interval, rounds: int, kind: str, power:
 
     Standard errors shrink with the root of the rounds: rounds * (resolution / change)^2, on the log scale for a
     ratio. That holds for the noise of single runs; where texts or processes differ in effect, it takes more of those.
-    None for an interval without bounds.
+    None for an interval without bounds, and for a change of nothing, which no number of rounds finds.
     """
     reach = resolution(interval, kind, power)
-    if reach is None:
+    if reach is None or change <= 0:
         return None
     share = math.log1p(reach) / math.log1p(change) if kind == "ratio" else reach / change
     return max(1, math.ceil(rounds * share**2))

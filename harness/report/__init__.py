@@ -7,7 +7,8 @@ into sentences, `tables` and `plots` into tables and pictures; `markdown` and `h
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.report import data, html, markdown, outcome, plots, sections, words
+from harness.report import data, html, listen, markdown, outcome, plots, rules, sections, words
+from harness.report.document import Listening
 from harness.results import RunFolder, Summary, slug, write_atomically
 
 FAILURES = "failures.txt"
@@ -20,23 +21,30 @@ def write_report(folders: Sequence[RunFolder], out: Path) -> Path:
     """
     runs = data.load(folders)
     out.mkdir(parents=True, exist_ok=True)
-    places = data.by_place(runs)
-    figures = {place: plots.draw(places[place], out, suffix) for place, suffix in _suffixes(list(places)).items()}
-    document = sections.build(runs, figures, lost_jobs(folders))
+    settings = data.by_setting(runs)
+    figures = {one: plots.draw(settings[one], out, suffix) for one, suffix in _suffixes(list(settings)).items()}
+    document = sections.build(runs, figures, lost_jobs(folders), _players(runs))
     write_atomically(out / "report.html", html.render(document))
     write_atomically(out / "report.md", markdown.render(document))
     return out / "report.md"
 
 
-def _suffixes(places: list[str]) -> dict[str, str]:
-    """What tells the pictures of one place from another's, in their files' names."""
-    if len(places) == 1:
-        return {places[0]: ""}
-    slugs = [slug(place)[:80] for place in places]
+def _suffixes(settings: list[str]) -> dict[str, str]:
+    """What tells the pictures of one setting from another's, in their files' names."""
+    if len(settings) == 1:
+        return {settings[0]: ""}
+    slugs = [slug(words.plain(setting))[:80] for setting in settings]
     return {
-        place: f"-{name}" if slugs.count(name) == 1 else f"-{name}-{number}"
-        for number, (place, name) in enumerate(zip(places, slugs, strict=True), start=1)
+        setting: f"-{name}" if slugs.count(name) == 1 else f"-{name}-{number}"
+        for number, (setting, name) in enumerate(zip(settings, slugs, strict=True), start=1)
     }
+
+
+def _players(runs: Sequence[data.Run]) -> dict[str, Listening]:
+    """Of one run, or of the one that many lead to: by ear, one compares two."""
+    chosen = runs[0] if len(runs) == 1 else rules.recommended(runs) or rules.candidate(runs)
+    players = listen.listening(chosen) if chosen else None
+    return {chosen.summary.run_id: players} if chosen and players else {}
 
 
 def lost_jobs(folders: Sequence[RunFolder]) -> list[str]:

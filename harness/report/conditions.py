@@ -8,14 +8,13 @@ from typing import Any
 from harness import stats
 from harness.report import words
 from harness.report.data import Run, by_place
-from harness.report.document import Block, Bullets, Code, Heading, Paragraph, Table
+from harness.report.document import Block, Bullets, Code, Paragraph, Section, Table
 from harness.report.outcome import verdict_sentence
 from harness.workload import OFFLINE
 
 
-def conditions(runs: Sequence[Run]) -> list[Block]:
-    blocks: list[Block] = [Heading(2, "Measuring conditions")]
-    blocks += [Table([place, ""], _rows(here)) for place, here in by_place(runs).items()]
+def conditions(runs: Sequence[Run]) -> Section:
+    blocks: list[Block] = [Table([place, ""], _rows(here)) for place, here in by_place(runs).items()]
     floors = [run for run in runs if run.is_noise_floor]
     blocks += [Paragraph(f"Noise floor, identical code against itself: {verdict_sentence(run)}") for run in floors]
     limits = {name: value for run in runs for name, value in run.summary.thresholds.items()}
@@ -28,7 +27,20 @@ def conditions(runs: Sequence[Run]) -> list[Block]:
             "and kept."
         )
     )
-    return blocks
+    blocks.append(Paragraph(_about_processes(runs)))
+    return Section("Measuring conditions", blocks)
+
+
+def _about_processes(runs: Sequence[Run]) -> str:
+    """What a figure that a process has once is worth."""
+    fewest = min(run.summary.processes for run in runs)
+    if fewest >= stats.MIN_PROCESSES:
+        return f"Every figure comes from {fewest} pairs of processes or more."
+    return (
+        "Loading, the first call, model memory and resident memory are figures that a process has once. They have an "
+        f"interval from {stats.MIN_PROCESSES} pairs of processes on (`measure.processes`); here there "
+        f"{words.agree(fewest, 'was', 'were')} {fewest}, so they are shown without one."
+    )
 
 
 def _threshold(name: str, value: float) -> str:
@@ -52,6 +64,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         "seeds": ", ".join(map(str, workload.get("seeds") or [])),
         "voices": ", ".join(map(str, workload.get("voices") or [])),
         "judges": _record({key: quality[key] for key in ("asr", "speaker") if quality.get(key)}),
+        "pairs of processes": _span([run.summary.processes for run in runs]),
         "pairs, speed pass": _span([run.change("rtf").n for run in runs]),
         "clips per variant, quality pass": _span([run.combo.n_expected for run in runs]),
         "memory": MEMORY[runs[0].baseline.memory_kind],
@@ -82,7 +95,7 @@ def _orchestration(runs: Sequence[Run]) -> str | None:
     return f"at most {words.percent(max(shares))} of a job's time" if shares else None
 
 
-def warnings(runs: Sequence[Run], failures: Sequence[str]) -> list[Block]:
+def warnings(runs: Sequence[Run], failures: Sequence[str]) -> Section:
     """Every warning of every run, equal ones together; `failures` are jobs that left no run at all."""
     grouped: dict[str, list[str]] = {}
     for run in runs:
@@ -92,19 +105,19 @@ def warnings(runs: Sequence[Run], failures: Sequence[str]) -> list[Block]:
     for warning, names in grouped.items():
         where = words.listing(names) if len(names) < 4 else f"{len(names)} runs"
         items.append(words.stop(warning) if len(runs) == 1 else f"{words.stop(warning)} ({where})")
-    return [Heading(2, "Warnings"), Bullets(items) if items else Paragraph("There are none.")]
+    return Section("Warnings", [Bullets(items) if items else Paragraph("There are none.")], open=bool(items))
 
 
-def repeat(runs: Sequence[Run]) -> list[Block]:
+def repeat(runs: Sequence[Run]) -> Section:
     commands = list(dict.fromkeys(command(run) for run in runs))
     results = runs[0].path if len(runs) == 1 else runs[0].path.parent
     again = f"python -m harness report {_from_here(results)}"
-    return [
-        Heading(2, "How to repeat this"),
+    blocks: list[Block] = [
         Paragraph("The measurement, and this report from its results:"),
         Code("\n".join([*commands, again]), "sh"),
         Paragraph(f"Runs: {', '.join(words.code(run.summary.run_id) for run in runs)}."),
     ]
+    return Section("How to repeat this", blocks)
 
 
 def _from_here(path: Path) -> Path:

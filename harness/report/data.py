@@ -1,15 +1,17 @@
 """The runs a report is about, and the questions that its sections ask of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import stats
 from harness.report import words
-from harness.results import Comparison, RunFolder, Summary, Variant
+from harness.results import BASELINE, SIMILARITY, Comparison, RunFolder, Summary, Variant
 
 KEPT = "kept"
+PER_PROCESS = ("first_call_s", "load_s", "model_memory_mb")
+"""Figures that a process has once; where memory is a process's resident set, its peak is another."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Run:
     job: dict[str, Any]
     environment: dict[str, Any]
     path: Path
+
+    # -- what was compared, and where --------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -36,12 +40,28 @@ class Run:
         return words.said(self.name)
 
     @property
+    def reference(self) -> str:
+        """The name of what the combo is compared with."""
+        return self.summary.against
+
+    @property
+    def versus(self) -> str:
+        """The reference in a sentence."""
+        return "the baseline" if self.reference == BASELINE else words.code(self.reference)
+
+    @property
     def place(self) -> str:
         """Where absolute figures may be compared: one pipeline on one device."""
         return words.said(f"the {self.summary.pipeline} pipeline on {self.summary.device}")
 
     @property
+    def setting(self) -> str:
+        """Where ratios may be compared: one place, against one reference."""
+        return self.place if self.reference == BASELINE else f"{self.place}, against {self.versus}"
+
+    @property
     def baseline(self) -> Variant:
+        """The reference's figures."""
         return self.summary.reference
 
     @property
@@ -57,15 +77,23 @@ class Run:
     @property
     def is_noise_floor(self) -> bool:
         """Identical code against itself."""
-        return not self.summary.enabled
+        return not self.summary.enabled and self.reference == BASELINE
+
+    # -- what was found ----------------------------------------------------------------------------------------------
 
     @property
     def similarity(self) -> list[str]:
-        return [name for name in self.summary.comparison if name.startswith("sim_")]
+        """The similarities of the quality pass; those of clips that were timed have names of their own."""
+        return [name for name in self.summary.comparison if name.startswith(SIMILARITY) and not is_timed(name)]
 
     @property
     def quality_metrics(self) -> list[str]:
         return ["wer", *self.similarity]
+
+    @property
+    def timed_metrics(self) -> list[str]:
+        """What was heard of clips that were timed: those that were measured."""
+        return [name for name in self.summary.comparison if is_timed(name) and self.change(name).value is not None]
 
     def change(self, metric: str) -> Comparison:
         return self.summary.comparison[metric]
@@ -73,13 +101,21 @@ class Run:
     def verdict(self, metric: str) -> str:
         return self.summary.comparison[metric].verdict if metric in self.summary.comparison else stats.NOT_MEASURED
 
+    def told(self, metric: str) -> str:
+        """The change with its interval, which a figure that a process has once does not get from a single pair."""
+        record = self.change(metric)
+        if record.value is None or self.summary.processes > 1 or not self.is_per_process(metric):
+            return words.change(record)
+        return words.change(replace(record, low=None, high=None))
+
     def quality(self) -> str:
         """ "kept", "no detectable change", "worse" or "not measured".
 
-        Kept means that the intervals rule out a loss that counts; untrained weights have no quality to keep. A combo
-        that runs into the limit of speech tokens more often than the baseline is worse, whatever was heard.
+        Kept means that the intervals rule out a loss that counts; untrained weights have no quality to keep. Clips
+        that were timed are few and have to show no loss; so has the watermark. A combo that runs into the limit of
+        speech tokens more often than the baseline is worse, whatever was heard.
         """
-        verdicts = [self.verdict(name) for name in self.quality_metrics]
+        verdicts = [self.verdict(name) for name in (*self.quality_metrics, *self.timed_metrics, "watermark")]
         if "worse" in verdicts or self.is_cut_off_more():
             return "worse"
         if self.verdict("wer") == stats.NOT_MEASURED or not self.baseline.trained:
@@ -106,6 +142,14 @@ class Run:
             if self.verdict(metric) == good
         ]
 
+    def is_per_process(self, metric: str) -> bool:
+        """Whether a process has this figure once, so that only repeated processes give it an interval."""
+        return metric in PER_PROCESS or (metric == "peak_memory_mb" and self.baseline.memory_kind == "rss")
+
+
+def is_timed(metric: str) -> bool:
+    return metric.endswith("_timed")
+
 
 def load(folders: Sequence[RunFolder]) -> list[Run]:
     """Raises UserError for a run whose summary cannot be read."""
@@ -115,10 +159,18 @@ def load(folders: Sequence[RunFolder]) -> list[Run]:
 
 
 def by_place(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    places: dict[str, list[Run]] = {}
+    return _grouped(runs, lambda run: run.place)
+
+
+def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    return _grouped(runs, lambda run: run.setting)
+
+
+def _grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        places.setdefault(run.place, []).append(run)
-    return places
+        groups.setdefault(key(run), []).append(run)
+    return groups
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:

@@ -1,5 +1,7 @@
 """The report's pictures. Each title states what the picture shows; colours survive colour blindness and print.
 
+Each is made twice: a PNG beside the Markdown, and a drawing inside the page, whose marks tell their figures.
+
 Hues are Okabe and Ito's (https://jfly.uni-koeln.de/color/): blue good, vermilion bad, grey undecided; marks
 differ in shape as well, so that nothing hangs on colour alone.
 """
@@ -15,15 +17,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import PercentFormatter
 
 from harness import stats
-from harness.report import words
+from harness.report import drawing, words
 from harness.report.data import Run, ranked
 from harness.report.document import Figure
-from harness.results import Variant
+from harness.report.drawing import BAND, INK, PALE, RULE, SOFT, tip
+from harness.results import BASELINE, Variant
 
-GOOD, BAD, NEUTRAL, INK, PALE = "#0072B2", "#D55E00", "#8A8A8A", "#222222", "#C4C4C4"
-BAND = "#ECECEC"  # where a change is too small to count
+GOOD, BAD, NEUTRAL = "#0072B2", "#D55E00", "#8A8A8A"
 STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 STYLE: Any = {
     "font.size": 11,
@@ -33,9 +36,13 @@ STYLE: Any = {
     "axes.titlepad": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "xtick.color": "#444444",
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
     "ytick.color": INK,
+    "text.color": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "chatterbox-harness",  # the same figures, the same file
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
     "savefig.bbox": "tight",
@@ -52,7 +59,7 @@ def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figur
     usable = [run for run in ranked(runs) if not run.failed]
     painters: dict[str, Callable[[Sequence[Run]], Canvas | None]] = {
         "ratio": _ratio,
-        "rtf": _rtf,
+        "rtf": _rtf if len(usable) > 1 else _nothing,
         "stages": _stages,
         "memory": _memory,
         "quality": _quality,
@@ -64,9 +71,15 @@ def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figur
             if canvas is not None:
                 path = folder / f"{name}{suffix}.png"
                 canvas.savefig(path)
-                figures[name] = Figure(path, canvas.axes[0].get_title(loc="left"))
+                title = canvas.axes[0].get_title(loc="left")
+                canvas.axes[0].set_title("", loc="left")  # the page sets it beside the drawing
+                figures[name] = Figure(path, title, drawing.draw(canvas, path.stem))
                 plt.close(canvas)
     return figures
+
+
+def _nothing(_runs: Sequence[Run]) -> None:
+    """Of a single run, the ratio says it all."""
 
 
 # ------------------------------------------------------------------------------------- shared pieces
@@ -116,7 +129,18 @@ def _title(run: Run, metric: str, takes: str) -> str:
     record = run.change(metric)
     if record.verdict in (stats.NO_CHANGE, stats.NOT_MEASURED):
         return f"{run.name}: {record.verdict} in {'time' if metric == 'rtf' else words.label(metric)}"
-    return f"{run.name} {takes} {words.amount_of_change(metric, record.value or 1.0)} than the baseline"
+    return f"{run.name} {takes} {words.amount_of_change(metric, record.value or 1.0)} than {_versus([run])}"
+
+
+def _of(runs: Sequence[Run], counts: dict[str, int], one: str, many: str) -> str:
+    """ "Of 4 combos, 1 is faster and none are slower", the verb agreeing with each number."""
+    parts = [f"{n or 'none'} {words.agree(n, one, many)} {what}" for what, n in counts.items()]
+    return f"Of {words.count(len(runs), 'combo')}, {words.listing(parts)}"
+
+
+def _versus(runs: Sequence[Run]) -> str:
+    """What the runs are compared with; they share it."""
+    return "the baseline" if runs[0].reference == BASELINE else runs[0].reference
 
 
 # -------------------------------------------------------------------------------------- the pictures
@@ -130,20 +154,26 @@ def _ratio(runs: Sequence[Run]) -> Canvas | None:
     canvas, axes = _list([run.name for run in known])
     threshold = known[0].summary.thresholds["rtf"]
     axes.axvspan(1 - threshold, 1 + threshold, color=BAND, linewidth=0)
-    axes.axvline(1, color="#666666", linewidth=1)
+    axes.axvline(1, color=RULE, linewidth=1)
     for row, run in enumerate(known):
         record, colour = run.change("rtf"), _colour(run.verdict("rtf"))
         bounds = [_number(record.low), _number(record.high)]
-        axes.plot(bounds, [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
-        axes.plot(_number(record.value), row, _marker(record.verdict), color=colour, markersize=7)
+        (line,) = axes.plot(bounds, [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
+        (mark,) = axes.plot(_number(record.value), row, _marker(record.verdict), color=colour, markersize=7)
+        for artist in (line, mark):
+            tip(artist, f"{run.name}: time ratio {words.change(record)}, {words.count(record.n, 'pair')}")
         _note(axes, row, f"{words.change(record)}  {record.verdict}")
     axes.set_xlim(0, max(1.1, axes.get_xlim()[1]))
-    axes.set_xlabel(f"RTF, combo / baseline (lower is faster)\ngrey band: within {100 * threshold:g} %, does not count")
-    faster, slower = _count(known, "rtf", "faster"), _count(known, "rtf", "slower")
+    axes.set_xlabel(
+        f"RTF, divided by that of {_versus(known)} (lower is faster)\n"
+        f"grey: within {100 * threshold:g} %, too little to count"
+    )
     axes.set_title(
         _title(known[0], "rtf", "takes")
         if len(known) == 1
-        else f"Of {len(known)} combos {faster} are faster, {slower} slower, {len(known) - faster - slower} neither"
+        else _of(
+            known, {"faster": _count(known, "rtf", "faster"), "slower": _count(known, "rtf", "slower")}, "is", "are"
+        )
     )
     return canvas
 
@@ -161,18 +191,20 @@ def _rtf(runs: Sequence[Run]) -> Canvas | None:
             (run.combo, _colour(verdict), _marker(verdict), row + 0.14),
         ):
             rtf = _number(variant.rtf)
-            axes.plot(
-                variant.intervals.get("rtf") or (rtf, rtf), [y, y], color=colour, linewidth=2, solid_capstyle="butt"
-            )
-            axes.plot(rtf, y, marker, color=colour, markersize=6)
+            bounds = variant.intervals.get("rtf") or (rtf, rtf)
+            (line,) = axes.plot(bounds, [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+            (mark,) = axes.plot(rtf, y, marker, color=colour, markersize=6)
+            whose = run.name if variant is run.combo else f"{run.reference} beside {run.name}"
+            for artist in (line, mark):
+                tip(artist, f"{whose}: RTF {words.with_interval('rtf', variant.rtf, variant.intervals.get('rtf'))}")
     axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
     axes.set_xlabel("RTF: seconds of work per second of audio (lower is faster), with 95 % intervals")
-    baseline = plt.Line2D([], [], color=INK, marker="s", linewidth=2, label="baseline of the same run")
+    baseline = plt.Line2D([], [], color=INK, marker="s", linewidth=2, label=f"{_versus(known)}, in the same run")
     seen = dict.fromkeys(run.verdict("rtf") for run in known)
     _legend(canvas, [baseline, *(_mark(verdict, f"combo: {verdict}") for verdict in seen)])
     best = min(known, key=lambda run: run.combo.rtf or 0.0)
     ours, theirs = words.number(best.combo.rtf), words.number(best.baseline.rtf)
-    axes.set_title(f"{best.name} has an RTF of {ours}, its baseline {theirs}")
+    axes.set_title(f"{best.name} has an RTF of {ours}, {_versus(known)} {theirs}")
     return canvas
 
 
@@ -185,23 +217,35 @@ def _stages(runs: Sequence[Run]) -> Canvas | None:
     if not known:
         return None
     base = _shares(known[0].baseline, known[0].baseline)
-    bars = [("baseline", base), *((run.name, _shares(run.combo, run.baseline)) for run in known)]
+    bars = [(known[0].reference, base), *((run.name, _shares(run.combo, run.baseline)) for run in known)]
     longest = max(sum(stages.values()) for _, stages in bars)
     names = dict.fromkeys(name for _, stages in bars for name in stages if stages[name] > 0.002 * longest)
     colours = dict(zip(names, STAGE_COLOURS, strict=False))
     canvas, axes = _list([name for name, _ in bars])
-    for row, (_, stages) in enumerate(bars):
+    for row, (label, stages) in enumerate(bars):
         left = 0.0
         for name, colour in colours.items():
-            axes.barh(row, stages.get(name, 0.0), left=left, height=0.62, color=colour, edgecolor="white")
-            left += stages.get(name, 0.0)
+            share = stages.get(name, 0.0)
+            (bar,) = axes.barh(row, share, left=left, height=0.62, color=colour, edgecolor=drawing.PAGE)
+            tip(bar, f"{label}: {name} {words.percent(share)}")
+            left += share
         axes.text(left + 0.008 * longest, row, words.percent(left), va="center", fontsize=SMALL)
     axes.set_xlim(0, 1.12 * longest)
-    axes.set_xlabel("time per utterance, as a share of the same run's baseline; mean of the steady state")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(
+        f"time per utterance as a share of what {_versus(known)} takes in the same run; mean of the steady state"
+    )
     _legend(canvas, [plt.Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in colours.items()])
     largest = max(base, key=lambda name: base[name])
-    axes.set_title(f"{largest} takes {words.percent(base[largest])} of the baseline's time")
+    axes.set_title(_stages_title(known, largest, base[largest]))
     return canvas
+
+
+def _stages_title(runs: Sequence[Run], largest: str, share: float) -> str:
+    if len(runs) == 1:
+        before, after = (sum(_shares(side, runs[0].baseline).values()) for side in (runs[0].baseline, runs[0].combo))
+        return f"{runs[0].name} takes {words.percent(after / before)} of the time of {_versus(runs)}"
+    return f"{largest} takes {words.percent(share)} of the time of {_versus(runs)}"
 
 
 def _shares(variant: Variant, baseline: Variant) -> dict[str, float]:
@@ -220,17 +264,20 @@ def _memory(runs: Sequence[Run]) -> Canvas | None:
     for row, run in enumerate(known):
         verdict = run.verdict("peak_memory_mb")
         for variant, colour, y in ((run.baseline, PALE, row - 0.17), (run.combo, _colour(verdict), row + 0.17)):
-            axes.barh(y, _number(variant.peak_memory_mb), height=0.3, color=colour)
+            (bar,) = axes.barh(y, _number(variant.peak_memory_mb), height=0.3, color=colour)
+            whose = run.name if variant is run.combo else f"{run.reference} beside {run.name}"
+            peak, loaded = words.megabytes(variant.peak_memory_mb), words.megabytes(variant.model_memory_mb)
+            tip(bar, f"{whose}: peak {peak}, loaded model {loaded}")
             model = _number(variant.model_memory_mb)
-            axes.plot([model, model], [y - 0.15, y + 0.15], color="white", linewidth=2)
+            axes.plot([model, model], [y - 0.15, y + 0.15], color=drawing.PAGE, linewidth=2)
         _note(axes, row, f"{words.megabytes(run.combo.peak_memory_mb)}  {verdict}")
     kind = {"vram": "allocated on the GPU", "rss": "resident in the process"}[known[0].baseline.memory_kind]
-    axes.set_xlabel(f"peak memory in MB, {kind}\nwhite tick: the loaded model; pale: baseline of the same run")
+    axes.set_xlabel(f"peak memory in MB, {kind}\ntick: the loaded model; pale: {_versus(known)}, in the same run")
     less, more = _count(known, "peak_memory_mb", "less"), _count(known, "peak_memory_mb", "more")
     axes.set_title(
         _title(known[0], "peak_memory_mb", "needs")
         if len(known) == 1
-        else f"Of {len(known)} combos {less} need less memory at their peak, {more} need more"
+        else _of(known, {"less memory at the peak": less, "more": more}, "needs", "need")
     )
     return canvas
 
@@ -243,20 +290,22 @@ def _quality(runs: Sequence[Run]) -> Canvas | None:
     canvas, axes = plt.subplots(figsize=(WIDTH, 5.4))
     threshold = known[0].summary.thresholds["wer"]
     axes.axhspan(-threshold, threshold, color=BAND, linewidth=0)
-    axes.axvline(1, color="#666666", linewidth=1)
-    axes.axhline(0, color="#666666", linewidth=1)
+    axes.axvline(1, color=RULE, linewidth=1)
+    axes.axhline(0, color=RULE, linewidth=1)
     points = []
     for run in known:
         time, wer = run.change("rtf"), run.change("wer")
         verdict = "worse" if run.quality() == "worse" else time.verdict
         colour, x, y = _colour(verdict), _number(time.value), _number(wer.value)
-        axes.plot([_number(time.low), _number(time.high)], [y, y], color=colour, linewidth=1.5, alpha=0.8)
-        axes.plot([x, x], [_number(wer.low), _number(wer.high)], color=colour, linewidth=1.5, alpha=0.8)
-        axes.plot(x, y, _marker(verdict), color=colour, markersize=8, markeredgecolor="white")
+        across = axes.plot([_number(time.low), _number(time.high)], [y, y], color=colour, linewidth=1.5, alpha=0.8)
+        along = axes.plot([x, x], [_number(wer.low), _number(wer.high)], color=colour, linewidth=1.5, alpha=0.8)
+        mark = axes.plot(x, y, _marker(verdict), color=colour, markersize=8, markeredgecolor=drawing.PAGE)
+        for artist in (*across, *along, *mark):
+            tip(artist, f"{run.name}: time ratio {words.change(time)}, WER {words.change(wer)}")
         points.append((run.name, x, y))
     axes.margins(x=0.15, y=0.3)
-    axes.set_xlabel("RTF, combo / baseline (lower is faster), with 95 % intervals")
-    axes.set_ylabel("WER, combo \N{MINUS SIGN} baseline (lower is better)")
+    axes.set_xlabel(f"RTF, divided by that of {_versus(known)} (lower is faster), with 95 % intervals")
+    axes.set_ylabel(f"WER, less that of {_versus(known)} (lower is better)")
     kept = sum(run.verdict("rtf") == "faster" and run.quality() == "kept" for run in known)
     worse = sum(run.quality() == "worse" for run in known)
     axes.set_title(_quality_title(known, kept, worse))
@@ -275,7 +324,7 @@ def _quality(runs: Sequence[Run]) -> Canvas | None:
 
 def _quality_title(runs: Sequence[Run], kept: int, worse: int) -> str:
     if len(runs) > 1:
-        return f"Of {len(runs)} combos {kept} are faster with quality kept, {worse} have worse quality"
+        return _of(runs, {"faster with quality kept": kept, "of worse quality": worse}, "is", "are")
     (run,) = runs
     return f"{run.name}: {run.verdict('rtf')}, quality {run.quality()}"
 

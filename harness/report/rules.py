@@ -53,8 +53,8 @@ def objection(run: Run) -> str | None:
         slower = run.verdict("rtf") == "slower"
         return "it is slower" if slower else "it is neither faster nor smaller beyond the thresholds"
     if run.quality() == "worse":
-        worse = [name for name in run.quality_metrics if run.verdict(name) == "worse"]
-        return f"its quality is worse ({', '.join(worse)})"
+        worse = [name for name in run.summary.comparison if run.verdict(name) == "worse"]
+        return f"its quality is worse ({', '.join(map(words.label, worse))})"
     if run.quality() == stats.NOT_MEASURED:
         return "its quality was not measured"
     return None if run.quality() == KEPT else "no loss of quality was detected, but its interval does not rule one out"
@@ -119,6 +119,24 @@ def own_effects(name: str, effects: Sequence[Effect]) -> dict[str, Effect]:
         if effect.optimization == name:
             own.setdefault(effect.metric, effect)
     return own
+
+
+def effects_of(runs: Sequence[Run], effects: Sequence[Effect]) -> list[Effect]:
+    """Those that come from these runs alone."""
+    ids = {run.summary.run_id for run in runs}
+    return [effect for effect in effects if ids.issuperset(effect.run_ids)]
+
+
+def names(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+    """The optimizations that some run had on, and as code the others, with "not built" where that is the reason."""
+    known = dict.fromkeys(name for run in runs for name in run.summary.optimizations)
+    on = [name for name in known if any(name in run.summary.enabled for run in runs)]
+    off = [
+        f"{words.code(name)}{' (not built)' if status_of(name, runs)[0] == 'not built' else ''}"
+        for name in known
+        if name not in on
+    ]
+    return on, off
 
 
 def status_of(name: str, runs: Sequence[Run]) -> tuple[str, str | None]:

@@ -1,22 +1,33 @@
 """The report's sections, in order. Every sentence is made from results; none holds a figure of its own."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from harness import stats
 from harness.ablation import Effect, attribute
 from harness.report import claims, rules, tables, words
+from harness.report.advice import deployment, recommendation, recommended
 from harness.report.claims import CANNOT, Finding
-from harness.report.conditions import command, conditions, repeat, warnings
-from harness.report.data import Run, by_place, ranked
-from harness.report.document import Block, Bullets, Code, Document, Figure, Heading, Paragraph
-from harness.report.outcome import verdict_sentence
+from harness.report.conditions import conditions, repeat, warnings
+from harness.report.data import Run, by_setting, ranked
+from harness.report.document import (
+    Block,
+    Bullets,
+    Document,
+    Figure,
+    Fold,
+    Front,
+    Heading,
+    Listening,
+    Paragraph,
+    Section,
+)
+from harness.report.outcome import headline, tiles, verdict_sentence
+from harness.results import BASELINE
 
 Figures = dict[str, dict[str, Figure]]
-"""Each place's pictures by name."""
+"""Each setting's pictures by name."""
 
 FEW = 3  # up to so many runs are told in sentences; more of them, in a table
-MOST_FACTS = 8  # as many facts fit a paragraph; the rest is in summary.json
 RTF_IS = (
     "RTF, the real-time factor, is the wall-clock seconds of generation divided by the seconds of audio "
     "generated, summed over all utterances: lower is faster."
@@ -25,69 +36,82 @@ ADDED = (
     "What one optimization adds to others, from two runs that differ in just that one. Each run is compared with its "
     "own baseline first, so these intervals hold the noise of both."
 )
-RATIOS = "Ratios are combo / baseline, so below 1 is faster or smaller; brackets hold the 95 % interval."
+RATIOS = "A ratio below 1 is faster or smaller; brackets hold the 95 % interval."
 
 
-def build(runs: Sequence[Run], figures: Figures, failures: Sequence[str]) -> Document:
-    """The whole report; `failures` says what became of jobs that left no run."""
+def build(
+    runs: Sequence[Run], figures: Figures, failures: Sequence[str], listening: dict[str, Listening] | None = None
+) -> Document:
+    """The whole report.
+
+    `failures` says what became of jobs that left no run, `listening` holds the players of runs by their id.
+    """
     metrics = dict.fromkeys(name for run in runs for name in run.summary.comparison)
     effects = attribute([run.summary for run in runs], metrics)
     findings = [claims.judge(claim, runs) for claim in claims.load_claims()]
     document = Document(_title(runs))
-    for section in (
-        _executive_summary(runs, findings, failures),
+    front = _front(runs, figures)
+    document.add(
+        *_executive_summary(runs, front, findings, failures),
+        *_listen(runs, listening or {}),
         _baseline(runs),
         _optimizations(runs, effects, findings),
-        _combined(runs, figures),
+        _combined(runs, figures, front.figure),
         _quality(runs, figures),
-        _recommended(runs),
-        _deployment(runs, effects),
+        recommended(runs),
+        deployment(runs, effects),
         _claims(findings),
         conditions(runs),
         warnings(runs, failures),
         repeat(runs),
-    ):
-        document.add(*section)
+    )
     return document
 
 
 def _title(runs: Sequence[Run]) -> str:
     what = runs[0].title if len(runs) == 1 else words.count(len(runs), "combo")
-    return f"Chatterbox TTS: {what}, {words.listing(list(by_place(runs)))}"
+    return f"Chatterbox TTS: {what}, {words.listing(list(by_setting(runs)))}"
 
 
-def _place_heading(level: int, place: str, places: dict[str, list[Run]]) -> list[Block]:
-    """A heading per place, where there is more than one."""
-    return [Heading(level, f"{place[:1].upper()}{place[1:]}")] if len(places) > 1 else []
+def _heading(level: int, setting: str, settings: dict[str, list[Run]]) -> list[Block]:
+    """A heading per setting, where there is more than one."""
+    return [Heading(level, f"{setting[:1].upper()}{setting[1:]}")] if len(settings) > 1 else []
 
 
 # --------------------------------------------------------------------------------- executive summary
 
 
-def _executive_summary(runs: Sequence[Run], findings: Sequence[Finding], failures: Sequence[str]) -> list[Block]:
-    places = by_place(runs)
-    subject = f"{runs[0].code}" if len(runs) == 1 else words.count(len(runs), "combo")
-    blocks: list[Block] = [
-        Heading(2, "Executive summary"),
-        Paragraph(
-            f"This report compares {subject} with the unmodified pipeline of `chatterbox-tts`, using "
-            f"{words.listing(list(places))}. Both ran interleaved on the same device and are compared in pairs of "
-            f"equal text, voice, seed and number of speech tokens. {RTF_IS} {RATIOS}"
-        ),
-    ]
+def _executive_summary(
+    runs: Sequence[Run], front: Front, findings: Sequence[Finding], failures: Sequence[str]
+) -> list[Block]:
+    settings = by_setting(runs)
+    blocks: list[Block] = [front]
     if len(runs) <= FEW:
         blocks.append(Bullets([verdict_sentence(run) for run in runs]))
     else:
-        for place, here in places.items():
-            blocks += [Paragraph(_overview(place, here)), tables.combos(ranked(here))]
-    advice = [_recommendation(place, here) for place, here in places.items()]
+        for setting, here in settings.items():
+            blocks += [Paragraph(_overview(setting, here)), tables.combos(ranked(here))]
+    advice = [recommendation(setting, here) for setting, here in settings.items()]
     blocks.append(Bullets([*advice, _claims_sentence(findings)]))
     if failures:
         blocks.append(Paragraph(f"{words.count(len(failures), 'job')} left no results: see Warnings."))
     return blocks
 
 
-def _overview(place: str, runs: Sequence[Run]) -> str:
+def _front(runs: Sequence[Run], figures: Figures) -> Front:
+    """The verdict in one sentence: of the one run, or of the best of many."""
+    settings = by_setting(runs)
+    setting, here = next(iter(settings.items()))
+    chosen = runs[0] if len(runs) == 1 else rules.recommended(here) or rules.candidate(here)
+    drawn = figures.get(setting, {})
+    picture = drawn.get("stages" if len(here) == 1 else "ratio")
+    sentence = headline(chosen) if chosen else f"Not one of {words.count(len(here), 'combo')} cleared every gate."
+    if len(runs) > 1 and chosen:
+        sentence = f"Of {words.count(len(here), 'combo')}, the best: {sentence}"
+    return Front("Executive summary", sentence, tiles(chosen) if chosen and not chosen.failed else [], picture)
+
+
+def _overview(setting: str, runs: Sequence[Run]) -> str:
     faster = [run for run in runs if run.verdict("rtf") == "faster"]
     kept = sum(run.quality() == "kept" for run in faster)
     unknown = sum(run.quality() == stats.NOT_MEASURED for run in runs)
@@ -98,23 +122,7 @@ def _overview(place: str, runs: Sequence[Run]) -> str:
         f"{sum(run.quality() == 'worse' for run in runs)} with worse quality",
     ]
     parts += [f"{unknown} whose quality was not measured"] if unknown else []
-    return f"{words.count(len(runs), 'combo')} with {place}: {words.listing(parts)}."
-
-
-def _recommendation(place: str, runs: Sequence[Run]) -> str:
-    best = rules.recommended(runs)
-    run = best or rules.candidate(runs)
-    if run is None:
-        return f"No combo is recommended for {place}: none cleared every gate."
-    metric = "rtf" if run.verdict("rtf") == "faster" else "peak_memory_mb"
-    gain = words.amount_of_change(metric, run.change(metric).value or 1.0)
-    if best:
-        return f"Recommended for {place}: **{best.title}**, {gain}, quality kept."
-    return (
-        f"No combo is recommended for {place} yet. The fastest without a detected loss is **{run.title}**, {gain}; "
-        f"{rules.objection(run)}: measure {'it' if run.quality() == stats.NOT_MEASURED else 'more texts or seeds'} "
-        "before deploying."
-    )
+    return f"{words.count(len(runs), 'combo')} with {setting}: {words.listing(parts)}."
 
 
 def _claims_sentence(findings: Sequence[Finding]) -> str:
@@ -122,31 +130,207 @@ def _claims_sentence(findings: Sequence[Finding]) -> str:
     return f"Of the {len(findings)} figures that the optimization campaign claimed: {', '.join(counts)}."
 
 
+def _listen(runs: Sequence[Run], listening: dict[str, Listening]) -> list[Block]:
+    heard = [(run, listening[run.summary.run_id]) for run in runs if run.summary.run_id in listening]
+    if not heard:
+        return []
+    several = len(heard) > 1
+    blocks: list[Block] = []
+    for run, players in heard:
+        blocks += [Heading(3, f"{run.code} beside {run.versus}"), players] if several else [players]
+    return [Section("Listen", blocks, open=True)]
+
+
+# ------------------------------------------------------------------------- combined impact and quality
+
+
+def _combined(runs: Sequence[Run], figures: Figures, front: Figure | None) -> Section:
+    """`front` is the picture that the reader has seen already."""
+    settings = by_setting(runs)
+    blocks: list[Block] = [
+        Paragraph(
+            "Both variants ran interleaved on the same device and are compared in pairs of equal text, voice, seed and "
+            f"number of speech tokens. {RTF_IS} {RATIOS}"
+        )
+    ]
+    for setting, here in settings.items():
+        blocks += _heading(3, setting, settings)
+        blocks += [Paragraph(verdict_sentence(run)) for run in here if run.failed]
+        usable = [run for run in ranked(here) if not run.failed]
+        shown = usable if len(here) <= FEW else usable[:1]
+        for run in shown:
+            blocks += [Paragraph(_what_was_on(run)), tables.comparison(run), tables.stages(run)]
+            blocks += _odd_figures(run)
+        if len(usable) > len(shown):
+            blocks.append(Paragraph(f"These tables are {shown[0].code}'s, the fastest; the first table has them all."))
+        drawn = figures.get(setting, {})
+        blocks += [
+            drawn[name] for name in ("ratio", "rtf", "stages", "memory") if name in drawn and drawn[name] != front
+        ]
+    return Section("Combined performance impact", blocks, open=True)
+
+
+def _what_was_on(run: Run) -> str:
+    if run.is_noise_floor:
+        return f"{run.code} is the baseline against itself: whatever differs here is noise."
+    records = run.summary.optimizations
+    enabled, active = run.summary.enabled, run.summary.active
+    states = [f"{words.code(name)} was {records[name]['status']}" for name in enabled if name not in active]
+    changed = _difference(run)
+    on = words.listing(list(map(words.code, enabled))) if enabled else "nothing"
+    return f"{run.code} switches on {on}; {words.listing(states) if states else 'all were active'}.{changed}"
+
+
+def _difference(run: Run) -> str:
+    """What sets the combo apart from a reference that has optimizations of its own."""
+    if run.reference == BASELINE:
+        return ""
+    theirs = [name for name, record in run.summary.against_optimizations.items() if record["enabled"]]
+    ours = run.summary.enabled
+    parts = [
+        f"{word} {words.listing([words.code(name) for name in names])}"
+        for word, names in (
+            ("with", [name for name in ours if name not in theirs]),
+            ("without", [name for name in theirs if name not in ours]),
+        )
+        if names
+    ]
+    return f" It is {run.versus} {' and '.join(parts)}." if parts else f" {run.versus} switches on the same."
+
+
+def _odd_figures(run: Run) -> list[Block]:
+    """What would help in a demonstration and not in service: repeated requests, and what grows call by call."""
+    sentences = []
+    for name, variant in ((run.reference, run.baseline), (run.name, run.combo)):
+        ratio = variant.repeated_request_ratio
+        if ratio is not None:
+            sentences.append(
+                f"A request that {words.code(name)} has spoken before takes {words.number(ratio)} of the time that it "
+                "took then; no such request is in the figures above."
+            )
+        if variant.growth:
+            grown = [f"{words.said(what)} {words.number(amount)}" for what, amount in variant.growth.items()]
+            sentences.append(f"In {words.code(name)}, call by call, this grows: {words.listing(grown)}.")
+    return [Bullets(sentences)] if sentences else []
+
+
+BESIDE_THE_MEAN = (
+    "Beside the mean: clips of which more was misunderstood than understood, and the worst; words that were spoken "
+    "after the text was over, and words of its end that never came, of all clips together; how long a character of the "
+    "text took; clips that ran into the limit of speech tokens, where a combo that does so more often than its "
+    "reference has worse quality."
+)
+
+
+def _quality(runs: Sequence[Run], figures: Figures) -> Section:
+    measured = [run for run in runs if run.change("wer").value is not None and not run.failed]
+    blocks: list[Block] = [
+        Paragraph(
+            "WER is the mean word error rate of the clips as a speech recognizer hears them; similarity is the cosine "
+            "between a clip and the voice's reference clip under the named speaker model. A clip that is missing, "
+            "silent or not finite counts as WER 1. Timed clips are some of those whose time was taken, chosen by "
+            "chance afterwards."
+        ),
+    ]
+    notes: dict[str, list[str]] = {}
+    for run in runs:
+        if run.combo.quality_note:
+            notes.setdefault(run.combo.quality_note, []).append(run.code)
+    blocks += [
+        Paragraph(f"For {words.listing(names)}: {words.stop(words.said(note))}") for note, names in notes.items()
+    ]
+    if measured:
+        blocks.append(tables.quality(measured))
+    if told := [run for run in measured if run.baseline.heard and run.combo.heard]:
+        blocks += [Paragraph(BESIDE_THE_MEAN), tables.heard(told)]
+    blocks += [here["quality"] for here in figures.values() if "quality" in here]
+    return Section("Quality", blocks, open=bool(measured))
+
+
+# ------------------------------------------------------------------------------------- optimizations
+
+
+def _optimizations(runs: Sequence[Run], effects: Sequence[Effect], findings: Sequence[Finding]) -> Section:
+    settings = by_setting(runs)
+    blocks: list[Block] = [
+        Paragraph(
+            "Status is what the optimization showed after the run: active with evidence, inactive without it, "
+            "unavailable here, or failed. Effects are credited only to what was active, and only where runs tell "
+            "them apart from those of others."
+        ),
+    ]
+    for setting, here in settings.items():
+        blocks += _heading(3, setting, settings)
+        own = rules.effects_of(here, effects)
+        on, off = rules.names(here)
+        if on:
+            blocks.append(tables.optimizations(on, here, own))
+        if any(effect.beside for effect in own):
+            blocks += [Paragraph(ADDED), tables.added(own)]
+        blocks += [_optimization(name, here, own, findings) for name in on]
+        if off:
+            blocks.append(Paragraph(f"Not part of these runs: {words.listing(off)}."))
+    return Section("Each optimization", blocks)
+
+
+def _optimization(name: str, runs: Sequence[Run], effects: Sequence[Effect], findings: Sequence[Finding]) -> Fold:
+    """What one optimization showed, did, and was claimed to do."""
+    record = rules.record_of(name, runs) or {}
+    blocks: list[Block] = []
+    if record["reason"]:
+        blocks.append(Paragraph(f"{words.stop(words.last_line(record['reason']))}"))
+    own = rules.own_effects(name, effects)
+    if own:
+        beside = next(iter(own.values())).beside
+        where = f"Added to {words.listing(list(map(words.code, beside)))}" if beside else "Alone"
+        changes = [_effect_clause(effect) for metric, effect in own.items() if metric in _told(own)]
+        blocks.append(Paragraph(f"{where}: {'; '.join(changes)}."))
+    elif record["status"] == "active":
+        _, reason = rules.unattributed(name, runs)
+        blocks.append(Paragraph(f"No effect is its own: {reason}."))
+    about = [f for f in findings if f.claim.optimization == name and f.verdict != CANNOT]
+    blocks += [Bullets([f"Claimed: {f.claim.says}. {f.verdict.capitalize()}." for f in about])] if about else []
+    blocks += [tables.evidence(record["evidence"])] if record["evidence"] else []
+    if not blocks:
+        blocks.append(Paragraph("It left no evidence."))
+    return Fold(f"{words.code(name)}: {record['status']}", blocks)
+
+
+def _told(effects: dict[str, Effect]) -> list[str]:
+    return [name for name in effects if name in ("rtf", "peak_memory_mb", "wer") or name.startswith("sim_")]
+
+
+def _effect_clause(effect: Effect) -> str:
+    kind = stats.metric(effect.metric).kind
+    return f"{words.label(effect.metric)} {kind} {words.change(effect.interval, kind)}, {effect.verdict}"
+
+
 # ------------------------------------------------------------------------------------------ baseline
 
 
-def _baseline(runs: Sequence[Run]) -> list[Block]:
-    blocks: list[Block] = [Heading(2, "Baseline performance")]
-    for place, here in by_place(runs).items():
+def _baseline(runs: Sequence[Run]) -> Section:
+    blocks: list[Block] = []
+    for setting, here in by_setting(runs).items():
         known = [run for run in here if run.baseline.rtf is not None]
         if not known:
-            blocks.append(Paragraph(f"With {place}, the baseline left no figures."))
+            blocks.append(Paragraph(f"With {setting}, {here[0].versus} left no figures."))
             continue
-        blocks.append(Paragraph(_baseline_sentence(place, known)))
+        blocks.append(Paragraph(_baseline_sentence(known)))
         blocks.append(tables.baseline(known[0]) if len(known) == 1 else tables.baselines(known))
     blocks.append(
         Paragraph(
             "Absolute figures are this device's own and say nothing about another; the ratios are what is judged."
         )
     )
-    return blocks
+    return Section("Baseline performance", blocks)
 
 
-def _baseline_sentence(place: str, runs: Sequence[Run]) -> str:
+def _baseline_sentence(runs: Sequence[Run]) -> str:
     values = sorted(run.baseline.rtf or 0.0 for run in runs)
     spread = " to ".join(dict.fromkeys(words.number(value) for value in (values[0], values[-1])))
     times = "once" if len(runs) == 1 else f"in each of {len(runs)} runs"
-    sentences = [f"With {place}, the unmodified pipeline, measured {times}, has an RTF of {spread}."]
+    who = "the unmodified pipeline" if runs[0].reference == BASELINE else runs[0].versus
+    sentences = [f"With {runs[0].place}, {who}, measured {times}, has an RTF of {spread}."]
     first = runs[0].baseline
     if first.first_call_s and first.warmup_time_s:
         sentences.append(
@@ -160,205 +344,13 @@ def _baseline_sentence(place: str, runs: Sequence[Run]) -> str:
     return " ".join(sentences)
 
 
-# ------------------------------------------------------------------------------------- optimizations
+# -------------------------------------------------------------------------------------------- claims
 
 
-def _optimizations(runs: Sequence[Run], effects: Sequence[Effect], findings: Sequence[Finding]) -> list[Block]:
-    places = by_place(runs)
-    blocks: list[Block] = [
-        Heading(2, "Each optimization"),
-        Paragraph(
-            "Status is what the optimization showed after the run: active with evidence, inactive without it, "
-            "unavailable here, or failed. Effects are credited only to what was active, and only where runs tell "
-            "them apart from those of others."
-        ),
-    ]
-    for place, here in places.items():
-        blocks += _place_heading(3, place, places)
-        own = _effects_of(here, effects)
-        on, off = _names(here)
-        if on:
-            blocks.append(tables.optimizations(on, here, own))
-        if any(effect.beside for effect in own):
-            blocks += [Paragraph(ADDED), tables.added(own)]
-        for name in on:
-            about = [finding for finding in findings if finding.claim.optimization == name]
-            blocks += [Heading(3 + (len(places) > 1), words.code(name)), _optimization(name, here, own, about)]
-        if off:
-            blocks.append(Paragraph(f"Not part of these runs: {words.listing(off)}."))
-    return blocks
-
-
-def _names(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """The optimizations that some run had on, and the others, with "not built" where that is the reason."""
-    names = dict.fromkeys(name for run in runs for name in run.summary.optimizations)
-    on = [name for name in names if any(name in run.summary.enabled for run in runs)]
-    off = [
-        f"{words.code(name)}{' (not built)' if rules.status_of(name, runs)[0] == 'not built' else ''}"
-        for name in names
-        if name not in on
-    ]
-    return on, off
-
-
-def _effects_of(runs: Sequence[Run], effects: Sequence[Effect]) -> list[Effect]:
-    ids = {run.summary.run_id for run in runs}
-    return [effect for effect in effects if ids.issuperset(effect.run_ids)]
-
-
-def _optimization(name: str, runs: Sequence[Run], effects: Sequence[Effect], findings: Sequence[Finding]) -> Paragraph:
-    record = rules.record_of(name, runs) or {}
-    status = record["status"].capitalize()
-    sentences = [f"{status}: {words.last_line(record['reason'])}." if record["reason"] else f"{status}."]
-    if record["evidence"]:
-        sentences.append(f"Evidence: {words.facts(record['evidence'], MOST_FACTS)}.")
-    own = rules.own_effects(name, effects)
-    if own:
-        beside = next(iter(own.values())).beside
-        changes = [_effect_clause(effect) for metric, effect in own.items() if metric in _told(own)]
-        where = f"Added to {words.listing(list(map(words.code, beside)))}" if beside else "Alone"
-        sentences.append(f"{where}: {'; '.join(changes)}.")
-    elif record["status"] == "active":
-        _, reason = rules.unattributed(name, runs)
-        sentences.append(f"No effect is its own: {reason}.")
-    judged = [f"{f.claim.says} ({f.verdict})" for f in findings if f.verdict != CANNOT]
-    if judged:
-        sentences.append(f"Claimed: {'; '.join(judged)}.")
-    return Paragraph(" ".join(sentences))
-
-
-def _told(effects: dict[str, Effect]) -> list[str]:
-    return [name for name in effects if name in ("rtf", "peak_memory_mb", "wer") or name.startswith("sim_")]
-
-
-def _effect_clause(effect: Effect) -> str:
-    kind = stats.metric(effect.metric).kind
-    return f"{words.label(effect.metric)} {kind} {words.change(effect.interval, kind)}, {effect.verdict}"
-
-
-# ------------------------------------------------------------------------- combined impact and quality
-
-
-def _combined(runs: Sequence[Run], figures: Figures) -> list[Block]:
-    places = by_place(runs)
-    blocks: list[Block] = [Heading(2, "Combined performance impact")]
-    for place, here in places.items():
-        blocks += _place_heading(3, place, places)
-        blocks += [Paragraph(verdict_sentence(run)) for run in here if run.failed]
-        usable = [run for run in ranked(here) if not run.failed]
-        shown = usable if len(here) <= FEW else usable[:1]
-        for run in shown:
-            blocks += [Paragraph(_what_was_on(run)), tables.comparison(run), tables.stages(run)]
-        if len(usable) > len(shown):
-            blocks.append(Paragraph(f"These tables are {shown[0].code}'s, the fastest; the first table has them all."))
-        blocks += [figures[place][name] for name in ("ratio", "rtf", "stages", "memory") if name in figures[place]]
-    return blocks
-
-
-def _what_was_on(run: Run) -> str:
-    if run.is_noise_floor:
-        return f"{run.code} is the baseline against itself: whatever differs here is noise."
-    enabled = words.listing(list(map(words.code, run.summary.enabled)))
-    idle = [name for name in run.summary.enabled if name not in run.summary.active]
-    records = run.summary.optimizations
-    states = [f"{words.code(name)} was {records[name]['status']}" for name in idle]
-    return f"{run.code} switches on {enabled}; {words.listing(states) if states else 'all were active'}."
-
-
-BESIDE_THE_MEAN = (
-    "Beside the mean: clips of which more was misunderstood than understood, and the worst; words that were spoken "
-    "after the text was over, and words of its end that never came, of all clips together; how long a character of the "
-    "text took; clips that ran into the limit of speech tokens, where a combo that does so more often than the "
-    "baseline has worse quality."
-)
-
-
-def _quality(runs: Sequence[Run], figures: Figures) -> list[Block]:
-    places = by_place(runs)
-    measured = [run for run in runs if run.verdict("wer") != stats.NOT_MEASURED and not run.failed]
-    blocks: list[Block] = [
-        Heading(2, "Quality"),
-        Paragraph(
-            "WER is the mean word error rate of the clips as a speech recognizer hears them; similarity is the cosine "
-            "between a clip and the voice's reference clip under the named speaker model. A clip that is missing, "
-            "silent or not finite counts as WER 1."
-        ),
-    ]
-    notes: dict[str, list[str]] = {}
-    for run in runs:
-        if run.combo.quality_note:
-            notes.setdefault(run.combo.quality_note, []).append(f"{run.code}")
-    blocks += [
-        Paragraph(f"For {words.listing(names)}: {words.stop(words.said(note))}") for note, names in notes.items()
-    ]
-    if measured:
-        blocks.append(tables.quality(measured))
-    if told := [run for run in measured if run.baseline.heard and run.combo.heard]:
-        blocks += [Paragraph(BESIDE_THE_MEAN), tables.heard(told)]
-    blocks += [figures[place]["quality"] for place in places if "quality" in figures[place]]
-    return blocks
-
-
-# -------------------------------------------------------------------------------------------- advice
-
-
-def _recommended(runs: Sequence[Run]) -> list[Block]:
-    places = by_place(runs)
-    blocks: list[Block] = [Heading(2, "Recommended configuration")]
-    for place, here in places.items():
-        shown = rules.recommended(here) or rules.candidate(here)
-        blocks.append(Paragraph(_recommendation(place, here)))
-        blocks += [Code(_configuration(shown), "yaml")] if shown else []
-        others = [run for run in ranked(here) if run is not shown and not run.is_noise_floor]
-        blocks += [Bullets([_objection(run) for run in others])] if others else []
-    return blocks
-
-
-def _objection(run: Run) -> str:
-    return f"{run.code}: {rules.objection(run) or 'cleared every gate, but is not the fastest'}."
-
-
-def _configuration(run: Run) -> str:
-    """What was active, with its parameters, as it would stand in a combo's file."""
-    settings = run.job.get("optimizations") or {}
-    lines = [f"# {command(run)}", "optimizations:"]
-    for name in run.summary.active:
-        parameters = {**(settings.get(name) or {}), "enabled": True}
-        lines.append(f"  {name}: {{{', '.join(f'{key}: {_yaml(value)}' for key, value in parameters.items())}}}")
-    return "\n".join(lines)
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_yaml, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _deployment(runs: Sequence[Run], effects: Sequence[Effect]) -> list[Block]:
-    places = by_place(runs)
-    blocks: list[Block] = [
-        Heading(2, "Deployment recommendations"),
-        Paragraph(
-            "By rule: deploy what is faster or smaller with quality kept, which means that the intervals rule out a "
-            "loss that counts; check quality first where they do not, or where it was not measured; keep what is "
-            "slower but smaller for where memory is short; leave the rest."
-        ),
-    ]
-    for place, here in places.items():
-        blocks += _place_heading(3, place, places)
-        on, off = _names(here)
-        if on:
-            blocks.append(tables.advice([rules.advise(name, here, _effects_of(here, effects)) for name in on]))
-        if off:
-            blocks.append(Paragraph(f"Nothing can be said from these runs about {words.listing(off)}."))
-    return blocks
-
-
-def _claims(findings: Sequence[Finding]) -> list[Block]:
+def _claims(findings: Sequence[Finding]) -> Section:
     held = [finding for finding in findings if finding.verdict != CANNOT]
     rest = [finding for finding in findings if finding.verdict == CANNOT]
     blocks: list[Block] = [
-        Heading(2, "Claimed and measured"),
         Paragraph(
             "The figures of the optimization campaign's report beside the measured ones. Confirmed: a change in the "
             "claimed direction was detected and its interval reaches the claim. Not confirmed: no change was detected, "
@@ -367,5 +359,7 @@ def _claims(findings: Sequence[Finding]) -> list[Block]:
         ),
     ]
     blocks += [tables.claims(held)] if held else []
-    blocks += [tables.unmeasured_claims(rest)] if rest else []
-    return blocks
+    if rest:
+        title = f"{words.count(len(rest), 'claim')} that cannot be measured here, and why"
+        blocks.append(Fold(title, [tables.unmeasured_claims(rest)]))
+    return Section("Claimed and measured", blocks)

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from harness import stats
 from harness.ablation import Effect
 from harness.report import rules, words
 from harness.report.claims import Finding
-from harness.report.data import Run
+from harness.report.data import Run, is_timed
 from harness.report.document import Table
+from harness.results import Comparison
 
 FIRST_WORDS = "process start to first utterance"
 ABSOLUTE = (
@@ -23,9 +25,21 @@ ABSOLUTE = (
     ("tokens_per_s", "speech tokens per second"),
     ("model_memory_mb", "model memory"),
     ("peak_memory_mb", "peak memory"),
+    ("energy_j_per_audio_s", "energy per second of audio"),
 )
+LATER = ("load_s", "energy_j_per_audio_s")  # not measured everywhere
+FINDABLE, ENOUGH = "smallest findable", "rounds for the threshold"
 NEGLIGIBLE = 0.005  # share of an utterance's time
-JUDGED = ("rtf", "generation_time_s", "first_call_s", "model_memory_mb", "peak_memory_mb")
+JUDGED = (
+    "rtf",
+    "generation_time_s",
+    "first_call_s",
+    "load_s",
+    "model_memory_mb",
+    "peak_memory_mb",
+    "energy_j_per_audio_s",
+)
+MOST_FACTS = 60
 
 
 def baseline(run: Run) -> Table:
@@ -40,7 +54,7 @@ def baseline(run: Run) -> Table:
         for name in run.quality_metrics
     ]
     rows.append(["WER, whole corpus", words.rate(variant.wer_corpus)])
-    return Table(["baseline", f"{run.place}"], rows, numeric=frozenset({1}))
+    return Table([words.said(run.reference), run.place], rows, numeric=frozenset({1}))
 
 
 def baselines(runs: Sequence[Run]) -> Table:
@@ -50,27 +64,25 @@ def baselines(runs: Sequence[Run]) -> Table:
         values = sorted(value for run in runs if (value := getattr(run.baseline, name)) is not None)
         spread = [values[0], values[len(values) // 2], values[-1]] if values else [None] * 3
         rows.append([title, *(words.figure(name, value) for value in spread)])
-    return Table(["baseline", "lowest run", "median run", "highest run"], rows, numeric=frozenset({1, 2, 3}))
+    return Table(
+        [words.said(runs[0].reference), "lowest run", "median run", "highest run"], rows, numeric=frozenset({1, 2, 3})
+    )
 
 
 def combos(runs: Sequence[Run]) -> Table:
-    """All combos of one place at a glance."""
+    """All combos of one setting at a glance."""
     similarity = next((name for run in runs for name in run.similarity), None)
     metrics = ["rtf", "peak_memory_mb", "wer", *([similarity] if similarity else [])]
+    rows = [[run.code, *(_change(run, name) for name in metrics), run.quality(), run.summary.status] for run in runs]
     titles = [f"{words.label(name)}, {stats.metric(name).kind}" for name in metrics]
-    rows = []
-    for run in runs:
-        cells = [cell for name in metrics for cell in _change_cells(run, name)]
-        rows.append([run.code, *cells, run.summary.status])
-    columns = ["combo", *(column for title in titles for column in (title, "verdict")), "run"]
-    return Table(columns, rows, numeric=frozenset(range(1, 2 * len(metrics), 2)))
+    return Table(["combo", *titles, "quality", "run"], rows)
 
 
-def _change_cells(run: Run, metric: str) -> list[str]:
+def _change(run: Run, metric: str) -> str:
     record = run.summary.comparison.get(metric)
-    return (
-        ["", stats.NOT_MEASURED] if record is None or record.value is None else [words.change(record), record.verdict]
-    )
+    if record is None or record.value is None:
+        return words.NOT_MEASURED
+    return f"{run.told(metric)}, {'no verdict' if record.verdict == stats.NOT_MEASURED else record.verdict}"
 
 
 def comparison(run: Run) -> Table:
@@ -78,12 +90,34 @@ def comparison(run: Run) -> Table:
     rows = []
     for name in JUDGED:
         record = run.change(name)
+        if record.value is None and name in LATER:
+            continue
         values = (words.figure(name, variant.figure(name)) for variant in (run.baseline, run.combo))
-        rows.append([words.label(name), *values, words.change(record), record.verdict, str(record.n)])
+        rows.append([words.label(name), *values, run.told(name), *_judged(record), str(record.n)])
     starts = (words.seconds(variant.process_to_first_utterance_s) for variant in (run.baseline, run.combo))
-    rows.append([FIRST_WORDS, *starts, "", "", ""])
-    columns = ["", "baseline", run.title, "ratio (95 % interval)", "verdict", "pairs"]
-    return Table(columns, rows, numeric=frozenset({1, 2, 3, 5}))
+    rows.append([FIRST_WORDS, *starts, "", "", "", "", ""])
+    columns = ["figure", words.said(run.reference), run.title, "ratio", "verdict", FINDABLE, ENOUGH, "pairs"]
+    return _without_empty(Table(columns, rows, numeric=frozenset({1, 2, 3, 5, 6, 7})))
+
+
+def _without_empty(table: Table) -> Table:
+    """The table without the columns in which nothing stands."""
+    kept = [column for column in range(len(table.columns)) if any(row[column] for row in table.rows)]
+    return Table(
+        [table.columns[column] for column in kept],
+        [[row[column] for column in kept] for row in table.rows],
+        frozenset(new for new, column in enumerate(kept) if column in table.numeric),
+    )
+
+
+def _judged(record: Comparison) -> list[str]:
+    """Verdict, the smallest change that would have been found, and the rounds that the threshold's size takes."""
+    found, rounds = record.smallest_detectable, record.rounds_for_threshold
+    return [
+        record.verdict,
+        "" if found is None else words.size(found, record.kind),
+        "" if rounds is None else words.fact(rounds),
+    ]
 
 
 def stages(run: Run) -> Table:
@@ -96,47 +130,71 @@ def stages(run: Run) -> Table:
         share, new_share = old / whole, new / new_whole
         ratio = words.ratio(new / old) if old and max(share, new_share) > NEGLIGIBLE else ""
         rows.append([words.code(name), words.seconds(old), words.percent(share), words.seconds(new), ratio])
-    return Table(["stage", "baseline", "share", run.title, "ratio"], rows, numeric=frozenset({1, 2, 3, 4}))
+    return Table(
+        ["stage", words.said(run.reference), "share", run.title, "ratio"], rows, numeric=frozenset({1, 2, 3, 4})
+    )
 
 
 def quality(runs: Sequence[Run]) -> Table:
     """Both variants' quality and the paired change, one row per run and metric."""
     rows = []
     for run in runs:
-        for name in run.quality_metrics:
-            record = run.change(name)
+        for name in (*run.quality_metrics, *run.timed_metrics, "watermark"):
+            record = run.summary.comparison.get(name)
+            if record is None or (record.value is None and name == "watermark"):
+                continue
             cells = [
                 words.with_interval(name, variant.figure(name), variant.intervals.get(name))
                 for variant in (run.baseline, run.combo)
             ]
-            clips = f"{run.combo.n_scored}/{run.combo.n_expected}"
             rows.append(
-                [
-                    run.title,
-                    words.label(name),
-                    *cells,
-                    words.change(record),
-                    record.verdict,
-                    clips,
-                    str(run.combo.n_missing),
-                ]
+                [run.title, words.label(name), *cells, words.change(record), *_judged(record), _clips(run, name)]
             )
-    columns = ["combo", "metric", "baseline", "combo", "change (95 % interval)", "verdict", "scored", "missing"]
-    return Table(columns, rows, numeric=frozenset({2, 3, 4, 6, 7}))
+    columns = [
+        "combo",
+        "metric",
+        "reference",
+        "combo",
+        "change",
+        "verdict",
+        FINDABLE,
+        "seeds for the threshold",
+        "clips",
+    ]
+    return _without_empty(Table(columns, rows, numeric=frozenset({2, 3, 4, 6, 7, 8})))
+
+
+def _clips(run: Run, metric: str) -> str:
+    """How many clips the combo's figure comes from, and how many of them were missing."""
+    if is_timed(metric):
+        return str(run.combo.n_timed)
+    if metric == "watermark":
+        return ""
+    missing = f", {run.combo.n_missing} missing" if run.combo.n_missing else ""
+    return f"{run.combo.n_scored} of {run.combo.n_expected}{missing}"
+
+
+def evidence(record: dict[str, Any]) -> Table:
+    """What an optimization counted, fact by fact; a nested record's names are joined by dots."""
+    facts = list(words.facts(record))
+    rows = [[words.code(name), words.said(value)] for name, value in facts[:MOST_FACTS]]
+    if len(facts) > MOST_FACTS:
+        rows.append([f"{len(facts) - MOST_FACTS} more", "in summary.json"])
+    return Table(["evidence", ""], rows)
 
 
 def heard(runs: Sequence[Run]) -> Table:
     """What a mean word error rate hides, of both variants: baseline, then combo."""
     rows = []
     for run in runs:
-        for name, variant in (("baseline", run.baseline), (run.title, run.combo)):
+        for name, variant in ((words.said(run.reference), run.baseline), (run.title, run.combo)):
             found = variant.heard
             worst = found.get("worst")
             rows.append(
                 [
                     name,
                     str(found.get("n_mostly_wrong", "")),
-                    f"{words.rate(worst['wer'])} ({worst['text_id']}, {worst['voice']}, {worst['seed']})"
+                    words.said(f"{words.rate(worst['wer'])} ({worst['text_id']}, {worst['voice']}, {worst['seed']})")
                     if worst
                     else "",
                     words.rate(found.get("cer")),
@@ -200,9 +258,12 @@ def claims(findings: Sequence[Finding]) -> Table:
 
 
 def unmeasured_claims(findings: Sequence[Finding]) -> Table:
-    """The claims that could not, and why."""
-    rows = [[_about(finding), _claimed(finding), finding.reason] for finding in findings]
-    return Table(["about", "claimed", "cannot be measured here, because"], rows)
+    """The claims that could not, by the reason why."""
+    reasons: dict[str, list[str]] = {}
+    for finding in findings:
+        reasons.setdefault(finding.reason, []).append(f"{_about(finding)}: {_claimed(finding)}")
+    rows = [[words.stop(reason[:1].upper() + reason[1:]), "; ".join(claims)] for reason, claims in reasons.items()]
+    return Table(["because", "claimed"], rows)
 
 
 def _about(finding: Finding) -> str:

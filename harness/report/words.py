@@ -122,6 +122,16 @@ def amount_of_change(metric: str, value: float) -> str:
     return f"{percent(abs(1 - value))} {'less' if value < 1 else 'more'} {what}"
 
 
+def size(value: float, kind: str) -> str:
+    """How large a change is, whatever its direction: "4.1 %" of a ratio, "0.034" of a difference."""
+    return percent(value) if kind == "ratio" else f"{value:.3f}"
+
+
+def agree(n: int, one: str, many: str) -> str:
+    """The verb that goes with so many."""
+    return one if n == 1 else many
+
+
 def listing(items: list[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
@@ -163,6 +173,11 @@ def code(text: str) -> str:
     return f"{fence}{space}{' '.join(text.split())}{space}{fence}"
 
 
+def markup(markdown: str) -> str:
+    """A line of Markdown as HTML."""
+    return MARKDOWN.renderInline(markdown)
+
+
 def plain(markdown: str) -> str:
     """The words of a line of Markdown, for a terminal."""
     (line,) = MARKDOWN.parseInline(markdown)
@@ -183,17 +198,10 @@ def fact(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def facts(record: dict[str, Any], most: int) -> str:
-    """Names and values of a nested record in one line, the first `most` of them."""
-    flat = list(_flat(record))
-    shown = [f"{code(name)} {said(value)}" for name, value in flat[:most]]
-    more = len(flat) - len(shown)
-    return ", ".join(shown) + (f", and {more} more in summary.json" if more > 0 else "")
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def facts(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of a nested record, one after the other."""
     for name, value in record.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from facts(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", fact(value)
