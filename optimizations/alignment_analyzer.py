@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from chatterbox.models.t3 import t3 as upstream
 from torch import nn
 
-from harness.pipeline import Pipeline
+from harness.pipeline import Pipeline, Segment
 from optimizations.base import Evidence, Optimization, register
+from optimizations.common.probe import PROBE_TEXT, PROBE_TOKENS
 from optimizations.t3.decoder import Decoder, decoder_of
 
 
@@ -30,8 +32,8 @@ class AlignmentAnalyzer(Optimization):
 
     Campaign: "32.3 % faster sequential inference"; it had compared a cold first call with warm ones.
 
-    Evidence: calls and backends built; forward hooks left on each layer; the attention implementation afterwards; on
-    a guarded model, what the guard decided.
+    Evidence: calls of the loop; upstream's backends built in one probe; forward hooks left on each layer; the attention
+    implementation afterwards; on a guarded model, what the guard decided.
     """
 
     name = "alignment_analyzer"
@@ -49,10 +51,12 @@ class AlignmentAnalyzer(Optimization):
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
         decoder, tfmr = self._decoder, pipeline.model.t3.tfmr
+        with decoder.unrecorded():
+            n_backends = backends_built(pipeline)
         hooks = hook_counts(tfmr)
         facts = {
             "calls": decoder.n_calls,
-            "backends_built": 1,
+            "backends_built_in_a_probe": n_backends,
             "hooks_per_layer_before": max(self._hooks_before),
             "hooks_per_layer_after": max(hooks),
             "attention_implementation": tfmr.config._attn_implementation,
@@ -60,9 +64,28 @@ class AlignmentAnalyzer(Optimization):
         }
         if decoder.n_calls == 0:
             return Evidence(False, facts, "its decode loop was never called")
+        if n_backends:
+            return Evidence(False, facts, "upstream's own loop spoke in a probe")
         if hooks != self._hooks_before or tfmr.config._attn_implementation != "sdpa":
             return Evidence(False, facts, "something left hooks behind or switched attention away from SDPA")
         return Evidence(True, facts)
+
+
+def backends_built(pipeline: Pipeline) -> int:
+    """How many backends upstream builds while a few tokens are decoded."""
+    segment = Segment(PROBE_TEXT, pipeline.stages["condition"](next(iter(pipeline.voices))), 0, PROBE_TOKENS)
+    backend, built = upstream.T3HuggingfaceBackend, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        built.append(backend)
+        return backend(*args, **kwargs)
+
+    upstream.T3HuggingfaceBackend = counted
+    try:
+        pipeline.stages["generate_tokens"]([segment])
+    finally:
+        upstream.T3HuggingfaceBackend = backend
+    return len(built)
 
 
 def hook_counts(tfmr: nn.Module) -> list[int]:
