@@ -7,8 +7,8 @@ into sentences, `tables` and `plots` into tables and pictures; `markdown` and `h
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.report import data, html, listen, markdown, outcome, plots, rules, sections, words
-from harness.report.document import Listening
+from harness.report import attribution, data, html, listen, markdown, outcome, plots, rules, sections, words
+from harness.report.document import Listening, Paragraph, Section
 from harness.results import RunFolder, Summary, slug, write_atomically
 
 FAILURES = "failures.txt"
@@ -23,7 +23,7 @@ def write_report(folders: Sequence[RunFolder], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     settings = data.by_setting(runs)
     figures = {one: plots.draw(settings[one], out, suffix) for one, suffix in _suffixes(list(settings)).items()}
-    document = sections.build(runs, figures, lost_jobs(folders), _players(runs))
+    document = sections.build(runs, figures, lost_jobs(folders), _players(runs), _parts(runs, out))
     write_atomically(out / "report.html", html.render(document))
     write_atomically(out / "report.md", markdown.render(document))
     return out / "report.md"
@@ -38,6 +38,16 @@ def _suffixes(settings: list[str]) -> dict[str, str]:
         setting: f"-{name}" if slugs.count(name) == 1 else f"-{name}-{number}"
         for number, (setting, name) in enumerate(zip(settings, slugs, strict=True), start=1)
     }
+
+
+def _parts(runs: Sequence[data.Run], out: Path) -> Section | None:
+    places = data.by_place(runs)
+    blocks = [
+        block
+        for place, suffix in _suffixes(list(places)).items()
+        for block in attribution.blocks(places[place], out, suffix, place if len(places) > 1 else None)
+    ]
+    return Section("Which part carries it", [Paragraph(attribution.HOLM), *blocks], open=True) if blocks else None
 
 
 def _players(runs: Sequence[data.Run]) -> dict[str, Listening]:

@@ -69,13 +69,18 @@ def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figur
         for name, paint in painters.items():
             canvas = paint(usable)
             if canvas is not None:
-                path = folder / f"{name}{suffix}.png"
-                canvas.savefig(path)
-                title = canvas.axes[0].get_title(loc="left")
-                canvas.axes[0].set_title("", loc="left")  # the page sets it beside the drawing
-                figures[name] = Figure(path, title, drawing.draw(canvas, path.stem))
-                plt.close(canvas)
+                figures[name] = saved(canvas, folder / f"{name}{suffix}.png")
     return figures
+
+
+def saved(canvas: Canvas, path: Path) -> Figure:
+    """The picture in a file, and as a drawing for the page; the canvas is closed."""
+    canvas.savefig(path)
+    title = canvas.axes[0].get_title(loc="left")
+    canvas.axes[0].set_title("", loc="left")  # the page sets it beside the drawing
+    figure = Figure(path, title, drawing.draw(canvas, path.stem))
+    plt.close(canvas)
+    return figure
 
 
 def _nothing(_runs: Sequence[Run]) -> None:
@@ -85,7 +90,7 @@ def _nothing(_runs: Sequence[Run]) -> None:
 # ------------------------------------------------------------------------------------- shared pieces
 
 
-def _list(names: Sequence[str]) -> tuple[Canvas, Axes]:
+def listed(names: Sequence[str]) -> tuple[Canvas, Axes]:
     """A picture with one row per name, from top to bottom."""
     canvas, axes = plt.subplots(figsize=(WIDTH, FRAME + ROW * len(names)))
     axes.set_yticks(range(len(names)), list(names))
@@ -94,7 +99,7 @@ def _list(names: Sequence[str]) -> tuple[Canvas, Axes]:
     return canvas, axes
 
 
-def _note(axes: Axes, row: int, text: str) -> None:
+def note(axes: Axes, row: int, text: str) -> None:
     axes.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
 
 
@@ -107,7 +112,7 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _colour(verdict: str) -> str:
+def colour_of(verdict: str) -> str:
     return GOOD if verdict in stats.GOOD else BAD if verdict in stats.BAD else NEUTRAL
 
 
@@ -116,7 +121,7 @@ def _marker(verdict: str) -> str:
 
 
 def _mark(verdict: str, label: str) -> Any:
-    colour = _colour(verdict)
+    colour = colour_of(verdict)
     return plt.Line2D([], [], color=colour, marker=_marker(verdict), linewidth=2, label=label)
 
 
@@ -151,18 +156,18 @@ def _ratio(runs: Sequence[Run]) -> Canvas | None:
     known = [run for run in runs if run.change("rtf").value is not None]
     if not known:
         return None
-    canvas, axes = _list([run.name for run in known])
+    canvas, axes = listed([run.name for run in known])
     threshold = known[0].summary.thresholds["rtf"]
     axes.axvspan(1 - threshold, 1 + threshold, color=BAND, linewidth=0)
     axes.axvline(1, color=RULE, linewidth=1)
     for row, run in enumerate(known):
-        record, colour = run.change("rtf"), _colour(run.verdict("rtf"))
+        record, colour = run.change("rtf"), colour_of(run.verdict("rtf"))
         bounds = [_number(record.low), _number(record.high)]
         (line,) = axes.plot(bounds, [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
         (mark,) = axes.plot(_number(record.value), row, _marker(record.verdict), color=colour, markersize=7)
         for artist in (line, mark):
             tip(artist, f"{run.name}: time ratio {words.change(record)}, {words.count(record.n, 'pair')}")
-        _note(axes, row, f"{words.change(record)}  {record.verdict}")
+        note(axes, row, f"{words.change(record)}  {record.verdict}")
     axes.set_xlim(0, max(1.1, axes.get_xlim()[1]))
     axes.set_xlabel(
         f"RTF, divided by that of {_versus(known)} (lower is faster)\n"
@@ -183,12 +188,12 @@ def _rtf(runs: Sequence[Run]) -> Canvas | None:
     known = [run for run in runs if run.baseline.rtf is not None and run.combo.rtf is not None]
     if not known:
         return None
-    canvas, axes = _list([run.name for run in known])
+    canvas, axes = listed([run.name for run in known])
     for row, run in enumerate(known):
         verdict = run.verdict("rtf")
         for variant, colour, marker, y in (
             (run.baseline, INK, "s", row - 0.14),
-            (run.combo, _colour(verdict), _marker(verdict), row + 0.14),
+            (run.combo, colour_of(verdict), _marker(verdict), row + 0.14),
         ):
             rtf = _number(variant.rtf)
             bounds = variant.intervals.get("rtf") or (rtf, rtf)
@@ -221,7 +226,7 @@ def _stages(runs: Sequence[Run]) -> Canvas | None:
     longest = max(sum(stages.values()) for _, stages in bars)
     names = dict.fromkeys(name for _, stages in bars for name in stages if stages[name] > 0.002 * longest)
     colours = dict(zip(names, STAGE_COLOURS, strict=False))
-    canvas, axes = _list([name for name, _ in bars])
+    canvas, axes = listed([name for name, _ in bars])
     for row, (label, stages) in enumerate(bars):
         left = 0.0
         for name, colour in colours.items():
@@ -260,17 +265,17 @@ def _memory(runs: Sequence[Run]) -> Canvas | None:
     if not known:
         return None
     known = sorted(known, key=lambda run: run.combo.peak_memory_mb or 0.0)
-    canvas, axes = _list([run.name for run in known])
+    canvas, axes = listed([run.name for run in known])
     for row, run in enumerate(known):
         verdict = run.verdict("peak_memory_mb")
-        for variant, colour, y in ((run.baseline, PALE, row - 0.17), (run.combo, _colour(verdict), row + 0.17)):
+        for variant, colour, y in ((run.baseline, PALE, row - 0.17), (run.combo, colour_of(verdict), row + 0.17)):
             (bar,) = axes.barh(y, _number(variant.peak_memory_mb), height=0.3, color=colour)
             whose = run.name if variant is run.combo else f"{run.reference} beside {run.name}"
             peak, loaded = words.megabytes(variant.peak_memory_mb), words.megabytes(variant.model_memory_mb)
             tip(bar, f"{whose}: peak {peak}, loaded model {loaded}")
             model = _number(variant.model_memory_mb)
             axes.plot([model, model], [y - 0.15, y + 0.15], color=drawing.PAGE, linewidth=2)
-        _note(axes, row, f"{words.megabytes(run.combo.peak_memory_mb)}  {verdict}")
+        note(axes, row, f"{words.megabytes(run.combo.peak_memory_mb)}  {verdict}")
     kind = {"vram": "allocated on the GPU", "rss": "resident in the process"}[known[0].baseline.memory_kind]
     axes.set_xlabel(f"peak memory in MB, {kind}\ntick: the loaded model; pale: {_versus(known)}, in the same run")
     less, more = _count(known, "peak_memory_mb", "less"), _count(known, "peak_memory_mb", "more")
@@ -296,7 +301,7 @@ def _quality(runs: Sequence[Run]) -> Canvas | None:
     for run in known:
         time, wer = run.change("rtf"), run.change("wer")
         verdict = "worse" if run.quality() == "worse" else time.verdict
-        colour, x, y = _colour(verdict), _number(time.value), _number(wer.value)
+        colour, x, y = colour_of(verdict), _number(time.value), _number(wer.value)
         across = axes.plot([_number(time.low), _number(time.high)], [y, y], color=colour, linewidth=1.5, alpha=0.8)
         along = axes.plot([x, x], [_number(wer.low), _number(wer.high)], color=colour, linewidth=1.5, alpha=0.8)
         mark = axes.plot(x, y, _marker(verdict), color=colour, markersize=8, markeredgecolor=drawing.PAGE)
@@ -318,7 +323,7 @@ def _quality(runs: Sequence[Run]) -> Canvas | None:
     )
     canvas.draw_without_rendering()
     canvas.set_layout_engine("none")  # the labels' places hold for this layout only
-    _place_labels(axes, points)
+    place_labels(axes, points)
     return canvas
 
 
@@ -340,7 +345,7 @@ def _meanings(runs: Sequence[Run]) -> dict[str, str]:
     return found
 
 
-def _place_labels(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+def place_labels(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     """Name each point where its name covers no other: tried above, below, and further away with a line."""
     taken = [axes.transData.transform((x, y)) for _, x, y in points]
     boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in taken]

@@ -40,11 +40,16 @@ RATIOS = "A ratio below 1 is faster or smaller; brackets hold the 95 % interval.
 
 
 def build(
-    runs: Sequence[Run], figures: Figures, failures: Sequence[str], listening: dict[str, Listening] | None = None
+    runs: Sequence[Run],
+    figures: Figures,
+    failures: Sequence[str],
+    listening: dict[str, Listening] | None = None,
+    parts: Section | None = None,
 ) -> Document:
     """The whole report.
 
-    `failures` says what became of jobs that left no run, `listening` holds the players of runs by their id.
+    `failures` says what became of jobs that left no run, `listening` holds the players of runs by their id, `parts`
+    says which part carries it, where the runs tell.
     """
     metrics = dict.fromkeys(name for run in runs for name in run.summary.comparison)
     effects = attribute([run.summary for run in runs], metrics)
@@ -54,6 +59,7 @@ def build(
     document.add(
         *_executive_summary(runs, front, findings, failures),
         *_listen(runs, listening or {}),
+        parts,
         _baseline(runs),
         _optimizations(runs, effects, findings),
         _combined(runs, figures, front.figure),

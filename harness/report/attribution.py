@@ -1,0 +1,202 @@
+"""The report's answer to "which part carries it": the way from the baseline to a combo, and who interacts with whom."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from harness import stats
+from harness.ablation import Effect, group_effects
+from harness.attribution import EXACT, Measured, Part, Waterfall, waterfalls
+from harness.report import words
+from harness.report.choice import front
+from harness.report.data import Run
+from harness.report.document import Block, Bullets, Heading, Paragraph, Table
+from harness.report.plots import BAND, INK, NEUTRAL, PALE, SMALL, STYLE, colour_of, listed, note, place_labels, saved
+
+METRICS = ("rtf", "peak_memory_mb", "wer")
+HOLM = (
+    "Verdicts among many alarm more easily than one alone, so those of one sweep, metric and place are corrected by "
+    "Holm's method; the intervals are each effect's own."
+)
+
+
+def blocks(runs: Sequence[Run], folder: Path, suffix: str = "", heading: str | None = None) -> list[Block]:
+    """What the runs of one place say: waterfalls, interactions, groups and the front, with pictures in `folder`.
+
+    Under a heading, if one is given; nothing where the runs say nothing of these.
+    """
+    found: list[Block] = []
+    level = 4 if heading else 3
+    with plt.rc_context(STYLE):
+        for number, waterfall in enumerate(_told(runs)):
+            found += [
+                Heading(level, f"{words.code(waterfall.combo)}: {_what(waterfall)}"),
+                Paragraph(_sentence(waterfall)),
+            ]
+            if waterfall.kind == "ratio":
+                found.append(
+                    saved(_waterfall(waterfall), folder / f"waterfall-{waterfall.metric}-{number}{suffix}.png")
+                )
+            found += [_parts(waterfall), *_interactions(waterfall)]
+        groups = group_effects([run.summary for run in runs], METRICS)
+        if groups:
+            found += [
+                Heading(level, "What had to be left out together"),
+                Bullets([_group(effect) for effect in groups]),
+            ]
+        front_canvas = _pareto(runs)
+        if front_canvas is not None:
+            found += [Heading(level, "Time, memory and quality"), saved(front_canvas, folder / f"pareto{suffix}.png")]
+    return [Heading(3, f"{heading[:1].upper()}{heading[1:]}"), *found] if heading and found else found
+
+
+def _told(runs: Sequence[Run]) -> list[Waterfall]:
+    """The waterfalls that the runs allow, of time, memory and quality."""
+    requires = {name: needs for run in runs for name, needs in (run.job.get("requires") or {}).items()}
+    measured = [Measured(run.summary, run.job.get("optimizations") or {}) for run in runs]
+    return [waterfall for metric in METRICS for waterfall in waterfalls(measured, metric, requires)]
+
+
+def _what(waterfall: Waterfall) -> str:
+    return "time" if waterfall.metric == "rtf" else words.label(waterfall.metric)
+
+
+def _sentence(waterfall: Waterfall) -> str:
+    how = (
+        f"exactly, from {waterfall.jobs} jobs that hold every set that can be"
+        if waterfall.method == EXACT
+        else f"by a model of effects and interactions of two, fitted to {waterfall.jobs} jobs"
+    )
+    kind = waterfall.kind
+    verb = "multiply" if kind == "ratio" else "add up"
+    return (
+        f"Shared out by Shapley's value, {how}: the parts {verb} to {words.change(waterfall.sum, kind)}; measured was "
+        f"{words.change(waterfall.total, kind)}, which leaves {_value(waterfall.remainder, kind)}. The sum lies "
+        f"{'within' if waterfall.adds_up else 'outside'} the measured interval"
+        f"{'.' if waterfall.adds_up else ': three or more depend on each other, or conditions changed between jobs.'}"
+    )
+
+
+def _value(value: float, kind: str) -> str:
+    return words.change(stats.Interval(value, None, None, 0), kind)
+
+
+def _parts(waterfall: Waterfall) -> Table:
+    kind = waterfall.kind
+    rows = [
+        [words.code(part.optimization), words.change(part.interval, kind), part.verdict] for part in _sorted(waterfall)
+    ]
+    rows.append(["remainder", _value(waterfall.remainder, kind), ""])
+    rows.append(["measured together", words.change(waterfall.total, kind), ""])
+    return Table(["optimization", f"its part, {kind} (95 % interval)", "verdict (Holm)"], rows, numeric=frozenset({1}))
+
+
+def _sorted(waterfall: Waterfall) -> list[Part]:
+    """What helps most first."""
+    good_is_less = stats.metric(waterfall.metric).below in stats.GOOD
+    return sorted(waterfall.parts, key=lambda part: part.interval.estimate, reverse=not good_is_less)
+
+
+def _interactions(waterfall: Waterfall) -> list[Block]:
+    """Those with a verdict; how many have none."""
+    decided = [one for one in waterfall.interactions if one.verdict in (*stats.GOOD, *stats.BAD)]
+    if not waterfall.interactions:
+        return []
+    if not decided:
+        return [
+            Paragraph(f"None of {len(waterfall.interactions)} interactions of two is told from none by these jobs.")
+        ]
+    strongest = sorted(decided, key=lambda one: -abs(_size(one.interval.estimate, waterfall.kind)))
+    rows = [
+        [" x ".join(map(words.code, one.pair)), words.change(one.interval, waterfall.kind), one.verdict]
+        for one in strongest
+    ]
+    columns = ["interaction", f"beyond both by themselves, {waterfall.kind}", "verdict (Holm)"]
+    rest = len(waterfall.interactions) - len(rows)
+    others = f"The {rest} other interactions of two are not told from none by these jobs."
+    return [Table(columns, rows, numeric=frozenset({1})), Paragraph(others)]
+
+
+def _size(value: float, kind: str) -> float:
+    return math.log(value) if kind == "ratio" else value
+
+
+def _group(effect: Effect) -> str:
+    names = words.listing(list(map(words.code, (effect.optimization, *effect.along))))
+    kind = stats.metric(effect.metric).kind
+    return (
+        f"{names}, because without the first the others cannot run: {words.label(effect.metric)} {kind} "
+        f"{words.change(effect.interval, kind)}, {effect.verdict}."
+    )
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def _waterfall(waterfall: Waterfall) -> Canvas:
+    """Each part a step from 1, the baseline, on a logarithmic axis: what multiplies is as long wherever it stands."""
+    steps = [(part.optimization, part.interval.estimate, part.verdict) for part in _sorted(waterfall)]
+    steps.append(("remainder", waterfall.remainder, stats.NOT_MEASURED))
+    canvas, axes = listed(["baseline", *(name for name, _, _ in steps), waterfall.combo])
+    axes.set_xscale("log")
+    at = 1.0
+    axes.plot([at, at], [-0.3, 0.3], color=INK, linewidth=2)
+    for row, (name, ratio, verdict) in enumerate(steps, start=1):
+        shade = PALE if name == "remainder" else colour_of(verdict)
+        axes.barh(row, at * ratio - at, left=at, height=0.6, color=shade)
+        axes.plot([at, at], [row - 0.7, row + 0.3], color=NEUTRAL, linewidth=0.8)
+        at *= ratio
+        note(axes, row, f"{words.ratio(ratio)}  {verdict if name != 'remainder' else ''}")
+    last = len(steps) + 1
+    low, high = waterfall.total.bounds or (at, at)
+    axes.axvspan(low, high, color=BAND, linewidth=0, zorder=0)
+    axes.plot([at, at], [last - 0.7, last + 0.3], color=INK, linewidth=2)
+    note(axes, last, words.change(waterfall.total))
+    _ticks(axes)
+    axes.set_xlabel(
+        f"{words.label(waterfall.metric)}, share of the baseline's (logarithmic; band: the measured interval)"
+    )
+    first = steps[0]
+    axes.set_title(f"{waterfall.combo}: of {_what(waterfall)}, {first[0]} carries the most ({words.ratio(first[1])})")
+    return canvas
+
+
+def _ticks(axes: Axes) -> None:
+    """Five round figures along a logarithmic axis, however short it is."""
+    places = [float(f"{value:.2g}") for value in np.geomspace(*axes.get_xlim(), 7)[1:-1]]
+    axes.minorticks_off()
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+
+
+def _pareto(runs: Sequence[Run]) -> Canvas | None:
+    """Time against memory: what is on the front is named, and quality that is worse is marked."""
+    known = [
+        run
+        for run in runs
+        if run.summary.status == "ok" and run.change("rtf").value is not None and run.combo.peak_memory_mb is not None
+    ]
+    best = front(known)
+    if len(known) < 3 or len(best) < 2:
+        return None
+    canvas, axes = plt.subplots(figsize=(9.0, 5.4))
+    chosen = {run.summary.run_id for run in best}
+    for run in known:
+        on_front = run.summary.run_id in chosen
+        x, y = run.change("rtf").value or 0.0, run.combo.peak_memory_mb or 0.0
+        shade = colour_of("worse") if run.quality() == "worse" else colour_of("faster") if on_front else PALE
+        axes.plot(x, y, "o" if on_front else ".", color=shade, markersize=8, markeredgecolor="white")
+    axes.margins(x=0.2, y=0.2)
+    axes.set_xlabel("RTF, combo / baseline (lower is faster)")
+    axes.set_ylabel("peak memory, MB")
+    axes.set_title(f"Of {len(known)} combos {len(best)} are bettered by none in time, memory and quality at once")
+    canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")
+    labels = [(run.name, run.change("rtf").value or 0.0, run.combo.peak_memory_mb or 0.0) for run in best]
+    place_labels(axes, labels)
+    axes.annotate("blue: on the front; vermilion: quality worse", (0, -0.16), xycoords="axes fraction", fontsize=SMALL)
+    return canvas
