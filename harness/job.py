@@ -6,6 +6,7 @@
     quality    every text with every seed, running free; this also counts the reference's tokens
     speed      every text held to the reference's token count, round after round, the order flipping (ABBA)
     evidence   what each optimization shows for having been active
+    fidelity   each stage on the reference's own inputs, for a few texts; behind the evidence, which it would change
     scoring    WER and similarity of the quality pass, once nothing is timed any more
 
 Whatever happens to a child becomes rows and records of the run's folder. What was measured before, and what
@@ -31,7 +32,9 @@ from harness.config import JobSpec
 from harness.errors import UserError
 from harness.ledger import Ledger
 from harness.plugins import import_catalogue
+from harness.quality.replay import Case
 from harness.quality.scoring import check_judges, score_run
+from harness.quality.stages import compare_stages
 from harness.results import Measurement, RunFolder, Summary
 from harness.scenarios import Call, Request, Turn, scenario
 from harness.side import Side
@@ -130,6 +133,7 @@ class Experiment:
         for _ in self.speed_rounds():
             states.append(self.device_state())
         self.collect_evidence()
+        self.compare_stages()
         self.warnings += watch.warnings() if self.device == "cpu" else []
         self.warnings += measure.state_warnings(states, n_own=len(self.sides))
 
@@ -271,6 +275,18 @@ class Experiment:
         with self.ledger.book("evidence_s"):
             for side in self.sides.values():
                 side.collect_evidence(self.settings["call_limit_s"])
+
+    def compare_stages(self) -> None:
+        """Give each stage of both sides the reference's own inputs, and write down how far apart they are."""
+        n_texts = self.spec.config["quality"].get("fidelity_texts", 0)
+        if not n_texts or not all(side.alive for side in self.sides.values()):
+            return
+        self.report("comparing stages")
+        cases = [Case(item.text_id, item.text, item.voice, self.pinned.get(item)) for item in self.items[:n_texts]]
+        limit_s = self.settings["call_limit_s"] * (1 + len(cases))
+        with self.ledger.book("scoring_s"):
+            found = compare_stages(self.folder.path, self.reference, self.candidate, cases, self.seeds[0], limit_s)
+        self.folder.write_json("fidelity.json", found)
 
     # -- one call -----------------------------------------------------------------------------------------------------
 

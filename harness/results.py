@@ -10,6 +10,7 @@ A run is a folder, `results/<date>-<time>-<combo>-<pipeline>/`:
     scores.jsonl        one `Score` per clip of the quality pass
     children.json       per variant: load time, model memory, status and error of its process
     optimizations.json  per variant and optimization: enabled, status, reason, evidence
+    fidelity.json       how far each stage is from the reference's on the reference's own inputs (`quality.stages`)
     timing.json         where the job's own time went
     summary.json        a `Summary`: written last, atomically, only if it satisfies the schema, and with a hash of
                         every other file (`harness.integrity`)
@@ -321,6 +322,7 @@ class Summary:
     against: str = BASELINE
     against_optimizations: dict[str, dict[str, Any]] = field(default_factory=dict)
     processes: int = 1
+    fidelity: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     digest: str | None = None
     replaces: str | None = None

@@ -102,6 +102,7 @@ class Quality:
     asr_model: str | None = None
     speaker: str = "resemblyzer"
     speaker_model: str | None = None
+    fidelity_texts: int = number(3, least=0)
 
 
 @dataclass

@@ -72,11 +72,13 @@ def build_summary(folder: RunFolder) -> Summary:
     idle = _is_idle(optimizations)
     if idle:
         comparison = {name: _withheld(record) for name, record in comparison.items()}
+    fidelity, fidelity_warnings = _fidelity(folder)
     unmeasured = _unmeasured(comparison, variants, (reference, candidate), idle)
     warnings = [
         *gaps,
         *warnings,
         *unmeasured,
+        *fidelity_warnings,
         *_uncredited(optimizations),
         *_uncredited(against_optimizations, reference),
     ]
@@ -98,6 +100,7 @@ def build_summary(folder: RunFolder) -> Summary:
         comparison=comparison,
         optimizations=optimizations,
         thresholds=thresholds,
+        fidelity=fidelity,
         timing={key: timing.get(key) for key in TIMING},
         warnings=list(dict.fromkeys(warnings)),
     )
@@ -188,6 +191,24 @@ def _unscored(name: str, variant: Variant, folder: RunFolder) -> list[str]:
         f"{name}: {missing} of {variant.n_expected} clips of the quality pass have no score; "
         f"`python -m harness score {folder.path}` scores what is there."
     ]
+
+
+def _fidelity(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
+    """What became of the comparison of stages, and which of them differ or could not be compared."""
+    record = folder.read_json("fidelity.json")
+    stages = record.get("stages") if isinstance(record, dict) else None
+    if not isinstance(stages, dict):
+        reason = record.get("reason") if isinstance(record, dict) else "fidelity.json holds no record"
+        return {}, [f"stages were not compared: {str(reason).rstrip('.')}."] if reason else []
+    by_verdict: dict[str, list[str]] = {}
+    for stage, found in stages.items():
+        by_verdict.setdefault(found["verdict"], []).append(stage)
+    warnings = [
+        f"fidelity {text}: {', '.join(by_verdict[verdict])}."
+        for verdict, text in (("differs", "differs from the reference's"), (stats.NOT_MEASURED, "was not measured"))
+        if verdict in by_verdict
+    ]
+    return stages, warnings
 
 
 def _is_idle(optimizations: dict[str, dict[str, Any]]) -> bool:

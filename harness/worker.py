@@ -327,6 +327,20 @@ class Variant:
 
         return measure.device_state(self.device)
 
+    def record_stages(self, cases: Sequence[Any], seed: int, path: Path) -> bool:
+        """Speak `harness.quality.replay.Case`s and keep in `path` what went from stage to stage."""
+        from harness.quality import replay
+
+        replay.save(path, replay.record(self.pipeline, cases, seed))
+        return True
+
+    def replay_stages(self, cases: Sequence[Any], seed: int, inputs: Path, path: Path) -> bool:
+        """Keep in `path` what each stage makes of the recorded inputs."""
+        from harness.quality import replay
+
+        replay.save(path, replay.replay(self.pipeline, cases, replay.load(inputs, replay.Inputs), seed))
+        return True
+
     def evidence(self) -> dict[str, dict[str, Any]]:
         """After the runs: what each optimization shows for having been active."""
         return self.fitted.evidence()

@@ -1,6 +1,7 @@
 """Each stage against the reference's own inputs: figures, verdicts, and the stages of the miniature."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 
 from harness import checkpoints
 from harness.pipeline import Pipeline
-from harness.quality import fidelity, replay
+from harness.quality import fidelity, replay, stages
 from harness.quality.fidelity import DIFFERS, FAITHFUL, NOT_MEASURED, Trace
+from harness.worker import Setup, Variant
 from optimizations import create
 from optimizations.common.graphs import Uncaptured
 
@@ -219,3 +221,39 @@ def test_traces_survive_their_file(tmp_path, spoken):
     assert again[1].mark == traces[1].mark
     assert again[2] == Trace()
     assert np.array_equal(replay.load(tmp_path / "a/inputs.npz", replay.Inputs)[1].tokens, inputs[1].tokens)
+
+
+# -- in a job
+
+
+class FakeSide:
+    """A side whose process is here; `fails` names the question that it cannot answer."""
+
+    def __init__(self, name: str, pipeline: Pipeline, fails: str = "") -> None:
+        self.name, self.fails, self.last_error = name, fails, None
+        self.variant = Variant(Setup(name, Path(), "", {}, "cpu"))
+        self.variant.pipeline = pipeline
+
+    def ask(self, method: str, *arguments, limit_s: float):
+        if method == self.fails:
+            self.last_error = "Traceback\nRuntimeError: no room"
+            return None
+        return getattr(self.variant, method)(*arguments)
+
+
+def test_a_jobs_sides_are_compared_and_nothing_is_left_behind(tmp_path, mini):
+    cases = CASES[1:]
+    found = stages.compare_stages(
+        tmp_path, FakeSide("baseline", mini), FakeSide("combo", mini), cases, SEED, limit_s=60
+    )
+    assert found["cases"] == [{"text_id": "bread", "text": "There is some bread.", "voice": "kal16", "n_tokens": 30}]
+    assert {record["verdict"] for record in found["stages"].values()} == {FAITHFUL}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("fails", "side"), [("record_stages", "baseline"), ("replay_stages", "combo")])
+def test_a_side_that_cannot_do_it_is_named_with_its_error(tmp_path, mini, fails, side):
+    sides = [FakeSide(name, mini, fails if name == side else "") for name in ("baseline", "combo")]
+    found = stages.compare_stages(tmp_path, *sides, CASES[1:], SEED, limit_s=60)
+    assert found == {"reason": f"{side}: RuntimeError: no room"}
+    assert not list(tmp_path.iterdir())

@@ -202,6 +202,32 @@ def test_a_combo_that_is_cut_off_at_the_limit_has_worse_quality_whatever_was_hea
     assert re.search(r"\| production .*\| 3 \|$", text, flags=re.MULTILINE)
 
 
+def test_fidelity_stands_in_the_report_stage_by_stage_and_where_nothing_was_heard_in_the_verdict(tmp_path):
+    folder = write_rows(tmp_path, Case(unmeasured="random weights speak noise"))
+    figures = {"mel_error": {"mean": 0.25, "low": 0.2, "high": None}}
+    stages = {
+        "generate_tokens": {"verdict": "faithful", "figures": {"kl_mean": {"mean": 0.0, "low": 0.0, "high": 0.0}}},
+        "tokens_to_mel": {"verdict": "differs", "figures": figures},
+        "watermark": {"verdict": "not measured", "figures": {}},
+    }
+    folder.write_json("fidelity.json", {"cases": [], "stages": stages})
+    folder.write_summary(build_summary(folder))
+    summary = folder.summary()
+    assert summary.fidelity == stages
+    assert "fidelity differs from the reference's: tokens_to_mel." in summary.warnings
+    text = write_report([folder], tmp_path / "report").read_text()
+    assert re.search(r"tokens_to_mel.*25 %.*20 % to not finite.*differs", text)
+    assert "but computed: tokens_to_mel differs; watermark not measured" in verdict_line(summary)
+
+
+def test_stages_that_could_not_be_compared_say_why(tmp_path):
+    folder = write_rows(tmp_path, Case())
+    folder.write_json("fidelity.json", {"reason": "production: RuntimeError: no room"})
+    summary = build_summary(folder)
+    assert summary.fidelity == {}
+    assert "stages were not compared: production: RuntimeError: no room." in summary.warnings
+
+
 def test_too_few_clips_to_rule_a_loss_out_do_not_prove_quality(tmp_path):
     (run,) = loaded(tmp_path, Case(effect=Effect(time=0.5, wer=0.015)))
     assert run.verdict("wer") == "no detectable change"

@@ -149,7 +149,7 @@ def _quality_clause(run: Run) -> str:
             pairs = words.count(run.change("wer").n, "pair")
             return f"quality not judged ({pairs} of clips give no interval: {stats.MIN_PAIRS} do)"
         note = words.last_line(run.combo.quality_note).removeprefix("WER and similarity are not measured: ")
-        return f"quality not measured ({note})"
+        return f"quality not measured ({note}){_fidelity(run)}"
     told = [*run.quality_metrics, *(name for name in (*run.timed_metrics, "watermark") if run.verdict(name) == "worse")]
     changes = [
         f"{words.label(name)} {words.change(run.change(name))}, {run.verdict(name)}"
@@ -157,3 +157,12 @@ def _quality_clause(run: Run) -> str:
         for name in told
     ]
     return f"quality **{run.quality()}** ({'; '.join(changes)})"
+
+
+def _fidelity(run: Run) -> str:
+    """What was computed where nothing could be heard."""
+    verdicts = {stage: found["verdict"] for stage, found in run.summary.fidelity.items()}
+    if not verdicts:
+        return ""
+    others = [f"{words.code(stage)} {verdict}" for stage, verdict in verdicts.items() if verdict != "faithful"]
+    return f", but computed: {'; '.join(others) if others else 'every stage is faithful'}"

@@ -228,6 +228,14 @@ BESIDE_THE_MEAN = (
 )
 
 
+STAGE_BY_STAGE = (
+    "Fidelity needs no ear and holds for any weights: each stage of the combo is given the reference's own inputs. T3 "
+    "is made to say the reference's tokens, and its distributions of the next one are compared; the flow has the same "
+    "tokens and noise, the vocoder the same mel, the watermark the same wave. A stage is faithful where the whole "
+    "interval of each figure stays within its limit."
+)
+
+
 def _quality(runs: Sequence[Run], figures: Figures) -> Section:
     measured = [run for run in runs if run.change("wer").value is not None and not run.failed]
     blocks: list[Block] = [
@@ -249,8 +257,11 @@ def _quality(runs: Sequence[Run], figures: Figures) -> Section:
         blocks.append(tables.quality(measured))
     if told := [run for run in measured if run.baseline.heard and run.combo.heard]:
         blocks += [Paragraph(BESIDE_THE_MEAN), tables.heard(told)]
+    compared = [run for run in runs if run.summary.fidelity]
+    if compared:
+        blocks += [Paragraph(STAGE_BY_STAGE), tables.fidelity(compared)]
     blocks += [here["quality"] for here in figures.values() if "quality" in here]
-    return Section("Quality", blocks, open=bool(measured))
+    return Section("Quality", blocks, open=bool(measured or compared))
 
 
 # ------------------------------------------------------------------------------------- optimizations

@@ -209,6 +209,39 @@ def heard(runs: Sequence[Run]) -> Table:
     return Table(columns, rows, numeric=frozenset({1, 3, 4, 5, 6, 7}))
 
 
+FIDELITY = {
+    "kl_mean": ("KL divergence, mean", lambda value: f"{words.number(value)} nats"),
+    "kl_p99": ("KL divergence, 99th percentile", lambda value: f"{words.number(value)} nats"),
+    "top1_changed": ("likeliest token is another", words.percent),
+    "mel_error": ("relative error of the mel", words.percent),
+    "mel_distance_db": ("distance of the mel", lambda value: f"{words.number(value)} dB"),
+    "wave_distance_db": ("log-spectral distance of the wave", lambda value: f"{words.number(value)} dB"),
+    "wave_error": ("relative error of the wave, its source included", words.percent),
+    "mark_lost": ("confidence in the watermark, lost", words.rate),
+}
+
+
+def fidelity(runs: Sequence[Run]) -> Table:
+    """By run and stage, how far the combo is from the reference's on the reference's own inputs."""
+    rows = []
+    for run in runs:
+        for stage, found in run.summary.fidelity.items():
+            verdict = found["verdict"]
+            rows += [
+                [run.title, words.code(stage), FIDELITY[name][0], *_span(name, figure), verdict]
+                for name, figure in found["figures"].items()
+            ] or [[run.title, words.code(stage), "", "", "", verdict]]
+    columns = ["combo", "stage", "figure", "mean over texts", "95 % interval, or range", "verdict of the stage"]
+    return Table(columns, rows, numeric=frozenset({3, 4}))
+
+
+def _span(name: str, figure: dict[str, float | None]) -> list[str]:
+    """A figure's mean and its bounds; what is not finite was stored as null."""
+    say = FIDELITY[name][1]
+    mean, low, high = ("not finite" if figure[key] is None else say(figure[key]) for key in ("mean", "low", "high"))
+    return [mean, f"{low} to {high}"]
+
+
 def optimizations(names: Sequence[str], runs: Sequence[Run], effects: Sequence[Effect]) -> Table:
     """Status of each and what it did, alone or added to others."""
     rows = []
