@@ -45,6 +45,18 @@ class Timing(TypedDict, total=False):
     warnings: list[str]
 
 
+class Stage(TypedDict):
+    """How far one stage is from the reference's: figures as mean, low and high."""
+
+    verdict: str
+    figures: dict[str, dict[str, float]]
+
+
+class Fidelity(TypedDict, total=False):
+    stages: dict[str, Stage]
+    reason: str
+
+
 class Measuring(TypedDict, total=False):
     thresholds: dict[str, float] | None
 
@@ -90,6 +102,7 @@ FILES: dict[str, Any] = {
     "children.json": dict[str, Child],
     "optimizations.json": dict[str, dict[str, Record]],
     "timing.json": Timing,
+    "fidelity.json": Fidelity,
 }
 
 # -- types ---------------------------------------------------------------------------------------------------------

@@ -196,10 +196,9 @@ def _unscored(name: str, variant: Variant, folder: RunFolder) -> list[str]:
 def _fidelity(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
     """What became of the comparison of stages, and which of them differ or could not be compared."""
     record = folder.read_json("fidelity.json")
-    stages = record.get("stages") if isinstance(record, dict) else None
-    if not isinstance(stages, dict):
-        reason = record.get("reason") if isinstance(record, dict) else "fidelity.json holds no record"
-        return {}, [f"stages were not compared: {str(reason).rstrip('.')}."] if reason else []
+    stages = record.get("stages") or {}
+    if record.get("reason"):
+        return {}, [f"stages were not compared: {record['reason'].rstrip('.')}."]
     by_verdict: dict[str, list[str]] = {}
     for stage, found in stages.items():
         by_verdict.setdefault(found["verdict"], []).append(stage)

@@ -228,6 +228,14 @@ def test_stages_that_could_not_be_compared_say_why(tmp_path):
     assert "stages were not compared: production: RuntimeError: no room." in summary.warnings
 
 
+@pytest.mark.parametrize("record", [{"stages": {"watermark": {"verdict": 1, "figures": {}}}}, {"stages": [1]}, [1]])
+def test_a_damaged_comparison_of_stages_is_named(tmp_path, record):
+    folder = write_rows(tmp_path, Case())
+    folder.write_json("fidelity.json", record)
+    with pytest.raises(UserError, match=r"fidelity\.json: damaged"):
+        build_summary(folder)
+
+
 def test_too_few_clips_to_rule_a_loss_out_do_not_prove_quality(tmp_path):
     (run,) = loaded(tmp_path, Case(effect=Effect(time=0.5, wer=0.015)))
     assert run.verdict("wer") == "no detectable change"

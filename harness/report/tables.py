@@ -1,7 +1,7 @@
 """The report's tables: each one function from runs to rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness import stats
@@ -209,7 +209,7 @@ def heard(runs: Sequence[Run]) -> Table:
     return Table(columns, rows, numeric=frozenset({1, 3, 4, 5, 6, 7}))
 
 
-FIDELITY = {
+FIDELITY: dict[str, tuple[str, Callable[[float], str]]] = {
     "kl_mean": ("KL divergence, mean", lambda value: f"{words.number(value)} nats"),
     "kl_p99": ("KL divergence, 99th percentile", lambda value: f"{words.number(value)} nats"),
     "top1_changed": ("likeliest token is another", words.percent),
@@ -228,7 +228,7 @@ def fidelity(runs: Sequence[Run]) -> Table:
         for stage, found in run.summary.fidelity.items():
             verdict = found["verdict"]
             rows += [
-                [run.title, words.code(stage), FIDELITY[name][0], *_span(name, figure), verdict]
+                [run.title, words.code(stage), _fidelity(name)[0], *_span(name, figure), verdict]
                 for name, figure in found["figures"].items()
             ] or [[run.title, words.code(stage), "", "", "", verdict]]
     columns = ["combo", "stage", "figure", "mean over texts", "95 % interval, or range", "verdict of the stage"]
@@ -237,9 +237,15 @@ def fidelity(runs: Sequence[Run]) -> Table:
 
 def _span(name: str, figure: dict[str, float | None]) -> list[str]:
     """A figure's mean and its bounds; what is not finite was stored as null."""
-    say = FIDELITY[name][1]
-    mean, low, high = ("not finite" if figure[key] is None else say(figure[key]) for key in ("mean", "low", "high"))
+    _, say = _fidelity(name)
+    known = (figure.get(key) for key in ("mean", "low", "high"))
+    mean, low, high = ("not finite" if value is None else say(value) for value in known)
     return [mean, f"{low} to {high}"]
+
+
+def _fidelity(name: str) -> tuple[str, Callable[[float], str]]:
+    """A figure's name for readers, and how it is said."""
+    return FIDELITY.get(name) or (words.said(name), words.number)
 
 
 def optimizations(names: Sequence[str], runs: Sequence[Run], effects: Sequence[Effect]) -> Table:
