@@ -72,7 +72,7 @@ def interrupt(*_: object) -> None:
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
-def sweep(cfg: DictConfig) -> str:
+def sweep(cfg: DictConfig) -> str | tuple[float, ...]:
     """One Hydra job. Its body stays this small because launchers send it to other processes."""
     from harness.sweep import run_jobs
 

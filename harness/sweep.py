@@ -18,6 +18,7 @@ from harness.config import JobSpec, expand
 from harness.console import OUT, say, say_error
 from harness.errors import UserError
 from harness.report import words
+from harness.report.choice import objectives
 from harness.results import Summary
 from harness.worker import take_server_start
 
@@ -25,8 +26,10 @@ LOADING_S = 40.0
 """What the packages and two miniature models take to load on two cores; only for the announcement."""
 
 
-def run_jobs(cfg: DictConfig) -> str:
-    """What a composed configuration asks for: one paired experiment, or several. Returns their results' folder.
+def run_jobs(cfg: DictConfig) -> str | tuple[float, ...]:
+    """What a composed configuration asks for: one paired experiment, or several.
+
+    Returns their results' folder; to a sweeper that searches, and so has a direction, what the first of them costs.
 
     A mistake ends a single job with exit code 2; in a sweep it is noted and the other jobs go on.
     """
@@ -41,17 +44,23 @@ def run_jobs(cfg: DictConfig) -> str:
             say_error(str(error))
             raise SystemExit(2) from None
         note_failure(results, str(cfg.combo), str(error))
-        return str(results)
+        return _returned(results, [])
     if not multirun:
         results /= f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.sweep}"
+    summaries = []
     for spec in specs:
         try:
-            run_job(spec, results)
+            summaries.append(run_job(spec, results))
         except UserError as error:
             note_failure(results, spec.combo, str(error))
         except Exception:  # a defect: its traceback is shown and kept, and the other jobs go on
             note_failure(results, spec.combo, traceback.format_exc())
-    return str(results)
+    return _returned(results, summaries)
+
+
+def _returned(results: Path, summaries: list[Summary]) -> str | tuple[float, ...]:
+    searching = HydraConfig.get().mode == RunMode.MULTIRUN and "direction" in HydraConfig.get().sweeper
+    return objectives(summaries[0] if summaries else None) if searching else str(results)
 
 
 def run_job(spec: JobSpec, results: Path) -> Summary:

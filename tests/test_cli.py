@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
@@ -83,6 +84,21 @@ def test_a_multirun_is_a_job_for_each_and_one_report(command, tmp_path):
     ratios = [run.summary().comparison["rtf"].value for run in find_runs([sweep])]
     assert ratios == pytest.approx([1 / 2, 1 / 4], abs=0.1)
     assert len(list((tmp_path / "reports").glob("*/report.md"))) == 1
+
+
+def test_a_search_is_told_what_each_combo_costs(command, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    factors = "optimizations.fake_fast.factor=choice(2,4)"
+    search = ["hydra/sweeper=search", "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=1"]
+    code, _, _ = command("-m", *FAKE, *search, "optimizations.fake_fast.enabled=true", factors)
+    assert code == 0
+    (sweep,) = (tmp_path / "results").iterdir()
+    assert len(find_runs([sweep])) == 2
+    (best, *_) = yaml.safe_load((sweep / "optimization_results.yaml").read_text())["solutions"]
+    time, memory, wer = best["values"]
+    assert time == pytest.approx(1 / float(best["params"]["optimizations.fake_fast.factor"]), abs=0.1)
+    assert memory > 0
+    assert wer == 0
 
 
 def test_a_job_that_is_refused_does_not_lose_the_others(command, tmp_path):

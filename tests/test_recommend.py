@@ -7,7 +7,7 @@ import yaml
 from factories import Case, Effect, make_run
 
 from harness.__main__ import main
-from harness.report.choice import EARNS, NEEDED, NOTHING, UNDECIDED, Limits, best, front, members, objection
+from harness.report.choice import EARNS, NEEDED, NOTHING, UNDECIDED, Limits, best, front, members, objection, objectives
 from harness.report.data import load
 
 WHOLE = ("mixed_precision", "warmup", "kv_cache")
@@ -116,6 +116,17 @@ def test_the_front_holds_what_nothing_is_better_than(tmp_path):
         without("warmup", 0.1),
     )
     assert {run.name for run in front(runs)} == {"fast", "small"}
+
+
+def test_what_nobody_would_run_costs_a_search_more_than_anything(tmp_path):
+    good, deaf, idle = loaded(
+        tmp_path,
+        Case(effect=Effect(time=0.5)),
+        Case(effect=Effect(time=0.1, wer=0.3), seed=1),
+        Case(effect=Effect(time=0.1), statuses={"kv_cache": ("inactive", "no evidence")}, seed=2),
+    )
+    assert objectives(good.summary)[0] == pytest.approx(0.5, abs=0.05)
+    assert {*objectives(deaf.summary), *objectives(idle.summary), *objectives(None)} == {float("inf")}
 
 
 def test_the_command_writes_the_combo_without_what_earns_nothing(tmp_path, capsys):

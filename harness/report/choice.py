@@ -10,15 +10,17 @@ gets worse, as far as was judged, earns nothing here. What only another kind of 
 single process, is not held against it: it stays undecided.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness import stats
 from harness.ablation import Effect, attribute, clear, group_effects, place
 from harness.errors import UserError
 from harness.report import words
 from harness.report.data import Run, ranked
-from harness.results import BASELINE
+from harness.results import BASELINE, Summary
 
 EARNS, NOTHING, NEEDED, UNDECIDED = "earns its place", "earns nothing here", "is needed by others", "undecided"
 
@@ -194,3 +196,17 @@ def front(runs: Sequence[Run]) -> list[Run]:
 
 def _dominates(one: Sequence[float | None], other: Sequence[float | None]) -> bool:
     return one != other and all((a or 0.0) <= (b or 0.0) for a, b in zip(one, other, strict=True))
+
+
+def objectives(summary: Summary | None) -> tuple[float, ...]:
+    """A combo's costs, for a search that minimizes them; infinite for one that nobody would run.
+
+    Where quality was not measured, every combo costs the same in it: none.
+    """
+    if summary is None:
+        return (math.inf,) * len(COSTS)
+    run = Run(summary, {}, {}, Path(summary.run_id))
+    if summary.status != "ok" or not clear(summary) or run.quality() == "worse":
+        return (math.inf,) * len(COSTS)
+    time, memory, wer = (cost(run) for cost in COSTS.values())
+    return (math.inf if time is None else time, math.inf if memory is None else memory, wer or 0.0)
