@@ -9,7 +9,7 @@ import torch
 
 from harness import checkpoints
 from harness.pipeline import Pipeline
-from harness.quality import fidelity, replay, stages
+from harness.quality import calibrate, fidelity, replay, stages
 from harness.quality.fidelity import DIFFERS, FAITHFUL, NOT_MEASURED, Trace
 from harness.worker import Setup, Variant
 from optimizations import create
@@ -257,3 +257,49 @@ def test_a_side_that_cannot_do_it_is_named_with_its_error(tmp_path, mini, fails,
     found = stages.compare_stages(tmp_path, *sides, CASES[1:], SEED, limit_s=60)
     assert found == {"reason": f"{side}: RuntimeError: no room"}
     assert not list(tmp_path.iterdir())
+
+
+# -- calibration
+
+
+def test_fewer_bits_and_more_noise_are_farther_from_the_weight():
+    weight = torch.randn(8, 3, 5, generator=torch.Generator().manual_seed(0))
+    by_bits = [float((calibrate.rounded(weight, bits) - weight).norm()) for bits in (8, 6, 4, 3)]
+    by_noise = [float((calibrate.noisy(weight, amount) - weight).norm()) for amount in (0.01, 0.1, 0.3)]
+    assert by_bits == sorted(by_bits)
+    assert by_noise == sorted(by_noise)
+    assert calibrate.rounded(weight, 8).shape == weight.shape
+
+
+def test_damages_grow_within_a_family_and_every_stage_with_weights_has_some():
+    found = list(calibrate.damages())
+    assert {damage.stage for damage in found} == {"generate_tokens", "tokens_to_mel", "mel_to_wave"}
+    assert len({(damage.family, damage.size) for damage in found}) == len(found)
+
+
+def test_a_damage_stands_on_the_curve_and_leaves_the_pipeline_as_it_was(mini):
+    listener = calibrate.Listener(mini, ["Will it rain?"], seeds=[1])
+    row = listener.row(calibrate.Damage("flow_steps", 1, "tokens_to_mel", lambda p: calibrate.take_steps(p, 1)))
+    assert row["fidelity"]["tokens_to_mel"]["mel_error"]["mean"] > 0.05
+    assert row["fidelity"]["generate_tokens"]["kl_mean"]["mean"] == 0
+    assert set(row["wer"]) == {"delta", "low", "high"}
+    assert list(listener.hear()) == listener.unharmed
+
+
+def curve(amount: float, wer: tuple[float, float], stage: str = "tokens_to_mel") -> dict:
+    figures = {name: {"mean": amount} for name in fidelity.LIMITS[stage]}
+    still = {"delta": 0.0, "low": -0.001, "high": 0.001}
+    return {"stage": stage, "fidelity": {stage: figures}, "wer": {"low": wer[0], "high": wer[1]}, "similarity": still}
+
+
+def test_limits_are_the_largest_harmless_amounts_below_the_smallest_harmful_one():
+    rows = [
+        curve(0.01, (-0.01, 0.01)),
+        curve(0.02, (-0.01, 0.015)),
+        curve(0.03, (-0.05, 0.05)),  # nobody can tell
+        curve(0.04, (0.03, 0.2)),
+        curve(0.06, (-0.01, 0.01)),  # harmless, but beyond what harmed
+    ]
+    found = calibrate.limits(rows)
+    assert set(found["tokens_to_mel"].values()) == {0.02}
+    assert set(found["generate_tokens"].values()) == {None}

@@ -9,7 +9,8 @@ What is compared (`harness.quality.replay` makes it):
                       elsewhere; so the reference says it once more from another seed, which tells what chance does
     watermark         the reference's wave marked, and what the detector says of it
 
-Whether a figure counts is a matter of limits (`LIMITS`): below them neither word error rate nor similarity moves.
+Whether a figure counts is a matter of limits (`LIMITS`). `harness.quality.calibrate` makes the curve that they are to
+be read off: at what fidelity word error rate or similarity starts to move.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "mel_to_wave": {"wave_distance_db": 1.0},
     "watermark": {"mark_lost": 0.5},
 }
-"""By stage and figure, what still counts as the same."""
+"""By stage and figure, what still counts as the same. Set by judgement, not calibrated: no curve is committed yet."""
 
 
 @dataclass(frozen=True)
