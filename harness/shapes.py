@@ -84,6 +84,7 @@ class Job(TypedDict, total=False):
     quality: dict[str, Any] | None
     gate: Gate | None
     optimizations: dict[str, dict[str, Any] | None] | None
+    requires: dict[str, list[str]] | None
 
 
 class Environment(TypedDict, total=False):

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from factories import TWELVE, Case, Effect, make_run, write_rows
@@ -170,6 +171,77 @@ def test_the_report_is_named_after_its_runs(tmp_path):
     assert report_name([one, *sweep]) == f"{sweep[-1].run_id}-and-2-more"
 
 
+# -- wording ---------------------------------------------------------------------------------------------
+
+
+def test_a_combo_against_another_combo_is_told_so(tmp_path):
+    case = Case(
+        combo="production-without-kv_cache",
+        enabled=("inference_mode",),
+        against="production",
+        reference=("kv_cache", "inference_mode"),
+        reference_effect=Effect(time=0.5),
+        effect=Effect(time=0.7),
+    )
+    text = report_of(tmp_path, case)
+    assert "`production-without-kv_cache` is **slower** than `production`" in text
+    assert "It is `production` without `kv_cache`." in text
+    assert "fast as the baseline" not in text
+    assert f"0 confirmed, 0 not confirmed, 0 contradicted, {len(claims.load_claims())} cannot be measured" in text
+
+
+def test_numbers_and_verbs_agree(tmp_path):
+    cases = [
+        alone(name, effect=Effect(time=time)) for name, time in (("kv_cache", 0.7), ("vocos", 1.3), ("warmup", 1.0))
+    ]
+    text = report_of(tmp_path, *cases)
+    assert "Of 3 combos, 1 is faster and 1 is slower" in text
+    assert not re.search(r"\b1 (are|have|need)\b|\b1 combos\b|\b0 (faster|slower|with)\b", text)
+
+
+def test_no_detectable_change_says_what_would_have_been_found(tmp_path):
+    (run,) = loaded(tmp_path, Case(effect=Effect(), noise=0.05))
+    found = run.change("rtf").smallest_detectable
+    assert f"(a change of {words.percent(found)} or more would have been found)" in verdict_line(run.summary)
+    assert "| smallest findable |" in report_of(tmp_path, Case(effect=Effect(), noise=0.05))
+
+
+def test_a_figure_that_a_process_has_once_gets_no_interval_from_one_process(tmp_path):
+    resident, counted = (
+        report_of(tmp_path / kind, Case(effect=Effect(memory=0.8), memory_kind=kind)) for kind in ("rss", "vram")
+    )
+    assert re.search(r"\| peak memory \| .+ \| 0\.80\d \|", resident)
+    assert re.search(r"\| peak memory \| .+ \| 0\.80\d \(0\.80\d to 0\.80\d\) \|", counted)
+    assert "they are shown without one" in resident
+
+
+def test_nothing_is_said_twelve_times(tmp_path):
+    text = report_of(
+        tmp_path,
+        *(
+            alone(name, effect=Effect(time=0.5 + 0.1 * place), unmeasured="random weights")
+            for place, name in enumerate(TWELVE[:4])
+        ),
+    )
+    lines = [line for line in text.splitlines() if len(line) > 60 and not line.startswith("|")]
+    assert max(map(lines.count, lines)) <= 2  # the recommendation stands in the summary as well
+    reasons = [row.split("|")[1] for row in text.split("| because | claimed |")[1].split("\n\n")[0].splitlines()[2:]]
+    assert len(set(reasons)) == len(reasons)
+
+
+def test_the_recommendation_ends_with_the_lines_that_use_it(tmp_path, monkeypatch):
+    text = report_of(tmp_path, Case(memory_kind="vram"))
+    (code,) = re.findall(r"```python\n(.+?)\n```", text, flags=re.DOTALL)
+    asked = []
+    model = SimpleNamespace(from_pretrained=lambda device: f"a model on {device}")
+    speaker = SimpleNamespace(generate=lambda text: asked.append(text))
+    optimize = SimpleNamespace(optimize=lambda tts, combo: asked.append((tts, combo)) or speaker)
+    monkeypatch.setitem(sys.modules, "chatterbox.tts", SimpleNamespace(ChatterboxTTS=model))
+    monkeypatch.setitem(sys.modules, "chatterbox_harness", optimize)
+    exec(code, {})
+    assert asked == [("a model on cuda", "production"), "Hello there."]
+
+
 # -- rules -----------------------------------------------------------------------------------------------
 
 
@@ -320,6 +392,15 @@ def test_an_absolute_claim_is_compared_on_its_own_device(tmp_path):
     assert re.match(r"RTF 0\.(49|50)\d*, the random pipeline on NVIDIA GeForce RTX 4090", found.measured)
     miniature = replace(case, pipeline="mini")
     assert finding("baseline-rtf", loaded(tmp_path, miniature)).verdict == claims.CANNOT
+
+
+def test_a_watermark_that_was_read_back_answers_its_claim(tmp_path):
+    (run,) = loaded(tmp_path, Case())
+    assert finding("combined-watermark", [run]).verdict == claims.CANNOT
+    run.combo.watermark = 1.0
+    assert finding("combined-watermark", [run]).verdict == claims.CONFIRMED
+    run.combo.watermark = 0.9
+    assert finding("combined-watermark", [run]).verdict == claims.CONTRADICTED
 
 
 def test_evidence_counts_answer_claims(tmp_path):

@@ -7,14 +7,17 @@ from harness import stats
 from harness.ablation import Effect
 from harness.report import rules, tables, words
 from harness.report.conditions import command
-from harness.report.data import Run, by_setting, ranked
+from harness.report.data import Run, by_place, by_setting, ranked
 from harness.report.document import Block, Bullets, Code, Heading, Paragraph, Section
+from harness.results import BASELINE
 
 
 def recommendation(setting: str, runs: Sequence[Run]) -> str:
     """One sentence: what to use, or why nothing."""
     best = rules.recommended(runs)
     run = best or rules.candidate(runs)
+    if runs[0].reference != BASELINE:
+        return f"Nothing is recommended for {setting}: that takes a run against the baseline."
     if run is None:
         return f"No combo is recommended for {setting}: none cleared every gate."
     metric = "rtf" if run.verdict("rtf") == "faster" else "peak_memory_mb"
@@ -33,6 +36,8 @@ def recommended(runs: Sequence[Run]) -> Section:
     for setting, here in by_setting(runs).items():
         shown = rules.recommended(here) or rules.candidate(here)
         blocks.append(Paragraph(recommendation(setting, here)))
+        if here[0].reference != BASELINE:
+            continue
         if shown:
             blocks += [
                 Code(_configuration(shown), "yaml"),
@@ -51,11 +56,8 @@ def recommended(runs: Sequence[Run]) -> Section:
 
 def _active(run: Run) -> dict[str, dict[str, Any]]:
     """What was active, with its parameters."""
-    settings = run.job.get("optimizations") or {}
-    return {
-        name: {key: value for key, value in (settings.get(name) or {}).items() if key != "enabled"}
-        for name in run.summary.active
-    }
+    parameters = run.parameters()
+    return {name: parameters.get(name, {}) for name in run.summary.active}
 
 
 def _configuration(run: Run) -> str:
@@ -93,7 +95,7 @@ def _device(run: Run) -> str:
 
 
 def deployment(runs: Sequence[Run], effects: Sequence[Effect]) -> Section:
-    settings = by_setting(runs)
+    places = by_place(runs)
     blocks: list[Block] = [
         Paragraph(
             "By rule: deploy what is faster or smaller with quality kept, which means that the intervals rule out a "
@@ -101,8 +103,8 @@ def deployment(runs: Sequence[Run], effects: Sequence[Effect]) -> Section:
             "slower but smaller for where memory is short; leave the rest."
         ),
     ]
-    for setting, here in settings.items():
-        blocks += [Heading(3, f"{setting[:1].upper()}{setting[1:]}")] if len(settings) > 1 else []
+    for place, here in places.items():
+        blocks += [Heading(3, f"{place[:1].upper()}{place[1:]}")] if len(places) > 1 else []
         on, off = rules.names(here)
         if on:
             own = rules.effects_of(here, effects)

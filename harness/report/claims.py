@@ -92,6 +92,7 @@ def judge(claim: Claim, runs: Sequence[Run]) -> Finding:
 def _fitting(claim: Claim, runs: Sequence[Run]) -> tuple[Run | None, str]:
     """The run that measured just what the claim is about: on a GPU if there is one, full size before miniature."""
     runs = [run for run in runs if run.summary.against == BASELINE]  # the campaign claims against nothing else
+    runs = [run for run in runs if run.reference == BASELINE]  # a claim is about what the baseline becomes
     if claim.optimization is None:
         named = [run for name in claim.combos for run in runs if run.name == name]
         subject = named if claim.combos else list(runs)
@@ -207,7 +208,7 @@ def _unjudged(value: float | None, measured: str, run: Run) -> Judgement:
 
 
 def _judge_absolute(claim: Claim, run: Run) -> Judgement:
-    """`expect.value` or `expect.below`, of the variant `expect.variant`."""
+    """`expect.value`, `expect.below` or `expect.least`, of the variant `expect.variant`."""
     variant = run.baseline if claim.expect["variant"] == "baseline" else run.combo
     value = variant.figure(claim.metric or "")
     if value is None:
@@ -215,6 +216,9 @@ def _judge_absolute(claim: Claim, run: Run) -> Judgement:
     measured = f"{words.label(claim.metric or '')} {words.figure(claim.metric or '', value)}"
     if "below" in claim.expect:
         return measured, CONFIRMED if value < claim.expect["below"] else NOT_CONFIRMED, ""
+    if "least" in claim.expect:
+        reached = value >= claim.expect["least"]
+        return measured, CONFIRMED if reached else CONTRADICTED, "" if reached else "less than claimed"
     near = abs(value / claim.expect["value"] - 1) <= TOLERANCE
     return measured, CONFIRMED if near else NOT_CONFIRMED, f"within {TOLERANCE:.0%}" if near else ""
 

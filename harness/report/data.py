@@ -95,6 +95,11 @@ class Run:
         """What was heard of clips that were timed: those that were measured."""
         return [name for name in self.summary.comparison if is_timed(name) and self.change(name).value is not None]
 
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Of each optimization, as job.yaml has them; empty where it was not kept."""
+        settings = self.job.get("optimizations") or {}
+        return {name: {key: kept[key] for key in kept if key != "enabled"} for name, kept in settings.items() if kept}
+
     def change(self, metric: str) -> Comparison:
         return self.summary.comparison[metric]
 

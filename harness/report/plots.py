@@ -55,7 +55,7 @@ SMALL = 10
 
 
 def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figure]:
-    """Draw what the runs of one place allow, into `folder`; keys: ratio, rtf, stages, memory, quality."""
+    """Draw what the runs of one setting allow, into `folder`; keys: ratio, rtf, stages, memory, quality."""
     usable = [run for run in ranked(runs) if not run.failed]
     painters: dict[str, Callable[[Sequence[Run]], Canvas | None]] = {
         "ratio": _ratio,

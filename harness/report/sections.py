@@ -8,7 +8,7 @@ from harness.report import claims, rules, tables, words
 from harness.report.advice import deployment, recommendation, recommended
 from harness.report.claims import CANNOT, Finding
 from harness.report.conditions import conditions, repeat, warnings
-from harness.report.data import Run, by_setting, ranked
+from harness.report.data import Run, by_place, by_setting, ranked
 from harness.report.document import (
     Block,
     Bullets,
@@ -33,8 +33,9 @@ RTF_IS = (
     "generated, summed over all utterances: lower is faster."
 )
 ADDED = (
-    "What one optimization adds to others, from two runs that differ in just that one. Each run is compared with its "
-    "own baseline first, so these intervals hold the noise of both."
+    "What one optimization adds to others: from one job, where that compared the two; else from two jobs that differ "
+    "in just that one, whose interval then holds the noise of both. Of many comparisons some alarm by chance, so these "
+    "verdicts hold after Holm's correction for their number."
 )
 RATIOS = "A ratio below 1 is faster or smaller; brackets hold the 95 % interval."
 
@@ -76,7 +77,8 @@ def build(
 
 def _title(runs: Sequence[Run]) -> str:
     what = runs[0].title if len(runs) == 1 else words.count(len(runs), "combo")
-    return f"Chatterbox TTS: {what}, {words.listing(list(by_setting(runs)))}"
+    groups = by_setting(runs) if len(by_setting(runs)) == 1 else by_place(runs)
+    return f"Chatterbox TTS: {what}, {words.listing(list(groups))}"
 
 
 def _heading(level: int, setting: str, settings: dict[str, list[Run]]) -> list[Block]:
@@ -112,8 +114,10 @@ def _front(runs: Sequence[Run], figures: Figures) -> Front:
     drawn = figures.get(setting, {})
     picture = drawn.get("stages" if len(here) == 1 else "ratio")
     sentence = headline(chosen) if chosen else f"Not one of {words.count(len(here), 'combo')} cleared every gate."
-    if len(runs) > 1 and chosen:
+    if len(here) > 1 and chosen:
         sentence = f"Of {words.count(len(here), 'combo')}, the best: {sentence}"
+    elif len(settings) > 1:
+        sentence = f"With {setting}: {sentence}"
     return Front("Executive summary", sentence, tiles(chosen) if chosen and not chosen.failed else [], picture)
 
 
@@ -121,14 +125,15 @@ def _overview(setting: str, runs: Sequence[Run]) -> str:
     faster = [run for run in runs if run.verdict("rtf") == "faster"]
     kept = sum(run.quality() == "kept" for run in faster)
     unknown = sum(run.quality() == stats.NOT_MEASURED for run in runs)
-    parts = [
-        f"{len(faster)} faster ({kept} of these with quality kept)",
-        f"{sum(run.verdict('rtf') == 'slower' for run in runs)} slower",
-        f"{sum(run.verdict('peak_memory_mb') == 'less' for run in runs)} with less memory",
-        f"{sum(run.quality() == 'worse' for run in runs)} with worse quality",
-    ]
-    parts += [f"{unknown} whose quality was not measured"] if unknown else []
-    return f"{words.count(len(runs), 'combo')} with {setting}: {words.listing(parts)}."
+    counts = {
+        f"faster ({kept} of these with quality kept)": len(faster),
+        "slower": sum(run.verdict("rtf") == "slower" for run in runs),
+        "with less memory": sum(run.verdict("peak_memory_mb") == "less" for run in runs),
+        "with worse quality": sum(run.quality() == "worse" for run in runs),
+        "whose quality was not measured": unknown,
+    }
+    parts = [f"{n} {what}" for what, n in counts.items() if n]
+    return f"{words.count(len(runs), 'combo')} with {setting}: {words.listing(parts) if parts else 'no change found'}."
 
 
 def _claims_sentence(findings: Sequence[Finding]) -> str:
@@ -268,7 +273,7 @@ def _quality(runs: Sequence[Run], figures: Figures) -> Section:
 
 
 def _optimizations(runs: Sequence[Run], effects: Sequence[Effect], findings: Sequence[Finding]) -> Section:
-    settings = by_setting(runs)
+    places = by_place(runs)
     blocks: list[Block] = [
         Paragraph(
             "Status is what the optimization showed after the run: active with evidence, inactive without it, "
@@ -276,8 +281,8 @@ def _optimizations(runs: Sequence[Run], effects: Sequence[Effect], findings: Seq
             "them apart from those of others."
         ),
     ]
-    for setting, here in settings.items():
-        blocks += _heading(3, setting, settings)
+    for place, here in places.items():
+        blocks += _heading(3, place, places)
         own = rules.effects_of(here, effects)
         on, off = rules.names(here)
         if on:

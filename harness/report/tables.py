@@ -48,6 +48,7 @@ def baseline(run: Run) -> Table:
     rows = [
         [title, words.with_interval(name, getattr(variant, name), variant.intervals.get(name))]
         for name, title in ABSOLUTE
+        if name not in LATER or getattr(variant, name) is not None
     ]
     rows += [
         [words.label(name), words.with_interval(name, variant.figure(name), variant.intervals.get(name))]
@@ -62,6 +63,8 @@ def baselines(runs: Sequence[Run]) -> Table:
     rows = []
     for name, title in ABSOLUTE:
         values = sorted(value for run in runs if (value := getattr(run.baseline, name)) is not None)
+        if name in LATER and not values:
+            continue
         spread = [values[0], values[len(values) // 2], values[-1]] if values else [None] * 3
         rows.append([title, *(words.figure(name, value) for value in spread)])
     return Table(
