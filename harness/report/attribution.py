@@ -38,7 +38,7 @@ def blocks(runs: Sequence[Run], folder: Path, suffix: str = "", heading: str | N
                 Heading(level, f"{words.code(waterfall.combo)}: {_what(waterfall)}"),
                 Paragraph(_sentence(waterfall)),
             ]
-            if waterfall.kind == "ratio":
+            if waterfall.kind == "ratio" and any(part.verdict != stats.NO_CHANGE for part in waterfall.parts):
                 found.append(
                     saved(_waterfall(waterfall), folder / f"waterfall-{waterfall.metric}-{number}{suffix}.png")
                 )
@@ -58,7 +58,7 @@ def blocks(runs: Sequence[Run], folder: Path, suffix: str = "", heading: str | N
 def _told(runs: Sequence[Run]) -> list[Waterfall]:
     """The waterfalls that the runs allow, of time, memory and quality."""
     requires = {name: needs for run in runs for name, needs in (run.job.get("requires") or {}).items()}
-    measured = [Measured(run.summary, run.job.get("optimizations") or {}) for run in runs]
+    measured = [Measured(run.summary, run.parameters()) for run in runs]
     return [waterfall for metric in METRICS for waterfall in waterfalls(measured, metric, requires)]
 
 
@@ -109,7 +109,7 @@ def _interactions(waterfall: Waterfall) -> list[Block]:
         return []
     if not decided:
         return [
-            Paragraph(f"None of {len(waterfall.interactions)} interactions of two is told from none by these jobs.")
+            Paragraph(f"Not one of {len(waterfall.interactions)} interactions of two is told from none by these jobs.")
         ]
     strongest = sorted(decided, key=lambda one: -abs(_size(one.interval.estimate, waterfall.kind)))
     rows = [
