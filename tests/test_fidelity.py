@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from harness import checkpoints
+from harness import calibrate, checkpoints
 from harness.pipeline import Pipeline
-from harness.quality import calibrate, fidelity, replay, stages
+from harness.quality import fidelity, replay, stages
 from harness.quality.fidelity import DIFFERS, FAITHFUL, NOT_MEASURED, Trace
 from harness.worker import Setup, Variant
 from optimizations import create

@@ -9,7 +9,7 @@ What is compared (`harness.quality.replay` makes it):
                       elsewhere; so the reference says it once more from another seed, which tells what chance does
     watermark         the reference's wave marked, and what the detector says of it
 
-Whether a figure counts is a matter of limits (`LIMITS`). `harness.quality.calibrate` makes the curve that they are to
+Whether a figure counts is a matter of limits (`LIMITS`). `harness.calibrate` makes the curve that they are to
 be read off: at what fidelity word error rate or similarity starts to move.
 """
 

@@ -1,4 +1,4 @@
-"""At what fidelity words or voice begin to suffer: `python -m harness.quality.calibrate --out curve.jsonl`.
+"""At what fidelity words or voice begin to suffer: `python -m harness.calibrate --out curve.jsonl`.
 
 The miniature's stages are damaged by growing amounts: fewer steps of the flow's solver, noise on weights, weights in
 fewer bits. Each damage is compared stage by stage (`fidelity`), and spoken and heard against the unharmed pipeline. The
@@ -189,7 +189,7 @@ def _harm(row: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m harness.quality.calibrate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m harness.calibrate", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the curve, a row a damage")
     parser.add_argument("--sentences", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
