@@ -7,7 +7,7 @@
     gate      exit with 1 if a run got worse than its limits allow
     accept    make a run the reference of its experiment and device
     recommend name the best measured combo, and write it down without what earns nothing
-    index     write reports/README.md, the table of all runs under results/reference
+    index     write reports/README.md, the table of all reference runs, and reports/index.html over all runs
     say       speak a text with a combo, into a file
 
 Exit codes: 0 done or passed, 1 regression, 2 bad input, 3 nobody knows: undecided, failed.
@@ -25,6 +25,7 @@ from harness.gate import command
 from harness.gate.outputs import EXIT_BAD_INPUT, EXIT_PASSED
 from harness.report import report_name, verdict_line, write_report
 from harness.report.index import write_index
+from harness.report.overview import write_overview
 from harness.results import find_runs
 from harness.summarize import build_summary
 
@@ -101,7 +102,9 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _index(_options: argparse.Namespace) -> int:
-    print(write_index(Path("results"), Path("reports")))
+    results, reports = Path("results"), Path("reports")
+    print(write_index(results, reports))
+    print(write_overview(results, reports))
     return EXIT_PASSED
 
 

@@ -1,17 +1,19 @@
 """The index of reference runs: every run in it, none without a report, and the committed one up to date."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from factories import Case, Effect, make_run
+from factories import Case, Effect, make_run, write_rows
 
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.report import write_report
 from harness.report.index import write_index
+from harness.report.overview import write_overview
 from harness.results import RunFolder
 
 
@@ -49,7 +51,7 @@ def test_each_reference_run_is_a_row_that_leads_to_its_report(here, capsys):
     reference("gpu/production-mini", Case(effect=Effect(time=0.5, memory=0.8)))
     reference("gpu/careful-mini", Case(combo="careful", effect=Effect(time=1.0)))
     assert main(["index"]) == 0
-    assert capsys.readouterr().out.strip() == "reports/README.md"
+    assert capsys.readouterr().out.split() == ["reports/README.md", "reports/index.html"]
     text = Path("reports/README.md").read_text()
     careful, production = rows(text)
     assert production.startswith("| [`production`](reference/gpu/production-mini/report.md) | mini | quick |")
@@ -116,3 +118,25 @@ def test_results_and_reports_come_in_pairs(here):
 def test_nothing_measured_yet_is_an_index_too(here):
     Path("reports").mkdir()
     assert rows(write_index(Path("results"), Path("reports")).read_text()) == []
+
+
+def test_all_runs_are_on_one_page_with_links_and_filters(here):
+    reference("gpu/production-mini", Case(effect=Effect(time=0.5)))
+    single = make_run(Path("results"), Case(combo="a|b <i>", device="Other <CPU>"), minute=1)
+    write_report([single], Path("reports") / single.run_id)
+    sweep = [make_run(Path("results/20260314-sweep"), Case(combo=name), minute) for minute, name in enumerate("xy")]
+    write_report(sweep, Path("reports/20260314-sweep"))
+    unfinished = write_rows(Path("results"), Case(), minute=9)
+    page = write_overview(Path("results"), Path("reports")).read_text()
+    links = re.findall(r'<a href="([^"]+)">', page)
+    assert len(links) == 4
+    assert len(set(links)) == 3  # the sweep's runs share a report
+    assert all((Path("reports") / link).is_file() for link in links)
+    assert unfinished.run_id not in page
+    assert "<option>Other &lt;CPU&gt;</option>" in page
+    assert 'data-combo="a|b &lt;i&gt;"' in page
+
+
+def test_a_page_over_no_runs_is_a_page(here):
+    Path("reports").mkdir()
+    assert "<tbody>" in write_overview(Path("results"), Path("reports")).read_text()

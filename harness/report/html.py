@@ -5,6 +5,7 @@ sort, tooltips, the blind test. It opens from a file, and asks nothing of any ne
 """
 
 import functools
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -14,7 +15,12 @@ from harness.report.document import Document
 
 
 def render(document: Document) -> str:
-    return _environment().get_template("report.html.j2").render(document=document)
+    return page("report.html.j2", document=document)
+
+
+def page(template: str, **values: Any) -> str:
+    """One of the templates with its values, which are escaped wherever they stand."""
+    return _environment().get_template(template).render(**values)
 
 
 @functools.cache
