@@ -19,13 +19,18 @@ import sys
 import warnings
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from harness import preflight
+from harness.callback import ReportCallback
+from harness.config import checked, explain, plugin_modules, register_catalogue, rest_of
 from harness.console import say_error
 from harness.errors import UserError
 from harness.locations import CONFIGS
+from harness.plugins import has_strangers
 from harness.worker import start_server
 
 ASKS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
@@ -41,15 +46,10 @@ def main() -> int:
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{PERTH_WARNING}:UserWarning")  # for the children
     warnings.filterwarnings("ignore", PERTH_WARNING)
     try:
-        if not ASKS_ONLY & set(sys.argv):
-            start_server()  # its imports take as long as those below, and run beside them
-        from harness.callback import ReportCallback
-        from harness.config import explain, register_catalogue
-
         ReportCallback.exit_code = 0
         sys.argv[1:] = [PLUS.sub("", argument) for argument in sys.argv[1:]]
-        register_catalogue(argument for argument in sys.argv[1:] if not argument.startswith("-"))
         try:
+            prepare([argument for argument in sys.argv[1:] if not argument.startswith("-")])
             sweep()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(error)) from None
@@ -65,6 +65,22 @@ def main() -> int:
     except SystemExit as end:  # --help and its like, and bad input found inside a job
         return end.code if isinstance(end.code, int) else 0
     return ReportCallback.exit_code
+
+
+def prepare(overrides: list[str]) -> None:
+    """Make known to Hydra what can be configured. Raises UserError for what can be seen to be wrong before composing.
+
+    Other people's plugins import what they need, which takes its time: all the rest of the command is looked at first.
+    """
+    modules = plugin_modules(overrides)
+    elsewhere = any(argument.startswith(("--config-", "-cp", "-cn", "-cd")) for argument in sys.argv[1:])
+    if has_strangers(modules) and not elsewhere and not ASKS_ONLY & set(sys.argv[1:]):
+        rest = rest_of(overrides)
+        register_catalogue(rest)
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            preflight.look(checked(compose("config", rest)))
+        start_server()  # its imports take as long as those below, and run beside them
+    register_catalogue(overrides, modules)
 
 
 def interrupt(*_: object) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from harness.combos import read_combo
 from harness.config import check_together
+from harness.declared import imported
 from harness.errors import UserError
 from harness.fitting import fit
 from harness.pipeline import Pipeline, Sampling
@@ -75,7 +76,7 @@ class OptimizedTTS:
     def __init__(self, tts: Any, combo: Combo) -> None:
         catalogue = import_catalogue()
         self._combo, toggles = read_combo(combo, catalogue)
-        check_together(catalogue, toggles)
+        check_together(imported(catalogue), toggles)
         self._tts = tts
         self._turn = threading.RLock()
         self._signature = inspect.signature(tts.generate)

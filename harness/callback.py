@@ -11,8 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from harness.console import say, say_error
-from harness.report import FAILURES, report_name, verdict_line, write_report
-from harness.results import find_runs, is_run
+from harness.results import FAILURES, find_runs, is_run
 
 
 def note_failure(results: Path, combo: str, words: str) -> None:
@@ -50,6 +49,8 @@ def finish(results: Path, reports: Path) -> int:
     lost = (results / FAILURES).exists()
     if lost and not any(is_run(child) for child in results.iterdir()):
         return 1
+    from harness.report import report_name, verdict_line, write_report  # plots take a second to import
+
     runs = find_runs([results])
     path = write_report(runs, reports / report_name(runs))
     summaries = [run.summary() for run in runs]

@@ -23,20 +23,11 @@ from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS, Conditionals
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from harness import hub
 from harness.errors import UserError
 from harness.mini import models as mini
 from harness.pipeline import Pipeline, Sampling
 
-FILES = {
-    "chatterbox": ("ve.safetensors", "t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt"),
-    "multilingual": (
-        "ve.pt",
-        "t3_mtl23ls_v2.safetensors",
-        "s3gen.pt",
-        "grapheme_mtl_merged_expanded_v1.json",
-        "conds.pt",
-    ),
-}
 MULTILINGUAL_SAMPLING = Sampling(repetition_penalty=2.0)
 RANDOM_PROMPT_S = 10
 """Length of the random voices' prompt: the longest that upstream uses, hence the dearest flow."""
@@ -68,23 +59,15 @@ def _mini(device: torch.device, multilingual: bool) -> Pipeline:
 
 def _upstream(name: str, device: torch.device, folder: str | Path | None) -> Pipeline:
     cls = ChatterboxTTS if name == "chatterbox" else ChatterboxMultilingualTTS
-    if folder is not None:
-        missing = [file for file in FILES[name] if not (Path(folder) / file).is_file()]
-        if missing:
-            raise UserError(
-                f"pipeline.checkpoint_dir={folder} lacks {', '.join(missing)}: "
-                f"download the files of {name} there, or leave checkpoint_dir unset to use the hub"
-            )
-        model = cls.from_local(folder, str(device))
+    hub.check_checkpoint(name, folder)
+    if local := folder or hub.cached_checkpoint(name):
+        model = cls.from_local(Path(local), str(device))
     else:
         try:
             model = cls.from_pretrained(str(device))
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"pipeline={name}: the hub's ResembleAI/chatterbox cannot be fetched ({reason}): connect, or set "
-                "pipeline.checkpoint_dir to a folder that holds its files"
-            ) from error
+            raise hub.cannot_fetch(name, reason) from error
     sampling = Sampling() if name == "chatterbox" else MULTILINGUAL_SAMPLING
     return Pipeline(model, device, {"default": model.conds}, name=name, sampling=sampling)
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import combinations
-from types import ModuleType
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -21,10 +20,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from harness import declared
+from harness.declared import Catalogue, check_known, check_parameter, check_parameters
 from harness.designs import DESIGNS, Design, Job, Subject, single
+from harness.devices import has_gpu
 from harness.errors import UserError
 from harness.locations import CONFIGS
-from harness.plugins import import_catalogue
+from harness.plugins import has_strangers, import_catalogue
 from harness.results import BASELINE, slug
 from harness.settings import GROUPS, check, did_you_mean
 
@@ -55,29 +57,66 @@ class JobSpec:
 # -- before composing ----------------------------------------------------------------------------------------
 
 
-def register_catalogue(overrides: Iterable[str]) -> None:
-    """Make the groups' settings and every optimization's parameters known to Hydra.
+def register_catalogue(overrides: Iterable[str], modules: Iterable[str] = ()) -> None:
+    """Make the groups' settings and every optimization's parameters known to Hydra, other people's `modules` included.
 
-    Those of `plugin_modules=[...]` are included.
-
-    Raises UserError for a plugin that cannot be imported, and for an override of an unknown optimization.
+    Raises UserError for a plugin that cannot be imported, and for an override of an unknown optimization or parameter.
     """
-    values = dict(_parsed(overrides))
-    catalogue = import_catalogue(values.get("plugin_modules") or [])
-    for key in values:
-        if key.startswith("optimizations.") and (name := key.split(".")[1]) not in catalogue.names():
-            catalogue.create(name)  # raises, and says which name was meant
-    node = {name: {"enabled": False, **asdict(cls.Config())} for name, cls in catalogue.CATALOGUE.items()}
+    catalogue = catalogue_of(modules)
+    for override in _parsed(overrides):
+        _check_key(catalogue, override.key_or_group)
+    node = {name: {"enabled": False, **one.defaults} for name, one in catalogue.items()}
     ConfigStore.instance().store(name="schema", node={**GROUPS, "optimizations": node})
 
 
-def _parsed(overrides: Iterable[str]) -> Iterable[tuple[str, Any]]:
-    """Key and value of each override that parses; Hydra itself says what is wrong with the others."""
+def catalogue_of(modules: Iterable[str] = ()) -> Catalogue:
+    """What can be switched on: read from this project's files where nobody else's plugins take part, else imported."""
+    if not has_strangers(modules):
+        try:
+            return declared.read()
+        except declared.UnreadableError:
+            pass
+    return declared.imported(import_catalogue(modules))
+
+
+def plugin_modules(overrides: Iterable[str]) -> list[str]:
+    """Other people's modules that a command names. Raises UserError for anything but a list of names."""
+    for override in _parsed(overrides):
+        if override.key_or_group == "plugin_modules" and not override.is_sweep_override():
+            value = override.value()
+            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                raise UserError(f"plugin_modules={value}: give a list, as in [my_package.my_plugin]")
+            return value
+    return []
+
+
+def rest_of(overrides: Iterable[str]) -> list[str]:
+    """A command's overrides without what only an import of other people's plugins can tell, and without choices."""
+    known = {f"optimizations.{name}" for name in catalogue_of()}
+    return [
+        override.input_line
+        for override in _parsed(overrides)
+        if not override.is_sweep_override()
+        and override.key_or_group != "plugin_modules"
+        and (not (key := override.key_or_group).startswith("optimizations.") or ".".join(key.split(".")[:2]) in known)
+    ]
+
+
+def _check_key(catalogue: Catalogue, key: str) -> None:
+    """Raises UserError for `optimizations.<name>.<parameter>` where there is no such one."""
+    group, *names = key.split(".")
+    if group == "optimizations" and names:
+        check_known(catalogue, names[0])
+        if len(names) == 2 and names[1] != "enabled":
+            check_parameter(catalogue[names[0]], names[1])
+
+
+def _parsed(overrides: Iterable[str]) -> Iterator[Any]:
+    """Each override that parses, as Hydra reads it; Hydra itself says what is wrong with the others."""
     parser = OverridesParser.create()
     for text in overrides:
         try:
-            override = parser.parse_override(text)
-            yield override.key_or_group, None if override.is_sweep_override() else override.value()
+            yield parser.parse_override(text)
         except HydraException:
             continue
 
@@ -91,18 +130,19 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     Raises UserError if it asks for none, for a setting out of its range, an unknown optimization or parameter, or two
     optimizations that replace the same stage.
     """
-    catalogue = import_catalogue(cfg.plugin_modules)
-    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-    check(settings)
+    settings = checked(cfg)
+    catalogue = catalogue_of(settings["plugin_modules"])
     combo, sweep = settings["combo"], settings["sweep"]
     toggles = _toggles(catalogue, settings["optimizations"])
     if sweep is None and combo is None and not toggles:
         raise UserError("nothing to measure: name a combo, as in `python run_sweep.py +combo=production`")
     if sweep is not None and settings["against"] is not None:
         raise UserError(f"against={settings['against']}: sweep={sweep} names the references of its jobs; leave it out")
-    known = {name: _parameters(settings["optimizations"].get(name, {})) for name in catalogue.names()}
+    known = {name: _parameters(settings["optimizations"].get(name, {})) for name in catalogue}
     against, against_toggles = _reference(catalogue, settings["against"])
-    subject = _subject(catalogue, str(combo or "custom"), tuple(toggles), tuple(settings["over"]), settings["device"])
+    subject = _subject(
+        catalogue, str(combo or "custom"), tuple(toggles), tuple(settings["over"]), has_gpu(settings["device"])
+    )
     settings["requires"] = {name: list(needs) for name, needs in subject.requires.items() if needs}
     jobs = _design(sweep)(subject)
     specs = [_job_spec(job, known, against, against_toggles, settings) for job in jobs]
@@ -112,31 +152,37 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     return specs
 
 
-def _subject(
-    catalogue: ModuleType, combo: str, enabled: tuple[str, ...], over: tuple[str, ...], device: str
-) -> Subject:
-    classes = {name: catalogue.CATALOGUE[name] for name in catalogue.names()}
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain data. Raises UserError for a setting out of its range."""
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    check(settings)
+    return settings
+
+
+def _subject(catalogue: Catalogue, combo: str, enabled: tuple[str, ...], over: tuple[str, ...], gpu: bool) -> Subject:
     exclusive = {
         frozenset((one, other))
-        for one, other in combinations(classes, 2)
-        if set(classes[one].replaces) & set(classes[other].replaces)
+        for one, other in combinations(catalogue, 2)
+        if set(catalogue[one].replaces) & set(catalogue[other].replaces)
     }
-    requires = {name: catalogue.requirements(name, device) for name in classes}
-    return Subject(combo, enabled, tuple(classes), requires, exclusive, over)
+    requires = {name: one.requirements(gpu) for name, one in catalogue.items()}
+    return Subject(combo, enabled, tuple(catalogue), requires, exclusive, over)
 
 
-def _toggles(catalogue: ModuleType, optimizations: dict[str, Any]) -> Toggles:
+def _toggles(catalogue: Catalogue, optimizations: dict[str, Any]) -> Toggles:
     """What a configuration's `optimizations` switch on, in the order of application; all of them are known."""
-    for name in optimizations:
-        catalogue.create(name)
-    chosen = [name for name in catalogue.names() if optimizations[name].get("enabled")]
+    for name, params in optimizations.items():
+        check_known(catalogue, name)
+        check_parameters(catalogue[name], _parameters(params))
+        if not isinstance(switch := params.get("enabled", False), bool):
+            raise UserError(f"optimizations.{name}.enabled={switch}: give true or false")
+    chosen = [name for name in catalogue if optimizations.get(name, {}).get("enabled")]
     return {name: _parameters(optimizations[name]) for name in chosen}
 
 
-def check_together(catalogue: ModuleType, toggles: Toggles) -> None:
+def check_together(catalogue: Catalogue, toggles: Toggles) -> None:
     """Raises UserError where two of the optimizations replace the same stage."""
-    plugins = [catalogue.create(name, params) for name, params in toggles.items()]
-    for one, other in combinations(plugins, 2):
+    for one, other in combinations([catalogue[name] for name in toggles], 2):
         for stage in set(one.replaces) & set(other.replaces):
             raise UserError(f"{one.name} and {other.name} both replace the stage {stage}: switch one of them off")
 
@@ -145,7 +191,7 @@ def _parameters(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "enabled"}
 
 
-def _reference(catalogue: ModuleType, against: str | None) -> tuple[str, Toggles]:
+def _reference(catalogue: Catalogue, against: str | None) -> tuple[str, Toggles]:
     """The name and the optimizations of the combo that `against` names, as its file has them."""
     if against in (None, BASELINE):
         return BASELINE, {}

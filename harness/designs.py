@@ -23,12 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-
-import numpy as np
-import pyDOE3
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.results import BASELINE
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Names = tuple[str, ...]
 
@@ -211,6 +212,9 @@ def _imbalance(members: Names, rows: Collection[Names]) -> int:
 
 def _two_levels(n: int) -> np.ndarray:
     """Runs [runs, n] of -1 and 1."""
+    import numpy as np
+    import pyDOE3  # a second that only a screening has to spend
+
     if n <= FULL:
         return np.asarray(pyDOE3.ff2n(n))
     if n in CLEAR:

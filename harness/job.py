@@ -20,35 +20,30 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from harness import environment, measure
 from harness.config import JobSpec
+from harness.console import Progress
 from harness.errors import UserError
 from harness.ledger import Ledger
 from harness.plugins import import_catalogue
+from harness.quality.judges import check_judges
 from harness.quality.replay import Case
-from harness.quality.scoring import check_judges, score_run
+from harness.quality.scoring import score_run
 from harness.quality.stages import compare_stages
 from harness.results import Measurement, RunFolder, Summary
 from harness.scenarios import Call, Request, Turn, scenario
 from harness.side import Side
 from harness.summarize import build_summary
 from harness.worker import Order, Setup
-from harness.workload import Item, Workload, load_workload
+from harness.workload import Item, Workload, fit_voices, load_workload
 
 UNTRAINED = "the checkpoint's weights come from a seed, so it cannot speak"
-
-
-class Progress(Protocol):
-    """Is told what goes on: the phase in words, utterances done, utterances in all."""
-
-    def __call__(self, phase: str, done: int, total: int) -> None: ...
 
 
 def run(spec: JobSpec, results: Path, progress: Progress, started: float | None = None) -> Summary:
@@ -115,7 +110,7 @@ class Experiment:
         self.candidate = Side(spec.combo, spec.toggles)
         self.sides = {side.name: side for side in (self.reference, self.candidate)}
         self.pinned: dict[Item, int] = {}
-        self.warnings: list[str] = []
+        self.warnings = list(workload.warnings)
         self.spoken = 0
 
     def measure(self) -> None:
@@ -363,25 +358,3 @@ class Experiment:
 
     def write_plan(self) -> None:
         self.folder.write_json("plan.json", {side.name: side.plan.to_dict() for side in self.sides.values()})
-
-
-def fit_voices(items: list[Item], known: list[str]) -> tuple[list[Item], list[str]]:
-    """The items with voices that the pipeline has, and warnings about those it replaced.
-
-    A workload names the miniature's voices; a checkpoint with a single voice of its own speaks them all with it.
-    Raises UserError for a voice that is neither built in nor a reference clip.
-    """
-    fitted: dict[Item, None] = {}
-    warnings: dict[str, None] = {}
-    for item in items:
-        voice = item.voice
-        if voice not in known and not Path(voice).is_file():
-            if Path(voice).suffix or len(known) != 1:
-                raise UserError(
-                    f"voice {voice!r} is neither built in ({', '.join(known)}) nor the path of a reference clip: "
-                    "correct workload.voices"
-                )
-            warnings[f"the checkpoint has no voice {voice!r}: its own voice, {known[0]}, spoke instead"] = None
-            item = replace(item, voice=known[0])
-        fitted[item] = None
-    return list(fitted), list(warnings)

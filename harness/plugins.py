@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable
+from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +23,37 @@ def import_path(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot import {path} ({error}): check the name and the Python path") from None
+        raise _cannot_import(path, error) from None
+
+
+def check_path(path: str) -> None:
+    """Raises UserError where the source says, without being run, that there is nothing at `package.module.name`."""
+    module, _, name = path.rpartition(".")
+    package, *inner = module.split(".")
+    try:
+        spec = find_spec(package)
+    except ValueError as error:
+        raise _cannot_import(path, error) from None
+    if spec is None:
+        raise _cannot_import(path, f"No module named {package!r}")
+    if inner and spec.submodule_search_locations is not None:
+        roots = [str(Path(root, *inner[:-1])) for root in spec.submodule_search_locations]
+        spec = PathFinder.find_spec(module, roots)
+        if spec is None:
+            raise _cannot_import(path, f"No module named {module!r}")
+    origin = str(spec.origin)
+    source = Path(origin).read_text(encoding="utf-8") if origin.endswith(".py") else name
+    if not re.search(rf"\b{re.escape(name)}\b", source):
+        raise _cannot_import(path, f"module {module!r} has no attribute {name!r}")
+
+
+def _cannot_import(path: str, reason: object) -> UserError:
+    return UserError(f"cannot import {path} ({reason}): check the name and the Python path")
+
+
+def has_strangers(plugin_modules: Iterable[str] = ()) -> bool:
+    """Whether other people's optimizations take part: named modules, or installed packages with entry points."""
+    return bool(list(plugin_modules) or entry_points(group=ENTRY_POINTS))
 
 
 def import_catalogue(plugin_modules: Iterable[str] = ()) -> ModuleType:

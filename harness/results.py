@@ -34,16 +34,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-import jsonschema
 import yaml
 
-from harness import integrity, shapes, stats
+from harness import integrity, shapes
 from harness.errors import UserError
 
 SCHEMA_VERSION = 2
 READABLE = (1, SCHEMA_VERSION)
 SCHEMA_FILE = Path(__file__).parent / "schema" / "summary.schema.json"
 BASELINE = "baseline"
+FAILURES = "failures.txt"  # of a sweep: why some of its jobs left no results
 PASSES = ("first", "warmup", "speed", "quality")
 NO_EVIDENCE = "no evidence was taken yet"  # of an optimization that was applied, and asked for nothing since
 SIMILARITY = "sim_"  # every similarity metric is named after its speaker model: sim_resemblyzer, ...
@@ -348,13 +348,13 @@ class Summary:
 
     def distrust(self, reasons: Sequence[str]) -> None:
         """Withdraw everything: the figures stay, and nothing may be concluded from them."""
+        from harness.stats import NOT_MEASURED  # with scipy, half a second that most readers of results do without
+
         self.status = "failed"
         self.warnings = [*reasons, *self.warnings]
         for variant in self.variants.values():
             variant.status, variant.error = "failed", reasons[0]
-        self.comparison = {
-            name: replace(record, verdict=stats.NOT_MEASURED) for name, record in self.comparison.items()
-        }
+        self.comparison = {name: replace(record, verdict=NOT_MEASURED) for name, record in self.comparison.items()}
 
     def to_dict(self) -> dict[str, Any]:
         parts = {
@@ -403,13 +403,17 @@ def _upgraded(record: Any) -> Any:
 
 
 @functools.cache
-def _validator() -> jsonschema.Draft202012Validator:
+def _validator() -> Any:
+    import jsonschema
+
     return jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
 
 
 def schema_problem(record: Any) -> str | None:
     """Where and how a summary violates the schema, or None."""
-    error = jsonschema.exceptions.best_match(_validator().iter_errors(record))
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_validator().iter_errors(record))
     return None if error is None else f"{error.json_path}: {error.message}"
 
 

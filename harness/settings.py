@@ -11,7 +11,8 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
@@ -131,17 +132,61 @@ def check(settings: Mapping[str, Any]) -> None:
 
 
 def check_ranges(place: str, schema: Any, values: Mapping[str, Any]) -> None:
-    """Raises UserError unless the values are all settings of the dataclass, and within its ranges."""
-    known, types = {field.name: field for field in fields(schema)}, get_type_hints(schema)
+    """Raises UserError unless the values are all settings of the dataclass, of its types and within its ranges."""
+    known, types = {field.name: field for field in fields(schema)}, _types(schema)
     for name, value in values.items():
         where = f"{place}.{name}"
         if name not in known:
             raise UserError(f"{where}: there is no such setting{did_you_mean(name, known)}; known: {', '.join(known)}")
-        if is_dataclass(types[name]):
+        if is_dataclass(types.get(name)):
             check_ranges(where, types[name], value)
+            continue
+        if not _fits(value, types.get(name, Any)):
+            raise UserError(f"{where}={_shown(value)}: give {_words(types[name])}")
         allowed = known[name].metadata.get("range")
         if allowed is not None and value is not None and value not in allowed:
             raise UserError(f"{where}={value}: give a number {allowed}")
+
+
+PLAIN = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    type(None): "null",
+}
+"""The types of settings that have words; what is of another type is not checked."""
+
+
+def _types(schema: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(schema)
+    except NameError:  # a stranger's dataclass, whose names only its own module knows
+        return {}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, *get_args(kind)) for one in value)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return kind not in PLAIN or isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    """The type in words: a whole number, or a list of words."""
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return " or ".join(map(_words, get_args(kind)))
+    if get_origin(kind) is list:
+        (one,) = get_args(kind)
+        return f"a list of {PLAIN.get(one, 'entries').removeprefix('a ')}s"
+    return PLAIN.get(kind, "another value")
+
+
+def _shown(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -10,17 +10,15 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from harness import job
+from harness import preflight
 from harness.callback import note_failure
 from harness.config import JobSpec, expand
-from harness.console import OUT, say, say_error
+from harness.console import progress, say, say_error
 from harness.errors import UserError
-from harness.report import words
-from harness.report.choice import objectives
+from harness.plugins import import_catalogue
 from harness.results import Summary
-from harness.worker import take_server_start
+from harness.worker import start_server, take_server_start
 
 LOADING_S = 40.0
 """What the packages and two miniature models take to load on two cores; only for the announcement."""
@@ -31,12 +29,18 @@ def run_jobs(cfg: DictConfig) -> str | tuple[float, ...]:
 
     Returns their results' folder; to a sweeper that searches, and so has a direction, what the first of them costs.
 
-    A mistake ends a single job with exit code 2; in a sweep it is noted and the other jobs go on.
+    The heavy packages come in once nothing is left that could be refused without them. A mistake ends a single job
+    with exit code 2; in a sweep it is noted and the other jobs go on.
     """
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     results = Path(HydraConfig.get().sweep.dir if multirun else cfg.results_dir)
     try:
         specs = expand(cfg)
+        for warning in preflight.look(specs[0].config):
+            say(f"Note: {warning}.")
+        start_server()  # its imports take as long as this process's own, and run beside them
+        for spec in specs:
+            create(spec)
         if len(specs) == 1 and not multirun:
             return str(results / run_job(specs[0], results).run_id)
     except UserError as error:
@@ -59,21 +63,26 @@ def run_jobs(cfg: DictConfig) -> str | tuple[float, ...]:
 
 
 def _returned(results: Path, summaries: list[Summary]) -> str | tuple[float, ...]:
+    from harness.report.choice import objectives
+
     searching = HydraConfig.get().mode == RunMode.MULTIRUN and "direction" in HydraConfig.get().sweeper
     return objectives(summaries[0] if summaries else None) if searching else str(results)
 
 
+def create(spec: JobSpec) -> None:
+    """Raises UserError for a parameter that only the plugin itself can refuse."""
+    catalogue = import_catalogue(spec.config["plugin_modules"])
+    for name, params in (*spec.toggles.items(), *spec.against_toggles.items()):
+        catalogue.create(name, params)
+
+
 def run_job(spec: JobSpec, results: Path) -> Summary:
-    """Run one experiment behind a progress bar; say what it is about before, and where its time went after."""
+    """Run one experiment, showing how far it is; say what it is about before, and where its time went after."""
+    from harness import job  # with PyTorch, transformers and chatterbox
+
     say(announcement(spec))
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=OUT, transient=True, disable=not OUT.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(phase: str, done: int, total: int) -> None:
-            bar.update(task, description=phase, completed=done, total=total or None)
-
-        summary = job.run(spec, results, progress, started=take_server_start())
+    with progress() as show:
+        summary = job.run(spec, results, show, started=take_server_start())
     say(time_line(summary.timing))
     say(start_line(summary))
     return summary
@@ -92,6 +101,8 @@ def announcement(spec: JobSpec) -> str:
 def start_line(summary: Summary) -> str:
     """How long each variant's process took to speak for the first time, whatever it prepared, captured or compiled."""
     times = {name: variant.process_to_first_utterance_s for name, variant in summary.variants.items()}
+    from harness.report import words
+
     shown = [f"{name} {words.seconds(time)}" for name, time in times.items()]
     return f"From process start to the first utterance: {', '.join(shown)}."
 

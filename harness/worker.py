@@ -87,8 +87,9 @@ _server_starts: list[float] = []
 
 
 def start_server() -> None:
-    """Start the forkserver; it imports the heavy packages while the caller goes on."""
-    _server_starts[:] = [time.monotonic()]
+    """Start the forkserver, if it does not run yet; it imports the heavy packages while the caller goes on."""
+    if not _server_starts:
+        _server_starts.append(time.monotonic())
     _context()
     ensure_running()
 

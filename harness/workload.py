@@ -20,19 +20,20 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from harness.clips import check_clip, is_clip
 from harness.errors import UserError
 from harness.locations import ROOT
+from harness.settings import LARGEST_SEED
 
 MAX_CHARACTERS = 2000
 """Upstream's table of text positions has 2050 rows, and a character is at most one token."""
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".m4a"})
 CROSSINGS = ("round_robin", "full")
 SINGLE_STREAM, OFFLINE = SCENARIOS = ("single_stream", "offline")
 
@@ -59,13 +60,15 @@ class Workload:
     items: tuple[Item, ...]
     seeds: tuple[int, ...]
     scenario: str = SINGLE_STREAM
+    warnings: tuple[str, ...] = ()
 
 
 def load_workload(config: Mapping[str, Any]) -> Workload:
     """The workload that the config group describes; `file`, where given, takes the place of `texts`.
 
     Raises UserError, naming the place, for a file that is absent or does not parse, for a text that is empty, too long
-    or shares its id with another, for a reference clip that is absent, and for a missing or unknown setting.
+    or shares its id with another, for a reference clip that no voice can be learned from, and for a missing or unknown
+    setting.
     """
     file = config.get("file")
     texts = _read(_find(file)) if file else _listed(config.get("texts"), "workload.texts")
@@ -73,13 +76,37 @@ def load_workload(config: Mapping[str, Any]) -> Workload:
     _check_ids(texts, file or "workload.texts")
     if passages := config.get("passages"):
         texts = _passages(texts, passages)
-    _check_clips(voices)
+    warnings = [check_clip(voice) for voice in voices if is_clip(voice)]
     return Workload(
         name=str(config.get("name") or file),
         items=tuple(_cross(texts, voices, config.get("cross"))),
         seeds=_seeds(config.get("seeds")),
         scenario=_scenario(config.get("scenario")),
+        warnings=tuple(warning for warning in warnings if warning),
     )
+
+
+def fit_voices(items: Sequence[Item], known: Sequence[str]) -> tuple[list[Item], list[str]]:
+    """The items with voices that a pipeline has, and warnings about those that were replaced.
+
+    A workload names the miniature's voices; a checkpoint with a single voice of its own speaks them all with it.
+    Raises UserError for a voice that is neither built in nor a reference clip.
+    """
+    fitted: dict[Item, None] = {}
+    warnings: dict[str, None] = {}
+    for item in items:
+        voice = item.voice
+        if voice not in known and not (is_clip(voice) and Path(voice).is_file()):
+            if is_clip(voice) or len(known) != 1:
+                file = f", and to mean the file write ./{voice}" if Path(voice).is_file() else ""
+                raise UserError(
+                    f"voice {voice!r} is neither built in ({', '.join(known)}) nor the path of a reference clip: "
+                    f"correct workload.voices{file}"
+                )
+            warnings[f"the checkpoint has no voice {voice!r}: its own voice, {known[0]}, spoke instead"] = None
+            item = replace(item, voice=known[0])
+        fitted[item] = None
+    return list(fitted), list(warnings)
 
 
 @dataclass(frozen=True)
@@ -125,7 +152,7 @@ def _find(file: str) -> Path:
 
 def _read(path: Path) -> list[_Text]:
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     if path.suffix == ".txt":
@@ -197,14 +224,6 @@ def _check_ids(texts: Sequence[_Text], where: str) -> None:
         raise UserError(f"{where}: the id {repeated[0]} is used more than once; give every text its own")
 
 
-def _check_clips(voices: Sequence[str]) -> None:
-    """Whether a plain name is a voice only the pipeline knows; a clip can be looked for before anything is loaded."""
-    for voice in voices:
-        is_clip = Path(voice).suffix.lower() in AUDIO_SUFFIXES or "/" in voice
-        if is_clip and not Path(voice).is_file():
-            raise UserError(f"workload.voices: there is no reference clip {voice}; give the path of an audio file")
-
-
 def _strings(values: Any, where: str) -> list[str]:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise UserError(f"{where}: expected a list with at least one entry, as in [rms, my_clip.wav]")
@@ -222,6 +241,6 @@ def _seeds(values: Any) -> tuple[int, ...]:
         seeds = tuple(dict.fromkeys(int(value) for value in values))
     except (TypeError, ValueError):
         seeds = ()
-    if not seeds or min(seeds) < 0:
+    if not seeds or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
         raise UserError(f"workload.seeds={values}: expected a list of whole numbers from 0 on, as in [1, 2, 3]")
     return seeds

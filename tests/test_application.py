@@ -308,7 +308,7 @@ def test_every_committed_combo_is_read_as_hydra_reads_it():
             composed = OmegaConf.to_container(compose("config", [f"combo={file.stem}"]).optimizations)
         name, toggles = read_combo(file.stem, optimizations)
         assert name == file.stem
-        assert list(toggles) == [name for name in optimizations.names() if composed[name]["enabled"]]
+        assert list(toggles) == [name for name in composed if composed[name]["enabled"]]
         for optimization, parameters in toggles.items():
             assert parameters.items() <= composed[optimization].items()
 

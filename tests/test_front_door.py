@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import fields, is_dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import get_type_hints
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from conftest import ROOT
 from hydra.errors import HydraException
@@ -12,9 +22,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from test_cli import composed
 
+from harness import clips, declared, devices, hub, preflight
+from harness.clips import check_clip
 from harness.config import expand, own_name
+from harness.console import PlainLines
 from harness.errors import UserError
 from harness.settings import GROUPS, check
+from harness.workload import Item, fit_voices, load_workload
 
 # -- names and types are Hydra's to check, ranges ours ---------------------------------------------------------------
 
@@ -145,3 +159,321 @@ NAMES = [
 @pytest.mark.parametrize(("arguments", "name"), NAMES)
 def test_no_two_variants_share_a_name(arguments, name):
     assert own_name(*arguments) == name
+
+
+# -- the catalogue is read without being imported --------------------------------------------------------------------
+
+
+def test_what_is_read_from_the_files_is_what_the_classes_declare():
+    import optimizations
+
+    read = declared.read()
+    assert list(read) == list(optimizations.names())[: len(read)]
+    for name, one in read.items():
+        imported = declared.declaration(optimizations.CATALOGUE[name])
+        assert (one.name, one.replaces, one.requires) == (imported.name, imported.replaces, imported.requires)
+        assert one.defaults == imported.defaults
+        assert get_type_hints(one.parameters) == get_type_hints(imported.parameters)
+
+
+PARAMETERS = [
+    ("kv_cache.bucket=wide", "optimizations.kv_cache.bucket=wide: give a whole number"),
+    ("kv_cache.bucket=2.5", "give a whole number"),
+    ("kv_cache.bucket=true", "give a whole number"),
+    ("kv_cache.bucket=null", "give a whole number"),
+    ("kv_cache.prefix_reuse=1", "give true or false"),
+    ("warmup.shapes=[8,long]", "give a list of whole numbers"),
+    ("kv_cache.enabled=yes_please", "give true or false"),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), PARAMETERS)
+def test_a_parameter_of_another_type_is_refused(override, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        expand(composed("+combo=production", f"optimizations.{override}"))
+
+
+def test_a_module_constant_may_be_a_default_and_code_may_not(tmp_path):
+    source = (
+        "A = 3\n@register\nclass X(Optimization):\n    name = 'x'\n    @dataclass\n    class Config:\n        a: int = "
+    )
+    for default, readable in (("A", True), ("7", True), ("field(default_factory=lambda: 4)", True), ("f(A)", False)):
+        (tmp_path / "x.py").write_text(f"{source}{default}\n")
+        if readable:
+            assert declared._read_file(tmp_path / "x.py").name == "x"
+        else:
+            with pytest.raises(declared.UnreadableError):
+                declared._read_file(tmp_path / "x.py")
+
+
+# -- reference clips -------------------------------------------------------------------------------------------------
+
+RATE = 16_000
+
+
+def tone(seconds: float, rate: int = RATE) -> np.ndarray:
+    time_s = np.arange(int(seconds * rate)) / rate
+    return (0.1 * np.sin(2 * np.pi * 200 * time_s)).astype(np.float32)
+
+
+def wav(path, wave, rate=RATE, **how):
+    soundfile.write(path, wave, rate, **{"subtype": "FLOAT"} | how)
+    return path
+
+
+def cut(path, wave):
+    soundfile.write(path, wave, RATE)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def written(path, content: bytes):
+    path.write_bytes(content)
+    return path
+
+
+def nan(wave):
+    wave[len(wave) // 2] = np.nan
+    return wave
+
+
+CLIPS = {
+    "absent": (lambda to: to / "me.wav", "there is no such file"),
+    "a folder": (lambda to: to, "a folder"),
+    "text": (lambda to: written(to / "me.wav", b"Dear diary, ..."), "cannot be read as audio"),
+    "text by name": (lambda to: written(to / "me.txt", b"Dear diary, ..."), "cannot be read as audio"),
+    "no bytes": (lambda to: written(to / "me.wav", b""), "cannot be read as audio"),
+    "raw samples": (lambda to: written(to / "me.raw", bytes(4000)), "raw samples"),
+    "no samples": (lambda to: wav(to / "me.wav", tone(0)), "empty"),
+    "NaN": (lambda to: wav(to / "me.wav", nan(tone(3))), "not finite"),
+    "NaN after a minute": (lambda to: wav(to / "me.wav", np.concatenate([tone(60), nan(tone(60))])), "not finite"),
+    "silence": (lambda to: wav(to / "me.wav", 0 * tone(3)), "0.0 s of sound"),
+    "nearly silence": (lambda to: wav(to / "me.wav", 1e-3 * tone(3)), "0.0 s of sound"),
+    "a constant": (lambda to: wav(to / "me.wav", 0 * tone(3) + 0.5), "0.0 s of sound"),
+    "sides that cancel out": (lambda to: wav(to / "me.wav", np.stack([tone(3), -tone(3)], axis=1)), "0.0 s of sound"),
+    "too short": (lambda to: wav(to / "me.wav", tone(0.2)), "0.2 s of sound"),
+    "a click": (lambda to: wav(to / "me.wav", np.r_[0 * tone(2), tone(0.1), 0 * tone(2)]), "0.1 s of sound"),
+    "speech that comes late": (lambda to: wav(to / "me.wav", np.r_[0 * tone(7), tone(7)]), "its first 6 s hold 0.0 s"),
+    "one sample a second": (lambda to: wav(to / "me.wav", tone(5, 100), 1), "1 samples a second"),
+    "another scale": (lambda to: wav(to / "me.wav", 1e5 * tone(3)), "full scale is 1"),
+    "a cut FLAC": (lambda to: cut(to / "me.flac", tone(5)), "me.flac"),
+}
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+def test_a_clip_that_teaches_no_voice_is_refused_in_a_line_that_names_it(tmp_path, kind):
+    make, reason = CLIPS[kind]
+    clip = make(tmp_path)
+    with pytest.raises(UserError, match=re.escape(reason)) as error:
+        check_clip(str(clip))
+    assert str(clip) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_clip_that_may_not_be_read_is_refused(tmp_path):
+    clip = wav(tmp_path / "me.wav", tone(3))
+    clip.chmod(0)
+    with pytest.raises(UserError, match="Permission denied"):
+        check_clip(str(clip))
+
+
+@pytest.mark.parametrize("name", ["me.wav", "me.flac", "me.ogg", "me.mp3"])
+def test_a_good_clip_passes_without_a_word(tmp_path, name):
+    soundfile.write(tmp_path / name, np.stack([tone(5), tone(5)], axis=1), RATE)
+    assert check_clip(str(tmp_path / name)) is None
+
+
+def test_of_a_long_clip_it_says_what_is_used(tmp_path):
+    clip = wav(tmp_path / "me.wav", tone(300), subtype="PCM_16")
+    warning = check_clip(str(clip))
+    assert "300 s" in warning
+    assert "the first 10 s and T3 the first 6 s" in warning
+    group = yaml.safe_load((ROOT / "configs/workload/smoke.yaml").read_text()) | {"voices": [str(clip)]}
+    assert load_workload(group).warnings == (warning,)
+
+
+def test_what_upstream_reads_of_a_clip():
+    from chatterbox.tts import ChatterboxTTS
+
+    assert ChatterboxTTS.ENC_COND_LEN == clips.T3_READS_S * 16_000
+    assert ChatterboxTTS.DEC_COND_LEN == clips.FLOW_READS_S * 24_000
+
+
+def test_a_built_in_voice_is_meant_even_where_a_file_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rms").write_text("a file by chance")
+    (tmp_path / "me").write_text("another one")
+    items = [Item("t", "Hello.", "rms")]
+    assert fit_voices(items, ["kal16", "rms"]) == (items, [])
+    assert not clips.is_clip("rms")
+    assert clips.is_clip("./rms")
+    with pytest.raises(UserError, match=r"to mean the file write \./me"):
+        fit_voices([Item("t", "Hello.", "me")], ["kal16", "rms"])
+
+
+# -- devices, models, folders ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7", "tpu", "cuda:x", "cpu:", "CPU", "cuda:-1"])
+def test_a_device_that_is_not_there_is_refused(device, monkeypatch):
+    monkeypatch.setattr(preflight, "count_gpus", lambda: 0)
+    if device == "cpu:":
+        return
+    with pytest.raises(UserError, match=f"device={device}"):
+        preflight.check_device(device)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 4), ("0", 1), ("", 0), ("-1", 0), ("2,3", 2), ("0,-1,1", 1), ("GPU-abc,GPU-def", 2)]
+)
+def test_devices_that_are_hidden_do_not_count(monkeypatch, visible, count):
+    import pynvml
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.count_gpus() == count
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    preflight.check_folder("results_dir", str(tmp_path / "new" / "deeper"))
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=r"results_dir=.*is a file"):
+            preflight.check_folder("results_dir", str(folder))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Has one file, and for another never answers."""
+
+    def do_HEAD(self):
+        if "hang" in self.path:
+            time.sleep(3)
+        self.send_response(200 if self.path.startswith("/known/model/") else 404)
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", '"b"')
+        self.send_header("Content-Length", "1")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub_server(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
+        value = address if name == "ENDPOINT" else address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "ANSWER_S", 1.0)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+FILES = (("config.json",), ("model.safetensors", "pytorch_model.bin"))
+
+
+def test_the_hub_is_asked_for_one_file(hub_server):
+    assert hub.why_not("known/model", FILES) is None
+    assert "404" in hub.why_not("unknown/model", FILES)
+
+
+def test_a_hub_that_hangs_or_is_gone_is_told_within_seconds(hub_server):
+    start = time.monotonic()
+    assert hub.why_not("hang/model", FILES)
+    hub_server.shutdown()
+    hub_server.server_close()
+    assert hub.why_not("known/model", FILES)
+    assert time.monotonic() - start < 5
+
+
+def test_a_complete_copy_in_the_cache_serves_and_half_of_one_does_not(hub_server, tmp_path):
+    hub_server.shutdown()
+    hub_server.server_close()
+    repository = tmp_path / "cache" / "models--some--model"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    (snapshot / "config.json").touch()
+    assert hub.why_not("some/model", FILES)
+    (snapshot / "pytorch_model.bin").touch()
+    assert hub.why_not("some/model", FILES) is None
+    assert hub.cached_folder("some/model", FILES) == snapshot
+
+
+def test_a_local_folder_needs_its_files_and_no_hub(tmp_path):
+    assert "lacks config.json" in hub.why_not(str(tmp_path), FILES)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert hub.why_not(str(tmp_path), FILES) is None
+
+
+# -- plain lines -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_a_line_comes_with_each_phase_and_every_15_seconds(capsys):
+    now = [0.0]
+    show = PlainLines(lambda: now[0])
+    for second in range(100):
+        now[0] = float(second)
+        if second < 10:
+            show("loading baseline", 0, 0)
+        else:
+            show(f"speed pass, {'production' if second % 2 else 'baseline'}", second - 10, 180)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "loading baseline"
+    assert lines[1] == "speed pass, baseline: 0 of 180"
+    assert lines[2] == "speed pass, production: 15 of 180, about 3 min left"
+    assert len(lines) == 7
+
+
+# -- quick answers ---------------------------------------------------------------------------------------------------
+
+QUICK = {
+    "+combo=productoin": "did you mean production?",
+    "+combo=production optimizations.kv_cach.enabled=true": "did you mean kv_cache?",
+    "+combo=production optimizations.kv_cache.buket=3": "did you mean bucket?",
+    "+combo=production workload.seeds=[]": "workload.seeds=[]",
+    "+combo=production device=cuda:99": "device=cuda:99",
+    "+combo=production measure.min_rounds=0": "measure.min_rounds=0",
+    "+combo=production workload.voices=[README.md]": "reference clip README.md",
+    "+combo=production workload.voices=[nobody]": "neither built in",
+    "+combo=production pipeline.loader=harness.checkpoints.lod": "harness.checkpoints.lod",
+    "+combo=production pipeline.name=minni": "did you mean mini?",
+    "+combo=production gate.limits=[fast]": "gate limit 'fast'",
+    "plugin_modules=[fakes] optimizations.fake_fast.enabled=true workload.seeds=[]": "workload.seeds=[]",
+}
+
+
+@pytest.mark.parametrize("arguments", QUICK)
+def test_a_bad_command_is_answered_before_anything_heavy_is_imported(arguments, tmp_path):
+    """Whether PyTorch came in is what is tested; on a busy machine the clock says less."""
+    script = (
+        "import run_sweep, sys; code = run_sweep.main(); print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
+    )
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments.split(), f"results_dir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        timeout=60,
+    )
+    words, heavy = done.stderr.splitlines()
+    assert QUICK[arguments] in words
+    assert (done.returncode, heavy) == (2, "False")
+    assert time.monotonic() - start < 5
+    assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,7 @@ from harness.errors import UserError
 from harness.results import NO_EVIDENCE, Measurement, RunFolder, Summary
 from harness.summarize import build_summary
 from harness.worker import ChildError, Setup, Worker, _context, start_server
+from harness.workload import Item, fit_voices
 
 TEXTS = ("one day", "two cats and a dog", "three of us")
 SEEDS = [1, 2]
@@ -406,12 +407,12 @@ def test_a_baseline_without_a_part_in_the_batch_is_refused(tmp_path):
 
 def test_an_unknown_voice_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.wav.*kal16, rms"):
-        job.fit_voices([job.Item("t0", "one day", "nowhere.wav")], ["kal16", "rms"])
+        fit_voices([Item("t0", "one day", "nowhere.wav")], ["kal16", "rms"])
 
 
 def test_a_checkpoint_with_one_voice_speaks_them_all_and_says_so():
-    items = [job.Item("t0", "one day", "rms"), job.Item("t1", "two cats", "kal16")]
-    fitted, warnings = job.fit_voices(items, ["default"])
+    items = [Item("t0", "one day", "rms"), Item("t1", "two cats", "kal16")]
+    fitted, warnings = fit_voices(items, ["default"])
     assert [item.voice for item in fitted] == ["default", "default"]
     assert len(warnings) == 2
 

@@ -123,7 +123,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.timeout(600)
 def test_whoever_cheats_is_found_out(row: Row, tmp_path: Path) -> None:
     overrides = ["plugin_modules=[planted]", f"optimizations.{row.name}.enabled=true", *TINY]
-    register_catalogue(overrides)
+    register_catalogue(overrides, ["planted"])
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         (spec,) = expand(compose("config", overrides))
     summary = job.run(spec, tmp_path, lambda *_: None)

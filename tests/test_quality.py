@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from harness.errors import UserError
-from harness.quality import asr, scoring, signals, speaker, watermark
+from harness.quality import asr, judges, scoring, signals, speaker, watermark
 from harness.quality.normalizer import normalize
 from harness.quality.words import surplus, word_errors
 from harness.results import Measurement, RunFolder
@@ -654,9 +654,9 @@ def test_scores_survive_judges_that_do_not_load(folder):
     "config", [{"asr": "whispr"}, {"speaker": "nobody"}, {"asr": "whisper", "asr_model": "/nowhere"}]
 )
 def test_judges_are_checked_before_anything_is_measured(config):
-    scoring.check_judges({})
+    judges.check_judges({})
     with pytest.raises(UserError, match=r"quality\."):
-        scoring.check_judges(config)
+        judges.check_judges(config)
 
 
 def test_a_run_without_clips_has_no_scores(folder):

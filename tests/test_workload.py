@@ -123,8 +123,8 @@ def test_a_yaml_file_has_a_list_of_texts(tmp_path: Path, content):
 
 
 def test_a_voice_may_be_a_reference_clip(tmp_path: Path):
-    clip = tmp_path / "me.wav"
-    clip.touch()
+    clip = tmp_path / "me.flac"
+    clip.write_bytes((ROOT / "harness/mini/weights/voices/rms.flac").read_bytes())
     assert load_workload(settings(voices=[str(clip)])).items[0].voice == str(clip)
 
 
@@ -141,6 +141,7 @@ MISTAKES = {
     "missing clip": ({"voices": ["rms", "nowhere/me.wav"]}, "nowhere/me.wav"),
     "no voice": ({"voices": []}, "workload.voices"),
     "no seed": ({"seeds": []}, "workload.seeds"),
+    "huge seed": ({"seeds": [2**64]}, "workload.seeds"),
     "odd seed": ({"seeds": ["first"]}, "workload.seeds"),
     "odd scenario": ({"scenario": "online"}, "workload.scenario=online"),
     "odd passages": ({"passages": {"count": 3}}, "workload.passages"),
@@ -156,6 +157,13 @@ def test_a_mistake_is_one_line_that_names_the_place(mistake):
         load_workload(settings(**changes))
     assert hint in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "content"), [("own.txt", "Hello.\n"), ("own.yaml", "- Hello.\n")])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    (item,) = load_workload(settings(file=str(tmp_path / name))).items
+    assert item.text == "Hello."
 
 
 FILES = {

@@ -15,17 +15,14 @@ import librosa
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UserError
+from harness.quality.judges import WHISPER, WHISPER_ELSE, cannot_load, check_transcriber
 from harness.quality.normalizer import primary
 from harness.quality.signals import with_level
 
 SAMPLE_RATE = 16_000
 LEVEL_DBFS = -26.0
 SILENCE_S = 0.2
-WHISPER = "openai/whisper-large-v3"
 WHISPER_WINDOW_S = 30.0
-WHISPER_ELSE = ("quality.asr_model", "quality.asr=pocketsphinx")
-"""The setting that names the model, and what needs none."""
 
 
 class Transcriber(Protocol):
@@ -44,14 +41,6 @@ def create_transcriber(name: str, model: str | None = None) -> Transcriber:
     """The recognizer that `quality.asr` names. Raises UserError for an unknown one, or one that does not load."""
     check_transcriber(name, model)
     return WhisperTranscriber(model or WHISPER) if name == "whisper" else PocketsphinxTranscriber()
-
-
-def check_transcriber(name: str, model: str | None = None) -> None:
-    """Whether `create_transcriber` has a chance, found out without loading weights. Raises UserError if not."""
-    if name not in ("pocketsphinx", "whisper"):
-        raise UserError(f"quality.asr={name}: there is pocketsphinx and whisper")
-    if name == "whisper":
-        check_pretrained(model or WHISPER, *WHISPER_ELSE)
 
 
 def resample(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
@@ -125,18 +114,13 @@ class WhisperTranscriber:
 
 
 def load_pretrained(kind: Any, model: str, setting: str, instead: str) -> Any:
-    """A transformers class from the hub or a local folder; UserError with the ways out if it cannot be had."""
+    """A transformers class from a local folder, the cache or the hub; UserError with the ways out if it cannot be."""
+    try:
+        return kind.from_pretrained(model, local_files_only=True)  # without asking the hub whether it is the newest
+    except (OSError, ValueError):
+        pass
     try:
         return kind.from_pretrained(model)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{setting}: {model} cannot be loaded ({reason}): connect to its hub, name a local folder, or use {instead}"
-        ) from error
-
-
-def check_pretrained(model: str, setting: str, instead: str) -> None:
-    """Raises UserError if not even the model's configuration, a small file, can be had."""
-    from transformers import AutoConfig
-
-    load_pretrained(AutoConfig, model, setting, instead)
+        raise cannot_load(model, reason, setting, instead) from error

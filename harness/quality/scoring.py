@@ -22,10 +22,11 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from harness.quality.asr import SAMPLE_RATE, Transcriber, check_transcriber, create_transcriber
+from harness.clips import is_clip
+from harness.quality.asr import SAMPLE_RATE, Transcriber, create_transcriber
 from harness.quality.normalizer import normalize
 from harness.quality.signals import flaw
-from harness.quality.speaker import SpeakerEncoder, check_encoder, create_encoder, similarity, voice_in
+from harness.quality.speaker import SpeakerEncoder, create_encoder, similarity, voice_in
 from harness.quality.watermark import Detector, create_detector
 from harness.quality.words import word_errors
 from harness.results import Measurement, RunFolder, Score, finite, write_atomically
@@ -69,12 +70,6 @@ def score_run(folder: RunFolder, config: Mapping[str, Any]) -> None:
 def is_judged(row: Measurement) -> bool:
     """Whether somebody listens to what this row made: a clip of the quality pass, or one that was timed and kept."""
     return row.pass_name == "quality" or (row.pass_name == "speed" and row.audio is not None)
-
-
-def check_judges(config: Mapping[str, Any]) -> None:
-    """Raises, before anything is measured, the UserError that `score_run` would raise after it."""
-    check_transcriber(config.get("asr", "pocketsphinx"), config.get("asr_model"))
-    check_encoder(config.get("speaker", "resemblyzer"), config.get("speaker_model"))
 
 
 def _processes(config: Mapping[str, Any], n_rows: int) -> int:
@@ -217,9 +212,9 @@ def _read_clip(row: Measurement, results_dir: Path) -> tuple[Wave | None, str | 
 
 def reference_wave(voice: str) -> Wave | None:
     """The clip that a voice is to sound like: the file itself, or the built-in voice's own; None where it has none."""
-    built_in = VOICES / f"{voice}.flac"
-    if Path(voice).is_file():
+    if is_clip(voice):
         return read_wave(Path(voice))
+    built_in = VOICES / f"{voice}.flac"
     return read_wave(built_in) if built_in.is_file() else None
 
 

@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UserError
-from harness.quality.asr import SAMPLE_RATE, check_pretrained, load_pretrained, resample
+from harness.quality.asr import SAMPLE_RATE, load_pretrained, resample
+from harness.quality.judges import WAVLM, WAVLM_ELSE, check_encoder
 from harness.quality.signals import flaw, frame_levels_db, with_level
 
 LEVEL_DBFS = -23.0
@@ -27,8 +27,6 @@ deviations between the same voice and another."""
 MIN_RANGE_DB = 8.0
 """Between the loud and the soft frames of a voice are 20 dB and more; of noise, a hum or a tone 6 dB and less."""
 FRAME_S = 0.025
-WAVLM = "microsoft/wavlm-base-plus-sv"
-WAVLM_ELSE = ("quality.speaker_model", "quality.speaker=resemblyzer")
 
 
 class SpeakerEncoder(Protocol):
@@ -61,14 +59,6 @@ def create_encoder(name: str, model: str | None = None) -> SpeakerEncoder:
     """The encoder that `quality.speaker` names. Raises UserError for an unknown one, or one that does not load."""
     check_encoder(name, model)
     return WavLMEncoder(model or WAVLM) if name == "wavlm" else ResemblyzerEncoder()
-
-
-def check_encoder(name: str, model: str | None = None) -> None:
-    """Whether `create_encoder` has a chance, found out without loading weights. Raises UserError if not."""
-    if name not in ("resemblyzer", "wavlm"):
-        raise UserError(f"quality.speaker={name}: there is resemblyzer and wavlm")
-    if name == "wavlm":
-        check_pretrained(model or WAVLM, *WAVLM_ELSE)
 
 
 def similarity(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from harness.report import attribution, data, html, listen, markdown, outcome, plots, rules, sections, words
 from harness.report.document import Listening, Paragraph, Section
-from harness.results import RunFolder, Summary, slug, write_atomically
-
-FAILURES = "failures.txt"
+from harness.results import FAILURES, RunFolder, Summary, slug, write_atomically
 
 
 def write_report(folders: Sequence[RunFolder], out: Path) -> Path:
