@@ -24,8 +24,6 @@ from harness.errors import UserError
 from harness.gate import command
 from harness.gate.outputs import EXIT_BAD_INPUT, EXIT_PASSED
 from harness.report import report_name, verdict_line, write_report
-from harness.report.index import write_index
-from harness.report.overview import write_overview
 from harness.results import find_runs
 from harness.summarize import build_summary
 
@@ -102,6 +100,9 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _index(_options: argparse.Namespace) -> int:
+    from harness.report.index import write_index
+    from harness.report.overview import write_overview
+
     results, reports = Path("results"), Path("reports")
     print(write_index(results, reports))
     print(write_overview(results, reports))

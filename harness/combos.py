@@ -36,16 +36,24 @@ def read_combo(combo: str | Path | Mapping[str, Any], catalogue: ModuleType) -> 
     """
     if isinstance(combo, Mapping):
         return _read(combo, "this combo", CUSTOM, catalogue)
-    path = Path(combo)
-    if path.suffix not in SUFFIXES:
-        path = FILES / f"{combo}.yaml"
-        known = sorted(file.stem for file in FILES.glob("*.yaml"))
-        if str(combo) not in known:
-            raise UserError(
-                f"there is no combo {str(combo)!r}{did_you_mean(str(combo), known)}; known: {', '.join(known)}; or "
-                "name a .yaml file"
-            )
+    path = combo_file(combo)
     return _read(_content(path), str(path), path.stem, catalogue)
+
+
+def combo_file(combo: str | Path) -> Path:
+    """The file of a combo. Raises UserError for a name that is none of `configs/combo`, or a file that is not there."""
+    path = Path(combo)
+    if path.suffix in SUFFIXES:
+        if not path.is_file():
+            raise UserError(f"there is no file {combo}")
+        return path
+    known = sorted(file.stem for file in FILES.glob("*.yaml"))
+    if str(combo) not in known:
+        raise UserError(
+            f"there is no combo {str(combo)!r}{did_you_mean(str(combo), known)}; known: {', '.join(known)}; or "
+            "name a .yaml file"
+        )
+    return FILES / f"{combo}.yaml"
 
 
 def _content(path: Path) -> Mapping[str, Any]:

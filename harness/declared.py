@@ -23,8 +23,6 @@ from harness.errors import UserError
 from harness.settings import check_ranges, did_you_mean
 
 PACKAGE = "optimizations"
-KNOWN = {"dataclass": dataclass, "field": dataclasses.field, "number": settings.number, "Any": Any}
-"""What the source of a plugin's parameters may use, besides Python's own types and its module's plain constants."""
 TUPLES = ("replaces", "requires", "requires_on_gpu")
 
 
@@ -156,7 +154,7 @@ def _parameters(cls: ast.ClassDef, constants: dict[str, Any]) -> Any:
     source = found[0] if found else ast.parse("@dataclass\nclass Config: ...").body[0]
     assert isinstance(source, ast.ClassDef)
     source.body = [one for one in source.body if isinstance(one, ast.AnnAssign)] or [ast.Pass()]
-    scope = {**constants, **KNOWN}
+    scope = {**vars(settings), **constants}  # dataclass, field, number and the like, as the file itself imports them
     try:
         exec(compile(ast.fix_missing_locations(ast.Module([source], [])), "<parameters>", "exec"), scope)
     except Exception as error:

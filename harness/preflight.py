@@ -86,11 +86,14 @@ def built_in_voices(pipeline: Mapping[str, Any]) -> list[str] | None:
 def check_models(settings: Mapping[str, Any]) -> None:
     """Raises UserError for a checkpoint or a judge that is in no folder, in no cache and on no hub that answers."""
     pipeline = settings["pipeline"]
-    own = pipeline["loader"] == OWN_LOADER
-    if own and pipeline["name"] in hub.CHECKPOINTS:
-        hub.check_checkpoint(pipeline["name"], pipeline["checkpoint_dir"])
-    if not (own and pipeline["name"] in UNTRAINED):  # what cannot speak is not judged
+    check_checkpoint(pipeline)
+    if not (pipeline["loader"] == OWN_LOADER and pipeline["name"] in UNTRAINED):  # what cannot speak is not judged
         check_judges(settings["quality"])
+
+
+def check_checkpoint(pipeline: Mapping[str, Any]) -> None:
+    if pipeline["loader"] == OWN_LOADER and pipeline["name"] in hub.CHECKPOINTS:
+        hub.check_checkpoint(pipeline["name"], pipeline["checkpoint_dir"])
 
 
 # -- the gate --------------------------------------------------------------------------------------------------------

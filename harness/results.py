@@ -24,6 +24,7 @@ NaN, and a mean over one would hide it.
 
 import datetime
 import functools
+import hashlib
 import json
 import math
 import os
@@ -37,6 +38,7 @@ from typing import Any, Self
 import yaml
 
 from harness import integrity, shapes
+from harness.clips import is_clip
 from harness.errors import UserError
 
 SCHEMA_VERSION = 2
@@ -541,9 +543,12 @@ class RunFolder:
     def clip(self, variant: str, text_id: str, voice: str, seed: int) -> Path:
         """Where the quality pass puts a clip, relative to the folder (the row's `audio`).
 
-        A voice given as a path of a reference clip goes by its file name.
+        A voice given as a path of a reference clip goes by its file name and, as a/me.wav is not b/me.wav, its path.
         """
-        return Path("audio") / slug(variant) / f"{slug(text_id)}-{slug(Path(voice).stem)}-s{seed}.wav"
+        name = slug(Path(voice).stem)
+        if is_clip(voice):
+            name += f"-{hashlib.sha256(voice.encode()).hexdigest()[:6]}"
+        return Path("audio") / slug(variant) / f"{slug(text_id)}-{name}-s{seed}.wav"
 
     def add_measurement(self, row: Measurement) -> None:
         append_row(self.utterances_file, row.to_row())

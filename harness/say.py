@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import preflight
+from harness.clips import check_clip, is_clip
+from harness.combos import combo_file
 from harness.console import say, say_error
 from harness.errors import UserError
 
@@ -57,6 +60,7 @@ def main() -> int:
 def run(options: argparse.Namespace) -> None:
     """Raises UserError for a text, a voice, a combo or a file that will not do."""
     text, out = _text(options.text), _writable(options.out)
+    _look_first(options)
     _quiet()
     from harness.application import optimize
     from harness.checkpoints import load
@@ -80,6 +84,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 # -- before anything is loaded -----------------------------------------------------------------------------------
+
+
+def _look_first(options: argparse.Namespace) -> None:
+    combo_file(options.combo)
+    preflight.check_device(options.device)
+    pipeline = {"name": options.pipeline, "loader": preflight.OWN_LOADER, "checkpoint_dir": options.checkpoint_dir}
+    preflight.check_loader(pipeline)
+    preflight.check_checkpoint(pipeline)
+    if options.voice and is_clip(options.voice):
+        check_clip(options.voice)
 
 
 def _text(given: str | None) -> str:

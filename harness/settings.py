@@ -41,9 +41,40 @@ class Range:
         return f"above {self.above}" if math.isfinite(self.above) else f"of {self.least} or more"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """One of the words in `alone`, or a list of one or more of those in `listed`."""
+
+    alone: tuple[str, ...]
+    listed: tuple[str, ...] = ()
+
+    def __contains__(self, value: Any) -> bool:
+        if isinstance(value, list):
+            return bool(value) and all(word in self.listed for word in value)
+        return value in self.alone
+
+    def __str__(self) -> str:
+        listed = f"a list of one or more of {', '.join(self.listed)}"
+        if not self.alone:
+            return f"give {listed}"
+        one = f"{'give' if self.listed else 'choose one of'} {', '.join(self.alone)}"
+        return f"{one}, or {listed}" if self.listed else one
+
+
 def number(default: Any = MISSING, **limits: float) -> Any:
-    """A dataclass's field for a number, or for None where that is its default, within a `Range`."""
-    return field(default=default, metadata={"range": Range(**limits)})
+    """A dataclass's field for a number within a `Range`, or a list of such; for None, where that is its default."""
+    return _field(default, range=Range(**limits))
+
+
+def choice(*alone: str, listed: Iterable[str] = (), default: Any = None) -> Any:
+    """A dataclass's field for one of the words in `alone`, the first unless said otherwise, or a list of the others."""
+    return _field(default if default is not None else alone[0], choice=Choice(alone, tuple(listed)))
+
+
+def _field(default: Any, **metadata: Any) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 # -- the groups --------------------------------------------------------------------------------------------------
@@ -143,9 +174,19 @@ def check_ranges(place: str, schema: Any, values: Mapping[str, Any]) -> None:
             continue
         if not _fits(value, types.get(name, Any)):
             raise UserError(f"{where}={_shown(value)}: give {_words(types[name])}")
-        allowed = known[name].metadata.get("range")
-        if allowed is not None and value is not None and value not in allowed:
-            raise UserError(f"{where}={value}: give a number {allowed}")
+        _check_within(where, value, known[name].metadata)
+
+
+def _check_within(where: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    if (choice := metadata.get("choice")) and value not in choice:
+        raise UserError(f"{where}={_shown(value)}: {choice}")
+    allowed = metadata.get("range")
+    if allowed is None or value is None:
+        return
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or not all(number in allowed for number in numbers):
+        several = "a list of numbers" if isinstance(value, list) else "a number"
+        raise UserError(f"{where}={_shown(value)}: give {several} {allowed}")
 
 
 PLAIN = {

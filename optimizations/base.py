@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ import torch
 
 from harness.errors import UserError
 from harness.pipeline import Pipeline
+from harness.settings import check_ranges
 
 
 @dataclass
@@ -44,13 +44,17 @@ class Optimization:
 
     @dataclass
     class Config:
-        """Parameters; they become `optimizations.<name>.*` on the command line."""
+        """Parameters; they become `optimizations.<name>.*` on the command line.
+
+        Types, and the limits that `number` and `choice` of `harness.settings` set, are checked before anything loads.
+        """
 
     config: Any
     """An instance of the subclass's own Config."""
 
     def __init__(self, config: Any = None) -> None:
         self.config = config if config is not None else self.Config()
+        check_ranges(f"optimizations.{self.name}", type(self.config), vars(self.config))
 
     def environment(self) -> dict[str, str]:
         """Variables that the worker needs before CUDA starts."""
@@ -125,22 +129,6 @@ def create(name: str, params: dict[str, Any] | None = None) -> Optimization:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise UserError(f"{name} has no parameter {param!r}{_did_you_mean(param, known)}; {has}")
     return cls(cls.Config(**(params or {})))
-
-
-# -- parameters that take one of a few values ------------------------------------------------------------------------
-
-
-def one_of(parameter: str, value: object, choices: Collection[str]) -> None:
-    """Raise UserError unless `value` is one of the choices; `parameter` is its full name, as `warmup.levels`."""
-    if value not in choices:
-        raise UserError(f"{parameter}={value}: choose one of {', '.join(choices)}")
-
-
-def some_of(parameter: str, values: Sequence[str], choices: Collection[str]) -> None:
-    """Raise UserError unless `values` is a list of one or more of the choices."""
-    if isinstance(values, str) or not values or any(value not in choices for value in values):
-        shown = values if isinstance(values, str) else f"[{','.join(map(str, values))}]"
-        raise UserError(f"{parameter}={shown}: give a list of one or more of {', '.join(choices)}")
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

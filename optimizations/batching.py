@@ -13,8 +13,8 @@ from chatterbox.tts import Conditionals
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from harness.errors import UserError
 from harness.pipeline import Pipeline, Stage
+from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.padding import within
 from optimizations.flow.static_shape import encode
@@ -67,13 +67,11 @@ class Batching(Optimization):
     class Config:
         """`size`: segments side by side, at most."""
 
-        size: int = 16
+        size: int = number(16, least=1)
 
     config: Config
 
     def apply(self, pipeline: Pipeline) -> None:
-        if self.config.size < 1:
-            raise UserError(f"optimizations.batching.size={self.config.size}: give 1 or more")
         size = self.config.size
         self._decoder = decoder_of(pipeline, self.name)
         pipeline.swap(self._decoder, "batch_size", size)

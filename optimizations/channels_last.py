@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from harness.errors import UserError
 from harness.measure import synchronize
 from harness.pipeline import Pipeline
+from harness.settings import choice
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.modules import parts
 
@@ -55,13 +55,11 @@ class ChannelsLast(Optimization):
     class Config:
         """`modules`: auto, or a list of parts to convert whole: flow_encoder, flow_estimator, vocoder."""
 
-        modules: str | list[str] = "auto"
+        modules: str | list[str] = choice("auto", listed=PARTS)
 
     def apply(self, pipeline: Pipeline) -> None:
         chosen = self.config.modules
         auto = chosen == "auto"
-        if not auto and (isinstance(chosen, str) or not chosen or set(chosen) - set(PARTS)):
-            raise UserError(f"optimizations.channels_last.modules={chosen}: give auto, or a list of {', '.join(PARTS)}")
         convolutions = _convolutions(pipeline, PARTS if auto else chosen)
         self.timings: dict[Signature, Timing] = {}
         if auto:

@@ -17,7 +17,8 @@ from torch._dynamo.utils import counters
 from transformers import LlamaModel
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, one_of, register
+from harness.settings import choice
+from optimizations.base import Evidence, Optimization, register
 from optimizations.common.probe import profile_stages
 from optimizations.t3 import cpp_engine
 from optimizations.t3.decoder import Decoder, decoder_of
@@ -72,11 +73,8 @@ class Compile(Optimization):
     class Config:
         """`decode`: auto, triton, native, inductor or none."""
 
-        decode: str = "auto"
+        decode: str = choice(*DECODE)
         estimator: bool = True
-
-        def __post_init__(self) -> None:
-            one_of("compile.decode", self.decode, DECODE)
 
     config: Config
 

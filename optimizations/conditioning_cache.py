@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
 from harness.pipeline import Pipeline, Stage
+from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 
 
@@ -34,11 +34,9 @@ class ConditioningCache(Optimization):
     class Config:
         """`size`: voices that are kept; the least recently used one goes first."""
 
-        size: int = 32
+        size: int = number(32, least=1)
 
     def apply(self, pipeline: Pipeline) -> None:
-        if self.config.size < 1:
-            raise UserError(f"optimizations.conditioning_cache.size={self.config.size}: give 1 or more voices")
         self.n_hits = self.n_misses = 0
         self._kept: OrderedDict[tuple[str, float], Any] = OrderedDict()
 

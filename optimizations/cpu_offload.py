@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from harness.measure import synchronize
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, one_of, register
+from harness.settings import choice
+from optimizations.base import Evidence, Optimization, register
 from optimizations.common.modules import CONDITIONING, parts
 from optimizations.t3.decoder import Decoder
 
@@ -50,7 +51,7 @@ class CpuOffload(Optimization):
     class Config:
         """`profile`: conditioning or sequential. `pinned`: keep the CPU's copies in page-locked memory."""
 
-        profile: str = "conditioning"
+        profile: str = choice(*PROFILES)
         pinned: bool = True
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
@@ -72,7 +73,6 @@ class CpuOffload(Optimization):
         return None
 
     def apply(self, pipeline: Pipeline) -> None:
-        one_of("optimizations.cpu_offload.profile", self.config.profile, PROFILES)
         model, s3gen, t3 = pipeline.model, pipeline.model.s3gen, pipeline.model.t3
         self._meter = Meter(pipeline.device)
         self._places: dict[str, dict[str, str]] = {}

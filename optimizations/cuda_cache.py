@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, one_of, register
+from harness.settings import choice
+from optimizations.base import Evidence, Optimization, register
 
 PROFILES = ("conservative", "balanced", "aggressive")
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -51,7 +52,7 @@ class CudaCache(Optimization):
     class Config:
         """`profile`: conservative, balanced or aggressive."""
 
-        profile: str = "balanced"
+        profile: str = choice(*PROFILES, default="balanced")
 
     def environment(self) -> dict[str, str]:
         return dict.fromkeys(VARIABLES, SETTINGS)
@@ -62,7 +63,6 @@ class CudaCache(Optimization):
         return None
 
     def apply(self, pipeline: Pipeline) -> None:
-        one_of("optimizations.cuda_cache.profile", self.config.profile, PROFILES)
         self._device, self._n_emptied = pipeline.device, 0
         self._before = usage(pipeline.device)
         if self.config.profile == "balanced":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment, Stage
+from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.graphs import Body, Capturer, Graphs
 from optimizations.common.kernels import for_device
@@ -68,9 +69,16 @@ class CudaGraphs(Optimization):
     class Config:
         """`tokens`: speech to be ready for, 25 a second. `flow_bucket`: mel frames. `poll`: tokens between looks."""
 
-        tokens: int = 500
-        flow_bucket: int = 64
-        poll: int = 16
+        tokens: int = number(500, least=1)
+        flow_bucket: int = number(64, least=1)
+        poll: int = number(16, least=1)
+
+        def __post_init__(self) -> None:
+            if self.flow_bucket % FRAMES_PER_TOKEN:
+                raise UserError(
+                    f"optimizations.cuda_graphs.flow_bucket={self.flow_bucket}: give an even number, as a token is two "
+                    "frames"
+                )
 
     config: Config
 
@@ -85,14 +93,6 @@ class CudaGraphs(Optimization):
 
     def apply_with(self, pipeline: Pipeline, make: Callable[[Body], Body]) -> None:
         """Put the static shapes in place; `make` turns a function into what repeats it."""
-        for name, value in vars(self.config).items():
-            if value < 1:
-                raise UserError(f"optimizations.cuda_graphs.{name}={value}: give a positive number")
-        if self.config.flow_bucket % FRAMES_PER_TOKEN:
-            raise UserError(
-                f"optimizations.cuda_graphs.flow_bucket={self.config.flow_bucket}: give an even number, as a token is "
-                "two frames"
-            )
         self.graphs = Graphs(make)
         pipeline.on_undo(self.graphs.clear)
         self._stages = ["generate_tokens", "tokens_to_mel"]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, one_of, register
+from harness.settings import choice
+from optimizations.base import Evidence, Optimization, register
 from optimizations.common.modules import compute_dtypes, queries_keys_values
 from optimizations.common.probe import profile_stages
 
@@ -52,10 +53,7 @@ class FlashAttention(Optimization):
 
     @dataclass
     class Config:
-        backend: str = "auto"
-
-        def __post_init__(self) -> None:
-            one_of("flash_attention.backend", self.backend, BACKENDS)
+        backend: str = choice(*BACKENDS)
 
     config: Config
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from harness.errors import UserError
 from harness.pipeline import Pipeline
+from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.probe import probe
 from optimizations.flow.steps import UPSTREAM_STEPS
@@ -35,11 +35,9 @@ class FlowSteps(Optimization):
     class Config:
         """`steps`: upstream takes 10."""
 
-        steps: int = 6
+        steps: int = number(6, least=1, most=10)
 
     def apply(self, pipeline: Pipeline) -> None:
-        if not 1 <= self.config.steps <= UPSTREAM_STEPS:
-            raise UserError(f"optimizations.flow_steps.steps={self.config.steps}: give 1 to {UPSTREAM_STEPS}")
         s3gen = pipeline.model.s3gen
         pipeline.wrap(s3gen, "flow_inference", lambda solve: partial(solve, n_cfm_timesteps=self.config.steps))
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment
+from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.t3.engines import StaticEngine
@@ -44,12 +44,10 @@ class KVCache(Optimization):
     class Config:
         """`bucket`: positions by which the cache grows. `prefix_reuse`: keep each voice's opening."""
 
-        bucket: int = 256
+        bucket: int = number(256, least=1)
         prefix_reuse: bool = True
 
     def apply(self, pipeline: Pipeline) -> None:
-        if self.config.bucket < 1:
-            raise UserError(f"optimizations.kv_cache.bucket={self.config.bucket}: give a positive number of positions")
         self._decoder = decoder_of(pipeline, self.name)
         pipeline.swap(self._decoder, "engine", StaticEngine(pipeline.model.t3.tfmr, self.config.bucket))
         pipeline.swap(self._decoder, "reuse_prefix", self.config.prefix_reuse)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, one_of, register, some_of
+from harness.settings import choice
+from optimizations.base import Evidence, Optimization, register
 from optimizations.common.modules import cast_parameters, weights_by_part
 from optimizations.common.probe import probe
 
@@ -49,14 +50,9 @@ class MixedPrecision(Optimization):
     class Config:
         """`parts`: a list of t3 and flow; auto is both on CUDA, and the flow alone on a CPU."""
 
-        dtype: str = "auto"
+        dtype: str = choice("auto", "bfloat16", "float16")
         tf32: bool = True
-        parts: str | list[str] = "auto"
-
-        def __post_init__(self) -> None:
-            one_of("mixed_precision.dtype", self.dtype, ("auto", *DTYPES))
-            if self.parts != "auto":
-                some_of("mixed_precision.parts", self.parts, PARTS)
+        parts: str | list[str] = choice("auto", listed=PARTS)
 
     config: Config
 

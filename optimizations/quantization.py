@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from harness.pipeline import Pipeline
-from optimizations.base import Evidence, Optimization, one_of, register, some_of
+from harness.settings import choice
+from optimizations.base import Evidence, Optimization, register
 from optimizations.common.modules import Weights, n_bytes, replace_module, weights, weights_by_part
 
 INT8, NF4, NF4_DOUBLE = "int8", "nf4", "nf4_double"
@@ -58,12 +59,8 @@ class Quantization(Optimization):
 
     @dataclass
     class Config:
-        strategy: str = "conservative"
-        parts: list[str] = field(default_factory=lambda: ["t3"])
-
-        def __post_init__(self) -> None:
-            one_of("quantization.strategy", self.strategy, STRATEGIES)
-            some_of("quantization.parts", self.parts, PARTS)
+        strategy: str = choice("conservative", "mixed", "aggressive")
+        parts: list[str] = choice(listed=PARTS, default=["t3"])
 
     config: Config
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment
+from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.t3.decoder import decoder_of
 
@@ -51,20 +52,20 @@ class TokenSequence(Optimization):
     class Config:
         """`target_tokens`: fill segments up to this; `max_tokens`: no segment above it; `batch_size`: side by side."""
 
-        target_tokens: int = 100
-        max_tokens: int = 400
-        batch_size: int = 8
-        crossfade_ms: float = 10.0
+        target_tokens: int = number(100, least=1)
+        max_tokens: int = number(400, least=1)
+        batch_size: int = number(8, least=1)
+        crossfade_ms: float = number(10.0, least=0)
+
+        def __post_init__(self) -> None:
+            if self.target_tokens > self.max_tokens:
+                raise UserError(
+                    f"optimizations.token_sequence: target_tokens={self.target_tokens} must be at most "
+                    f"max_tokens={self.max_tokens}"
+                )
 
     def apply(self, pipeline: Pipeline) -> None:
         config = self.config
-        if not 0 < config.target_tokens <= config.max_tokens:
-            raise UserError(
-                f"optimizations.token_sequence: target_tokens={config.target_tokens} must be positive and at most "
-                f"max_tokens={config.max_tokens}"
-            )
-        if config.batch_size < 1:
-            raise UserError(f"optimizations.token_sequence.batch_size={config.batch_size}: give 1 or more")
         self._segments: Counter[int] = Counter()
         self._scores_whole = self._scores_split = 0
         self._decoder = decoder_of(pipeline, self.name)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from harness.errors import UserError
 from harness.pipeline import Pipeline, Utterance
+from harness.settings import MOST_TOKENS, number
 from optimizations.base import Evidence, Optimization, register
 
-LEVELS = (1, 2)
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 SENTENCE_TOKENS = 70
 """Speech tokens that the sentence takes, roughly: at 25 a second."""
@@ -42,8 +41,8 @@ class Warmup(Optimization):
     class Config:
         """`levels`: the highest level, or a list. `shapes`: lengths to speak, in speech tokens, 25 a second."""
 
-        levels: int | list[int] = 2
-        shapes: list[int] = field(default_factory=lambda: [8, 64, 250])
+        levels: int | list[int] = number(2, least=1, most=2)
+        shapes: list[int] = number([8, 64, 250], least=1, most=MOST_TOKENS)
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
         if not pipeline.voices:
@@ -51,7 +50,7 @@ class Warmup(Optimization):
         return None
 
     def apply(self, pipeline: Pipeline) -> None:
-        levels, shapes = self._levels(), self._shapes(pipeline)
+        levels, shapes = self._levels(), self.config.shapes
         self.seconds: dict[int, float] = {}
         conditionals = pipeline.model.conds
         cuda = [pipeline.device] if pipeline.device.type == "cuda" else []
@@ -75,16 +74,7 @@ class Warmup(Optimization):
 
     def _levels(self) -> Iterable[int]:
         levels = self.config.levels
-        chosen = range(1, levels + 1) if isinstance(levels, int) else levels
-        if not chosen or any(level not in LEVELS for level in chosen):
-            raise UserError(f"optimizations.warmup.levels={levels}: choose 1, 2 or a list of them")
-        return chosen
-
-    def _shapes(self, pipeline: Pipeline) -> list[int]:
-        shapes, most = self.config.shapes, pipeline.sampling.max_new_tokens
-        if not shapes or not all(isinstance(shape, int) and 1 <= shape <= most for shape in shapes):
-            raise UserError(f"optimizations.warmup.shapes={shapes}: give numbers of speech tokens from 1 to {most}")
-        return shapes
+        return range(1, levels + 1) if isinstance(levels, int) else levels
 
 
 def _speak(synthesize: Callable[..., Utterance], pipeline: Pipeline, n_tokens: int) -> float:

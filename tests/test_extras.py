@@ -9,6 +9,7 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from optimizations.common import cpp
+from optimizations.flow.steps import UPSTREAM_STEPS
 from optimizations.gpu_watermark import mark
 
 TEXT, N_TOKENS = "Leave the window open tonight.", 20
@@ -142,3 +143,9 @@ def test_conditioning_cache_goes_by_content(mini, tmp_path):
 def test_bad_parameters_are_named(mini, name, params, says):
     with pytest.raises(UserError, match=says):
         optimizations.create(name, params).apply(mini)
+
+
+def test_the_flow_takes_no_more_steps_than_upstream(mini):
+    optimizations.create("flow_steps", {"steps": UPSTREAM_STEPS})
+    with pytest.raises(UserError, match=f"steps={UPSTREAM_STEPS + 1}"):
+        optimizations.create("flow_steps", {"steps": UPSTREAM_STEPS + 1})

@@ -27,6 +27,7 @@ from harness.clips import check_clip
 from harness.config import expand, own_name
 from harness.console import PlainLines
 from harness.errors import UserError
+from harness.results import RunFolder
 from harness.settings import GROUPS, check
 from harness.workload import Item, fit_voices, load_workload
 
@@ -183,6 +184,13 @@ PARAMETERS = [
     ("kv_cache.bucket=null", "give a whole number"),
     ("kv_cache.prefix_reuse=1", "give true or false"),
     ("warmup.shapes=[8,long]", "give a list of whole numbers"),
+    ("kv_cache.bucket=0", "optimizations.kv_cache.bucket=0: give a number of 1 or more"),
+    ("warmup.shapes=[8,0]", "optimizations.warmup.shapes=[8,0]: give a list of numbers from 1 to 1000"),
+    ("warmup.shapes=[]", "give a list of numbers from 1 to 1000"),
+    ("mixed_precision.dtype=float17", "optimizations.mixed_precision.dtype=float17: choose one of auto, bfloat16"),
+    ("mixed_precision.parts=[t3,ears]", "give auto, or a list of one or more of t3, flow"),
+    ("quantization.parts=[]", "optimizations.quantization.parts=[]: give a list of one or more of t3, flow"),
+    ("compile.decode=fortran", "choose one of auto, triton"),
     ("kv_cache.enabled=yes_please", "give true or false"),
 ]
 
@@ -191,6 +199,14 @@ PARAMETERS = [
 def test_a_parameter_of_another_type_is_refused(override, words):
     with pytest.raises(UserError, match=re.escape(words)):
         expand(composed("+combo=production", f"optimizations.{override}"))
+
+
+def test_of_what_is_read_every_limit_is_the_classes_own():
+    import optimizations
+
+    for name, one in declared.read().items():
+        classes = optimizations.CATALOGUE[name].Config
+        assert [field.metadata for field in fields(one.parameters)] == [field.metadata for field in fields(classes)]
 
 
 def test_a_module_constant_may_be_a_default_and_code_may_not(tmp_path):
@@ -311,6 +327,11 @@ def test_a_built_in_voice_is_meant_even_where_a_file_has_its_name(tmp_path, monk
     assert clips.is_clip("./rms")
     with pytest.raises(UserError, match=r"to mean the file write \./me"):
         fit_voices([Item("t", "Hello.", "me")], ["kal16", "rms"])
+
+
+def test_two_clips_of_one_name_do_not_overwrite_each_other(tmp_path):
+    voices = ["rms", "rms.wav", "a/rms.wav", "b/rms.wav", "b/rms.flac"]
+    assert len({RunFolder(tmp_path).clip("baseline", "t1", voice, 1) for voice in voices}) == len(voices)
 
 
 # -- devices, models, folders ----------------------------------------------------------------------------------------
@@ -452,6 +473,7 @@ QUICK = {
     "+combo=production workload.voices=[nobody]": "neither built in",
     "+combo=production pipeline.loader=harness.checkpoints.lod": "harness.checkpoints.lod",
     "+combo=production pipeline.name=minni": "did you mean mini?",
+    "+combo=production optimizations.mixed_precision.dtype=float17": "choose one of auto",
     "+combo=production gate.limits=[fast]": "gate limit 'fast'",
     "plugin_modules=[fakes] optimizations.fake_fast.enabled=true workload.seeds=[]": "workload.seeds=[]",
 }

@@ -389,9 +389,9 @@ def test_warmup_prepares_stages_that_offer_it(mini):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"levels": 3}, "choose 1, 2"),
-        ({"levels": 0}, "choose 1, 2"),
-        ({"levels": [1, 5]}, "choose 1, 2"),
+        ({"levels": 3}, "from 1 to 2"),
+        ({"levels": 0}, "from 1 to 2"),
+        ({"levels": [1, 5]}, "from 1 to 2"),
         ({"shapes": []}, "from 1 to 1000"),
         ({"shapes": [0]}, "from 1 to 1000"),
         ({"shapes": [2000]}, "from 1 to 1000"),

@@ -223,7 +223,7 @@ def test_channels_last_leaves_what_another_computes(mini, baseline, monkeypatch)
 
 @pytest.mark.parametrize("modules", ["vocodr", [], ["flow"]])
 def test_channels_last_names_its_parts(mini, modules):
-    with pytest.raises(UserError, match="give auto, or a list of flow_encoder, flow_estimator, vocoder"):
+    with pytest.raises(UserError, match="give auto, or a list of one or more of flow_encoder, flow_estimator, vocoder"):
         applied(mini, "channels_last", modules=modules)
 
 

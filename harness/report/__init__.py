@@ -7,7 +7,7 @@ into sentences, `tables` and `plots` into tables and pictures; `markdown` and `h
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.report import attribution, data, html, listen, markdown, outcome, plots, rules, sections, words
+from harness.report import data, listen, markdown, outcome, rules, sections, words
 from harness.report.document import Listening, Paragraph, Section
 from harness.results import FAILURES, RunFolder, Summary, slug, write_atomically
 
@@ -18,6 +18,8 @@ def write_report(folders: Sequence[RunFolder], out: Path) -> Path:
     Raises UserError for a run whose files cannot be read.
     """
     runs = data.load(folders)
+    from harness.report import html, plots  # with matplotlib, a second that a folder without runs is not worth
+
     out.mkdir(parents=True, exist_ok=True)
     settings = data.by_setting(runs)
     figures = {one: plots.draw(settings[one], out, suffix) for one, suffix in _suffixes(list(settings)).items()}
@@ -39,6 +41,8 @@ def _suffixes(settings: list[str]) -> dict[str, str]:
 
 
 def _parts(runs: Sequence[data.Run], out: Path) -> Section | None:
+    from harness.report import attribution
+
     places = data.by_place(runs)
     blocks = [
         block
