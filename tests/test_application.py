@@ -319,7 +319,7 @@ def test_every_committed_combo_is_read_as_hydra_reads_it():
         ("productoin", "no combo 'productoin' (did you mean production?); known: baseline, campaign"),
         ("", "there is no combo ''"),
         ("../combo/production", "there is no combo"),
-        ("absent.yaml", "absent.yaml: cannot be read as a combo"),
+        ("absent.yaml", "there is no file absent.yaml"),
         (Path("list.yaml"), "list.yaml: a combo's file lists what it switches on"),
         (Path("other.yaml"), "a combo's file lists what it switches on"),
         (Path("extra.yaml"), "extra.yaml: has device; a combo has"),

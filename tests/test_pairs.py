@@ -32,7 +32,7 @@ def baseline(mini):
 
 def test_the_twelve_are_twelve_and_registered():
     assert len(set(optimizations.TWELVE)) == 12
-    assert set(optimizations.names()) == {*optimizations.TWELVE, *optimizations.EXTRAS}
+    assert set(optimizations.names()) >= {*optimizations.TWELVE, *optimizations.EXTRAS}
     assert len(PAIRS) == 66
 
 
