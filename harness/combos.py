@@ -56,6 +56,11 @@ def combo_file(combo: str | Path) -> Path:
     return FILES / f"{combo}.yaml"
 
 
+def read_file(path: Path) -> dict[str, dict[str, Any]]:
+    """What a combo's file lists, as it stands there. Raises UserError for one that cannot be read."""
+    return dict(_content(path)["optimizations"] or {})
+
+
 def _content(path: Path) -> Mapping[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)

@@ -14,11 +14,14 @@ import torch
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS
 from conftest import ROOT
+from factories import Case, make_run
 
 import optimizations
 from chatterbox_harness import UserError, optimize
+from harness import combos
 from harness.combos import read_combo
 from harness.mini import models
+from harness.report import data, usage
 from optimizations import Evidence, Optimization
 
 TEXT = "Yes, it does."
@@ -277,6 +280,32 @@ def test_a_mistake_in_a_combo_leaves_the_object_as_it_was(tts, odd):
         optimize(tts, {"kv_cash": {}})
     assert vars(tts) == attributes
     assert_same(conversation(tts, {"text": TEXT}), before)
+
+
+# -- the lines that a report ends with -----------------------------------------------------------------------------
+
+FILE = "optimizations:\n  inference_mode: {enabled: true}\n  kv_cache: {enabled: true, bucket: 64}\n"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "bucket", "combo"),
+    [("mini", 64, "small"), ("mini_multilingual", 128, "custom")],
+    ids=["by name", "as a mapping"],
+)
+def test_the_lines_that_a_report_ends_with_run(tts, tmp_path, monkeypatch, pipeline, bucket, combo):
+    monkeypatch.setattr(combos, "FILES", tmp_path)
+    (tmp_path / "small.yaml").write_text(FILE)
+    parameters = {"kv_cache": {"bucket": bucket, "prefix_reuse": True}}
+    (run,) = data.load([make_run(tmp_path, Case(combo="small", pipeline=pipeline, parameters=parameters))])
+    monkeypatch.setattr(ChatterboxTTS, "from_pretrained", lambda device: tts)
+    monkeypatch.setattr(ChatterboxMultilingualTTS, "from_pretrained", lambda device: multilingual(tts))
+    scope: dict = {}
+    exec(usage.lines(run), scope)
+    made.append(scope["tts"])
+    report = scope["tts"].report()
+    assert (report["combo"], report["active"]) == (combo, ["inference_mode", "kv_cache"])
+    assert report["evidence"]["kv_cache"]["cache_capacity_positions"] % bucket == 0
+    assert scope["wave"].ndim == 2
 
 
 # -- combos ------------------------------------------------------------------------------------------------------

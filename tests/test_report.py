@@ -1,17 +1,17 @@
 """The report says what the results say: verdicts with figures, claims with verdicts, nothing without a source."""
 
+import html
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from factories import TWELVE, Case, Effect, make_run, write_rows
 
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.report import claims, data, report_name, rules, verdict_line, words, write_report
+from harness.report import claims, data, report_name, rules, usage, verdict_line, words, write_report
 from harness.report.document import Bullets, Code, Document, Heading, Paragraph, Table
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
@@ -229,17 +229,27 @@ def test_nothing_is_said_twelve_times(tmp_path):
     assert len(set(reasons)) == len(reasons)
 
 
-def test_the_recommendation_ends_with_the_lines_that_use_it(tmp_path, monkeypatch):
+def test_the_recommendation_ends_with_the_lines_that_use_it(tmp_path):
+    """tests/test_application.py runs such lines on the miniature."""
     text = report_of(tmp_path, Case(memory_kind="vram"))
     (code,) = re.findall(r"```python\n(.+?)\n```", text, flags=re.DOTALL)
-    asked = []
-    model = SimpleNamespace(from_pretrained=lambda device: f"a model on {device}")
-    speaker = SimpleNamespace(generate=lambda text: asked.append(text))
-    optimize = SimpleNamespace(optimize=lambda tts, combo: asked.append((tts, combo)) or speaker)
-    monkeypatch.setitem(sys.modules, "chatterbox.tts", SimpleNamespace(ChatterboxTTS=model))
-    monkeypatch.setitem(sys.modules, "chatterbox_harness", optimize)
-    exec(code, {})
-    assert asked == [("a model on cuda", "production"), "Hello there."]
+    assert 'optimize(ChatterboxTTS.from_pretrained("cuda"), {' in code  # as that is not the production of today
+    assert code in html.unescape((tmp_path / "report/report.html").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        ({"pipeline": {"name": "multilingual"}}, ["ChatterboxMultilingualTTS.from_pretrained", 'language_id="en"']),
+        ({"pipeline": {"checkpoint_dir": "my/model"}}, ["ChatterboxTTS.from_local('my/model', \"cpu\")"]),
+        ({"plugin_modules": ["my_plugin"]}, ["import my_plugin"]),
+    ],
+)
+def test_those_lines_are_for_the_model_that_was_measured(tmp_path, change, lines):
+    pipeline = change.get("pipeline", {}).get("name", "mini")
+    (run,) = loaded(tmp_path, Case(pipeline=pipeline))
+    code = usage.lines(replace(run, job={**run.job, **change}))
+    assert all(line in code for line in lines)
 
 
 # -- rules -----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Any
 
 from harness import stats
 from harness.ablation import Effect
-from harness.report import rules, tables, words
+from harness.report import rules, tables, usage, words
 from harness.report.conditions import command
 from harness.report.data import Run, by_place, by_setting, ranked
 from harness.report.document import Block, Bullets, Code, Heading, Paragraph, Section
@@ -42,7 +42,7 @@ def recommended(runs: Sequence[Run]) -> Section:
             blocks += [
                 Code(_configuration(shown), "yaml"),
                 Paragraph("In an application:"),
-                Code(_application(shown), "python"),
+                Code(usage.lines(shown), "python"),
             ]
         objections: dict[str, list[str]] = {}
         for run in ranked(here):
@@ -54,16 +54,10 @@ def recommended(runs: Sequence[Run]) -> Section:
     return Section("Recommended configuration", blocks, open=True)
 
 
-def _active(run: Run) -> dict[str, dict[str, Any]]:
-    """What was active, with its parameters."""
-    parameters = run.parameters()
-    return {name: parameters.get(name, {}) for name in run.summary.active}
-
-
 def _configuration(run: Run) -> str:
     """What was active as it would stand in a combo's file."""
     lines = [f"# {command(run)}", "optimizations:"]
-    for name, parameters in _active(run).items():
+    for name, parameters in usage.active_parameters(run).items():
         settings = {**parameters, "enabled": True}
         lines.append(f"  {name}: {{{', '.join(f'{key}: {_yaml(value)}' for key, value in settings.items())}}}")
     return "\n".join(lines)
@@ -73,25 +67,6 @@ def _yaml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_yaml, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _application(run: Run) -> str:
-    """The lines that put it to use."""
-    named = run.summary.enabled == run.summary.active and run.name != "custom" and "-without-" not in run.name
-    combo = repr(run.name) if named else repr(_active(run))
-    return "\n".join(
-        [
-            "from chatterbox.tts import ChatterboxTTS",
-            "from chatterbox_harness import optimize",
-            "",
-            f'tts = optimize(ChatterboxTTS.from_pretrained("{_device(run)}"), {combo})',
-            'wave = tts.generate("Hello there.")',
-        ]
-    )
-
-
-def _device(run: Run) -> str:
-    return "cuda" if run.baseline.memory_kind == "vram" else "cpu"
 
 
 def deployment(runs: Sequence[Run], effects: Sequence[Effect]) -> Section:
