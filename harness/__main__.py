@@ -9,6 +9,7 @@
     recommend name the best measured combo, and write it down without what earns nothing
     index     write reports/README.md, the table of all reference runs, and reports/index.html over all runs
     say       speak a text with a combo, into a file
+    new-optimization  write an optimization of your own to fill in, and its test
 
 Exit codes: 0 done or passed, 1 regression, 2 bad input, 3 nobody knows: undecided, failed.
 """
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import recommend, say
+from harness import new_optimization, recommend, say
 from harness.errors import UserError
 from harness.gate import command
 from harness.gate.outputs import EXIT_BAD_INPUT, EXIT_PASSED
@@ -42,9 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="score|report|gate|accept|recommend|index|say"
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, run, says in (
         ("score", _score, "judge clips and rebuild summaries"),
         ("report", _report, "write a report"),
@@ -76,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     speaker.set_defaults(run=_say)
     say.add_arguments(speaker)
+    newcomer = commands.add_parser(
+        "new-optimization",
+        help="write an optimization of your own to fill in",
+        description=new_optimization.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    newcomer.set_defaults(run=new_optimization.run)
+    new_optimization.add_arguments(newcomer)
     return parser
 
 
