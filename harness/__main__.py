@@ -7,6 +7,7 @@
     gate      exit with 1 if a run got worse than its limits allow
     accept    make a run the reference of its experiment and device
     recommend name the best measured combo, and write it down without what earns nothing
+    history   follow a figure over the runs of one experiment and device, with its steps
     index     write reports/README.md, the table of all reference runs, and reports/index.html over all runs
     say       speak a text with a combo, into a file
     new-optimization  write an optimization of your own to fill in, and its test
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import new_optimization, recommend, say
+from harness import history, new_optimization, recommend, say
 from harness.errors import UserError
 from harness.gate import command
 from harness.gate.outputs import EXIT_BAD_INPUT, EXIT_PASSED
@@ -68,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     adviser.set_defaults(run=recommend.recommend)
     recommend.add_arguments(adviser)
+    follower = commands.add_parser(
+        "history",
+        help="follow a figure over runs",
+        description=history.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    follower.set_defaults(run=history.history)
+    history.add_arguments(follower)
     index = commands.add_parser("index", help="write the index of the reference runs")
     index.set_defaults(run=_index)
     speaker = commands.add_parser(
