@@ -19,12 +19,12 @@ Every change that a plugin makes goes through `replace_stage`, `wrap_stage`, `en
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -136,6 +136,37 @@ class Utterance:
         return any(len(tokens) >= self.token_cap for tokens in self.tokens)
 
 
+@dataclass
+class Chunk:
+    """A piece of an utterance: finished and watermarked `wave`, mono float32; put end to end they are the utterance.
+
+    `ready_s` is when it was there, in seconds since the call.
+    """
+
+    wave: np.ndarray
+    sample_rate: int
+    ready_s: float
+
+    @property
+    def audio_s(self) -> float:
+        return len(self.wave) / self.sample_rate
+
+
+Chunks = Generator[Chunk, None, Utterance]
+
+
+class Streamer(Protocol):
+    """What speaks in chunks."""
+
+    def __call__(self, request: Request) -> Chunks:
+        """`Pipeline.synthesize_stream`."""
+        ...
+
+    def rehearse(self, request: Request) -> None:
+        """The same, to nobody."""
+        ...
+
+
 Stage = Callable[..., Any]
 ContextFactory = Callable[[], AbstractContextManager]
 
@@ -158,6 +189,7 @@ class Pipeline(Changeable):
     stages: dict[str, Stage] = field(default_factory=dict)
     around: list[ContextFactory] = field(default_factory=list)
     between: list[Callable[[str], None]] = field(default_factory=list)
+    streamer: Streamer | None = None
     replaced_by: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -180,9 +212,7 @@ class Pipeline(Changeable):
         clock = _StageClock(self.device, self.between)
         if requests[0].seed is not None:
             torch.manual_seed(requests[0].seed)
-        with ExitStack() as contexts:
-            for context in self.around:
-                contexts.enter_context(context())
+        with self.as_in_a_synthesis():
             texts = [clock.run("split_text", self.stages["split_text"], request.text) for request in requests]
             conditionals = [clock.run("condition", self.stages["condition"], r.voice) for r in requests]
             segments = _segments(requests, texts, conditionals)
@@ -209,6 +239,31 @@ class Pipeline(Changeable):
             )
             for wave, spoken, text in zip(waves, _by_utterance(segments, tokens), texts, strict=True)
         ]
+
+    def synthesize_stream(self, text: str, voice: str, seed: int | None, n_tokens: int | None = None) -> Chunks:
+        """Speak one text in chunks, as they are ready; the generator returns the whole utterance.
+
+        Unmodified there is one chunk, at the end. Raises SynthesisError as `synthesize` does.
+        """
+        if self.streamer:
+            return (yield from self.streamer(Request(text, voice, seed, n_tokens)))
+        utterance = self.synthesize(text, voice, seed, n_tokens)
+        yield Chunk(utterance.wave, utterance.sample_rate, utterance.generation_time_s)
+        return utterance
+
+    def segments(self, request: Request) -> list[Segment]:
+        """A request's text in segments, with the voice that speaks them; to be called `as_in_a_synthesis`."""
+        return _segments(
+            [request], [self.stages["split_text"](request.text)], [self.stages["condition"](request.voice)]
+        )
+
+    @contextmanager
+    def as_in_a_synthesis(self) -> Iterator[None]:
+        """Within, everything is as it is around a synthesis."""
+        with ExitStack() as contexts:
+            for context in self.around:
+                contexts.enter_context(context())
+            yield
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -263,6 +318,8 @@ class Pipeline(Changeable):
 
     def rehearse(self, text: str, voice: str, seed: int, n_tokens: int | None = None) -> Utterance:
         """Speak to nobody: what happens once has then happened before the first request."""
+        if self.streamer:
+            self.streamer.rehearse(Request(text, voice, seed, n_tokens))
         spoken = self.synthesize(text, voice, seed, n_tokens)
         self._note("utterance rehearsed", ("rehearse", len(self._journal)))
         return spoken

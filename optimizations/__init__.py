@@ -30,6 +30,7 @@ APPLIED = (
     "gpu_watermark",
     "batching",
     "cuda_graphs",
+    "streaming",
     "cpu_offload",
     "warmup",
 )

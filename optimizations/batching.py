@@ -17,6 +17,7 @@ from harness.pipeline import Pipeline, Stage
 from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.padding import within
+from optimizations.flow.prefix import Prompt, prompt_of
 from optimizations.flow.static_shape import encode
 from optimizations.flow.steps import euler_steps
 from optimizations.t3.decoder import decoder_of
@@ -185,7 +186,7 @@ class BatchedFlow(BatchedStage):
     def together(self, rows: list[Tensor], voices: list[Conditionals]) -> list[Tensor]:
         s3gen, device = self.pipeline.model.s3gen, self.pipeline.device
         flow, steps = s3gen.flow, euler_steps(self.pipeline)
-        prompts = [_prompt(voice.gen, device, s3gen.dtype) for voice in voices]
+        prompts = [prompt_of(voice, device, s3gen.dtype) for voice in voices]
         ids = [torch.cat((prompt.tokens, row.long())) for prompt, row in zip(prompts, rows, strict=True)]
         frames = [flow.token_mel_ratio * len(row) for row in ids]
         # As many draws as rows, in the rows' order: the numbers that each would get alone.
@@ -199,23 +200,6 @@ class BatchedFlow(BatchedStage):
             for i, mel in zip(batch, solved, strict=True):
                 mels[i] = mel[None, :, len(prompts[i].mel) : frames[i]].to(s3gen.dtype)
         return [mels[i] for i in range(len(rows))]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the flow knows of a voice: `tokens` [p], `mel` [2 p, 80] and `speaker` [192]."""
-
-    tokens: Tensor
-    mel: Tensor
-    speaker: Tensor
-
-
-def _prompt(gen: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Prompt:
-    """A voice's prompt without changing it, as upstream's `S3Token2Mel.forward` would."""
-    tokens, mel, speaker = (
-        torch.as_tensor(gen[key]).to(device) for key in ("prompt_token", "prompt_feat", "embedding")
-    )
-    return Prompt(tokens.view(-1).long(), mel[0].to(dtype), speaker.view(-1).to(dtype))
 
 
 def solve(flow: Any, ids: list[Tensor], prompts: list[Prompt], noises: list[Tensor], n_steps: int) -> Tensor:

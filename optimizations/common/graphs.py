@@ -37,9 +37,9 @@ class Uncaptured:
 class Capturer:
     """Makes graphs that share a stream and a pool of memory."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, priority: int = 0) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device, priority)
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, body: Body) -> Body:
@@ -93,6 +93,7 @@ class Graphs:
         self.is_preparing = False
         """Nobody waits for what runs now, nor listens to it: one repetition of a graph is as good as all."""
         self._make = make
+        self._apart: dict[str, Callable[[Body], Body]] = {}
         self._graphs: dict[str, dict[Hashable, Body]] = {}
         self._rehearsed: dict[tuple[str, Hashable], Any] | None = None
 
@@ -106,11 +107,16 @@ class Graphs:
         if shape in graphs:
             self.replays[stage] += 1
         else:
-            graphs[shape] = self._make(body)
+            graphs[shape] = self._apart.get(stage, self._make)(body)
             self.captured[stage] += 1
             if not self.is_preparing:
                 self.unprepared[stage] += 1
         return graphs[shape]()
+
+    def keep_apart(self, stage: str, make: Callable[[Body], Body]) -> None:
+        """Have `make` capture a stage from now on: graphs of one pool must not run at the same time."""
+        self.forget(stage)
+        self._apart[stage] = make
 
     def forget(self, stage: str) -> None:
         """Drop a stage's graphs: the buffers that they know have moved."""

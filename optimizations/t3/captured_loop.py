@@ -82,21 +82,29 @@ class CapturedLoop:
     @torch.inference_mode()
     def decode(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Tensor:
         """Tokens [n, limit] from the prompts' last hidden states [2 rows, C]; behind a row's end they mean nothing."""
-        buffers = self._begin(hidden.shape[0] // 2, n, limit, pinned)
-        draws, filled, made = Draws(self.device), self.engine.length, 1
-        self.engine.position -= 1  # the prompt's last slot: every choice moves it on
-        self._choose(buffers, hidden, self._times(buffers))
-        while made < limit:
-            if not pinned and made % self.poll == 0 and self._finished.look(buffers.finished.all()):
+        draws, made = Draws(self.device), 0
+        for tokens in self.steps(hidden, n, limit, pinned):
+            made = tokens.shape[1]
+            finished = self._token_buffers[hidden.shape[0] // 2].finished
+            if made < limit and not pinned and made % self.poll == 0 and self._finished.look(finished.all()):
                 break
-            self._advance(buffers, filled + made - 1)
-            made += 1
-        tokens = buffers.tokens[:n, :made]
         if self.decoder.pipeline.sampling.temperature == 0:
             draws.keep(0, made)
         elif not pinned:
             draws.keep(self._length(tokens), made)
         return tokens
+
+    @torch.inference_mode()
+    def steps(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Iterator[Tensor]:
+        """The tokens of `decode` so far, [n, made], each time that one more was launched, up to the limit."""
+        buffers, filled = self._begin(hidden.shape[0] // 2, n, limit, pinned), self.engine.length
+        self.engine.position -= 1  # the prompt's last slot: every choice moves it on
+        for made in range(1, limit + 1):
+            if made == 1:
+                self._choose(buffers, hidden, self._times(buffers))
+            else:
+                self._advance(buffers, filled + made - 2)
+            yield buffers.tokens[:n, :made]
 
     @torch.inference_mode()
     def follow(self, hidden: Tensor, n: int, tokens: Tensor) -> Iterator[Tensor]:

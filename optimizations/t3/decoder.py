@@ -68,6 +68,10 @@ class Loop(Protocol):
         """Tokens [n, up to limit] from the prompts' last hidden states [2 rows, C]."""
         ...
 
+    def steps(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Iterator[Tensor]:
+        """`decode`, with the tokens so far [n, made] after each one, up to the limit."""
+        ...
+
     def step(self, embeds: Tensor) -> Tensor:
         """`Engine.step`, for the decoder's own loop."""
         ...
@@ -153,8 +157,32 @@ class Decoder:
             tokens = loop.decode(hidden, n, limit, pinned) if loop else self._loop(hidden, guards, limit, pinned)
         return [self._trim(row, pin) for row, pin in zip(tokens, pins, strict=True)], lengths[:n]
 
+    def stream(self, segment: Segment) -> Iterator[Tensor]:
+        """Decode a segment token by token: after each one, the ids so far [n], which a GPU may still be at work on.
+
+        A captured loop goes on behind the stop token: `spoken` tells. Nothing else may be decoded before this is over.
+        """
+        self.n_calls += 1
+        self.batches.append(1)
+        pinned, limit = segment.n_tokens is not None, segment.n_tokens or self.pipeline.sampling.max_new_tokens
+        loop = None if self.guarded else self.captured_loop
+        hidden, guards, _ = self._prefill([segment], loop.prefill if loop else self.engine.prefill)
+        steps = loop.steps(hidden, 1, limit, pinned) if loop else self._steps(hidden, guards, limit, pinned)
+        for tokens in steps:
+            yield tokens[0]
+
+    def spoken(self, tokens: Tensor, pinned: bool) -> tuple[Tensor, bool]:
+        """The speech in ids so far [n], and whether the stop token was among them."""
+        stopped = not pinned and bool((tokens == self.t3.hp.stop_speech_token).any())
+        return self._trim(tokens, len(tokens) if pinned else None), stopped
+
     def _loop(self, hidden: Tensor, guards: list[tuple[Guard, slice]], limit: int, pinned: bool) -> Tensor:
-        """Token by token, from the prompts' last hidden states [2n, C] to ids [n, limit]."""
+        """Token by token, from the prompts' last hidden states [2n, C] to ids [n, up to limit]."""
+        *_, tokens = self._steps(hidden, guards, limit, pinned)
+        return tokens
+
+    def _steps(self, hidden: Tensor, guards: list[tuple[Guard, slice]], limit: int, pinned: bool) -> Iterator[Tensor]:
+        """After each token the ids so far [n, made], until all rows have stopped."""
         sampling, hp, n, device = self.pipeline.sampling, self.t3.hp, hidden.shape[0] // 2, hidden.device
         token = torch.full((n, 1), hp.start_speech_token, dtype=torch.long, device=device)
         tokens = torch.full((n, limit), hp.stop_speech_token, dtype=torch.long, device=device)
@@ -173,10 +201,10 @@ class Decoder:
             tokens[:, step : step + 1] = token
             seen.scatter_(1, token, True)
             finished |= token == hp.stop_speech_token
-            if not pinned and finished.all():
-                break
+            yield tokens[:, : step + 1]
+            if step + 1 == limit or (not pinned and finished.all()):
+                return
             hidden = advance(self.token_embedding(token, step + 1))
-        return tokens
 
     def _follow(self, hidden: Tensor, segments: list[Segment], limit: int, loop: Loop | None) -> Tensor:
         """Tokens [n, limit] as the segments' teachers want them; the teachers hear the logits of each step."""

@@ -56,10 +56,22 @@ def cycles_a_sample(generator: Any, f0: Tensor) -> Tensor:
 
 def sines_and_noise(generator: Any, f0: Tensor, cycles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`harmonic_source`, the harmonics having come through `cycles` [B, harmonics, samples] at each sample."""
-    phases = torch.rand(*cycles.shape[:2], 1, device=f0.device) * (2 * math.pi) - math.pi
+    return excited(
+        generator, f0, cycles, random_phases(cycles.shape[0], cycles.shape[1], f0.device), torch.randn_like(cycles)
+    )
+
+
+def random_phases(rows: int, harmonics: int, device: torch.device) -> Tensor:
+    """Where each harmonic begins [B, harmonics, 1], in radians; the first one always at 0."""
+    phases = torch.rand(rows, harmonics, 1, device=device) * (2 * math.pi) - math.pi
     phases[:, 0].zero_()
+    return phases
+
+
+def excited(generator: Any, f0: Tensor, cycles: Tensor, phases: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`sines_and_noise` from given phases [B, harmonics, 1] and normal draws [B, harmonics, samples]."""
     sines = generator.sine_amp * torch.sin(2 * math.pi * cycles + phases)
     voiced = (f0 > generator.voiced_threshold).float()
     noise_level = voiced * generator.noise_std + (1 - voiced) * generator.sine_amp / 3
-    noise = noise_level * torch.randn_like(sines)
+    noise = noise_level * draws
     return sines * voiced + noise, voiced, noise

@@ -1,0 +1,79 @@
+"""The mel of an utterance whose end is not there yet: the flow over a voice's prompt and the tokens so far.
+
+Nothing of a pass can be kept for the next one: encoder and estimator attend to all frames in both directions, the
+prompt's included, so each pass makes all frames anew, and those of a shorter prefix differ from those of the whole.
+What keeps neighbouring passes close is that a frame starts from the same noise in each of them.
+
+Upstream's `finalize=False` would leave out the frames of the last three tokens, whose neighbours ahead the encoder's
+first layer has not seen; in `chatterbox-tts` 0.1.7 it raises, as its mask keeps the length that the mel has lost. Here
+they are made, for they are the best there is to put behind the frames that count; the caller says them again later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from chatterbox.tts import Conditionals
+from torch import Tensor
+
+from harness.pipeline import Pipeline
+from optimizations.flow.steps import euler_steps
+
+LOOKAHEAD = 3
+"""Tokens ahead that the encoder's first layer looks at."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the flow knows of a voice: `tokens` [p], `mel` [2 p, 80] and `speaker` [192]."""
+
+    tokens: Tensor
+    mel: Tensor
+    speaker: Tensor
+
+
+def prompt_of(voice: Conditionals, device: torch.device, dtype: torch.dtype) -> Prompt:
+    """A voice's prompt without changing it, as upstream's `S3Token2Mel.forward` would."""
+    tokens, mel, speaker = (
+        torch.as_tensor(voice.gen[key]).to(device) for key in ("prompt_token", "prompt_feat", "embedding")
+    )
+    return Prompt(tokens.view(-1).long(), mel[0].to(dtype), speaker.view(-1).to(dtype))
+
+
+class PrefixFlow:
+    """The mel of one utterance, pass by pass.
+
+    `longest` is the number of tokens that it can have, `context` the number of tokens before the new ones that a pass
+    sees beside the prompt: it bounds a pass's work, and an utterance that is not longer is not touched by it.
+    """
+
+    def __init__(self, pipeline: Pipeline, voice: Conditionals, longest: int, context: int) -> None:
+        self._pipeline, self._context = pipeline, context
+        s3gen, device = pipeline.model.s3gen, pipeline.device
+        self._flow: Any = s3gen.flow
+        self._dtype = s3gen.dtype
+        self._prompt = prompt_of(voice, device, s3gen.dtype)
+        frames = self._flow.token_mel_ratio * (len(self._prompt.tokens) + longest)
+        self._noise = torch.randn(1, self._flow.output_size, frames, device=device, dtype=s3gen.dtype)
+
+    def __call__(self, tokens: Tensor, first: int) -> Tensor:
+        """The mel [1, 80, 2 (n - first)] of the utterance's tokens [n] from `first` on, by one pass."""
+        ratio, prompt = self._flow.token_mel_ratio, self._prompt
+        start = max(0, first - self._context)
+        speech = ratio * len(prompt.tokens)
+        noise = self._noise[:, :, :speech], self._noise[:, :, speech + ratio * start : speech + ratio * len(tokens)]
+        mel, _ = self._flow.inference(
+            token=tokens[None, start:],
+            token_len=torch.tensor([len(tokens) - start], device=tokens.device),
+            prompt_token=prompt.tokens[None],
+            prompt_token_len=torch.tensor([len(prompt.tokens)], device=tokens.device),
+            prompt_feat=prompt.mel[None],
+            prompt_feat_len=None,
+            embedding=prompt.speaker[None],
+            finalize=True,
+            n_timesteps=euler_steps(self._pipeline),
+            noised_mels=torch.cat(noise, dim=2),  # as long as prompt and speech: nothing is left of the solver's draw
+        )
+        return mel[:, :, ratio * (first - start) :].to(self._dtype)
