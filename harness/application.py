@@ -2,6 +2,7 @@
 
     tts = optimize(ChatterboxTTS.from_pretrained("cuda"), "production")
     wave = tts.generate("Hello there.")    # upstream's own signature and tensor, [1, samples]
+    for piece in tts.stream("Hello."): ... # the same in pieces, as they are ready: with the combo "streaming"
     tts.report()                           # what is active, what is not and why, the evidence
     tts.restore()                          # upstream's object, as it was
 
@@ -85,6 +86,7 @@ class OptimizedTTS:
         self._conds, tts.conds = tts.conds, _copied(tts.conds)
         self._pipeline = Pipeline(tts, torch.device(tts.device), {VOICE: tts.conds}, sampling=_sampling(defaults))
         self._in_place = True
+        self._is_streaming = False
         _optimized.add(tts)
         try:
             with self._random_numbers_kept():
@@ -98,15 +100,38 @@ class OptimizedTTS:
                 warnings.warn(f"{name} failed and is left out: {reason}", stacklevel=3)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        text, voice, sampling, language = self._asked(*args, **kwargs)
+        with self._turn, self._settings(sampling, language):
+            wave = self._pipeline.synthesize(text, voice, seed=None).wave
+        return torch.from_numpy(wave).unsqueeze(0)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
+        """`generate` in pieces [1, samples], as they are ready; put end to end they are the utterance.
+
+        Without the optimization `streaming` there is one, at the end. Until the last piece is taken, or the iterator
+        closed, the object speaks nothing else: other threads wait.
+        """
+        text, voice, sampling, language = self._asked(*args, **kwargs)
+        return self._stream(text, voice, sampling, language)
+
+    def _stream(self, text: str, voice: str, sampling: Sampling, language: str | None) -> Iterator[Tensor]:
+        with self._turn, self._settings(sampling, language):
+            self._is_streaming = True
+            try:
+                for chunk in self._pipeline.synthesize_stream(text, voice, seed=None):
+                    yield torch.from_numpy(chunk.wave).unsqueeze(0)
+            finally:
+                self._is_streaming = False
+
+    def _asked(self, *args: Any, **kwargs: Any) -> tuple[str, str, Sampling, str | None]:
+        """Text, voice, sampling and language of a call of `generate`."""
         call = self._signature.bind(*args, **kwargs)
         call.apply_defaults()
         asked = call.arguments
-        text, clip, language = asked["text"], asked["audio_prompt_path"], asked.get("language_id")
+        language = asked.get("language_id")
         if language and language.lower() not in SUPPORTED_LANGUAGES:
             raise ValueError(f"language_id={language!r}: upstream speaks {', '.join(SUPPORTED_LANGUAGES)}")
-        with self._turn, self._settings(_sampling(asked), language and language.lower()):
-            wave = self._pipeline.synthesize(text, clip or VOICE, seed=None).wave
-        return torch.from_numpy(wave).unsqueeze(0)
+        return asked["text"], asked["audio_prompt_path"] or VOICE, _sampling(asked), language and language.lower()
 
     def prepare_conditionals(self, *args: Any, **kwargs: Any) -> None:
         """Upstream's: from now on, speak with this clip's voice."""
@@ -150,6 +175,8 @@ class OptimizedTTS:
         """One call's settings, and the voice that upstream's object has now."""
         if not self._in_place:
             raise UserError("this object was restored: use upstream's, or optimize that again")
+        if self._is_streaming:
+            raise UserError("a stream is not over yet: take its last piece, or close() it, before you ask for more")
         pipeline = self._pipeline
         kept = pipeline.sampling, pipeline.language
         pipeline.voices[VOICE] = self._tts.conds

@@ -2,9 +2,11 @@
 
     python -m harness say "Will it rain tomorrow?" --combo production --voice awb -o rain.wav
     echo "Will it rain tomorrow?" | python -m harness say --compare
+    python -m harness say --stream -o - "Will it rain tomorrow?" | aplay
 
 `--compare` speaks it without the combo as well, and says how long both took, each once it had spoken it before. That is
-an impression of one text, and no measurement: `run_sweep.py` makes those.
+an impression of one text, and no measurement: `run_sweep.py` makes those. `--stream` writes each piece as soon as it is
+made.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import struct
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness import preflight
 from harness.clips import check_clip, is_clip
@@ -33,10 +37,16 @@ CAP_S = 40.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", nargs="?", help="what to say (default: what standard input says)")
-    parser.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help="default: out.wav")
-    parser.add_argument("--combo", default="production", help="a name of configs/combo, or a file like those")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help="default: out.wav; - with --stream: WAV"
+    )
+    parser.add_argument(
+        "--combo",
+        help="a name of configs/combo, or a file like those (default: production, or streaming with --stream)",
+    )
     parser.add_argument("--voice", metavar="NAME|CLIP", help="one of the pipeline's, or the path of a reference clip")
     parser.add_argument("--compare", action="store_true", help="speak it without the combo as well, and time both")
+    parser.add_argument("--stream", action="store_true", help="write each piece as soon as it is made")
     parser.add_argument("--pipeline", default="mini", help="mini, chatterbox, multilingual, ... (default: mini)")
     parser.add_argument(
         "--checkpoint-dir", type=Path, metavar="FOLDER", help="the checkpoint's files, in place of the hub"
@@ -59,7 +69,10 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Raises UserError for a text, a voice, a combo or a file that will not do."""
-    text, out = _text(options.text), _writable(options.out)
+    if options.stream and options.compare:
+        raise UserError("--compare times whole utterances: leave out --stream, or --compare")
+    options.combo = options.combo or ("streaming" if options.stream else "production")
+    text, out = _text(options.text), options.out if _is_pipe(options) else _writable(options.out)
     _look_first(options)
     _quiet()
     from harness.application import optimize
@@ -74,6 +87,11 @@ def run(options: argparse.Namespace) -> None:
     pipeline.language = options.language
     voice = options.voice or next(iter(pipeline.voices))
     call = _call(pipeline, text, voice)
+    if options.stream:
+        target = sys.stdout.buffer if _is_pipe(options) else out
+        with contextlib.redirect_stdout(sys.stderr):
+            _stream(optimize(pipeline.model, options.combo), call, target)
+        return
     upstream = _spoken(pipeline.model, call, again=True) if options.compare else None
     spoken = _spoken(optimize(pipeline.model, options.combo), call, again=options.compare)
     if upstream:
@@ -175,6 +193,48 @@ def _spoken(tts: Any, call: dict[str, Any], again: bool) -> Spoken:
         wave = tts.generate(**call)
         seconds = time.perf_counter() - start
     return Spoken(wave, tts.sr, seconds)
+
+
+def _is_pipe(options: argparse.Namespace) -> bool:
+    return options.stream and str(options.out) == "-"
+
+
+def _stream(tts: Any, call: dict[str, Any], target: Path | BinaryIO) -> None:
+    """Speak into a file, or as a WAV into a pipe, piece by piece, and say on the way when each was there."""
+    import torch
+
+    torch.manual_seed(SEED)
+    start = time.perf_counter()
+    with _sink(target, tts.sr) as write:
+        for piece in tts.stream(**call):
+            ready_s = time.perf_counter() - start
+            write(piece[0].numpy())
+            say_error(f"after {ready_s:.2f} s: {piece.shape[1] / tts.sr:.2f} s of audio")
+
+
+@contextlib.contextmanager
+def _sink(target: Path | BinaryIO, sample_rate: int) -> Iterator[Callable[[Any], None]]:
+    """What takes waves [samples], one after the other; a pipe gets 16 bits."""
+    import soundfile
+
+    if isinstance(target, Path):
+        with soundfile.SoundFile(target, "w", sample_rate, channels=1) as file:
+            yield file.write
+        return
+    target.write(endless_wav(sample_rate))
+
+    def write(wave: Any) -> None:
+        target.write((wave.clip(-1, 1) * 32767).astype("<i2").tobytes())
+        target.flush()
+
+    yield write
+
+
+def endless_wav(sample_rate: int) -> bytes:
+    """The head of a mono WAV in 16 bits whose length nobody knows yet; players take what comes."""
+    unknown, mono, width = 0xFFFFFFFF, 1, 2
+    form = struct.pack("<HHIIHH", 1, mono, sample_rate, sample_rate * width, width, 8 * width)
+    return struct.pack("<4sI4s4sI16s4sI", b"RIFF", unknown, b"WAVE", b"fmt ", len(form), form, b"data", unknown - 36)
 
 
 def _write(spoken: Spoken, path: Path, combo: str, voice: str) -> None:

@@ -370,3 +370,33 @@ def test_what_is_no_combo_is_named(combo, says, tmp_path, monkeypatch):
         read_combo(combo, optimizations)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_stream_is_what_generate_says_in_pieces(tts):
+    spoken = optimized(tts, {"flow_steps": {"steps": 1}, "streaming": {"first": 4}})
+    torch.manual_seed(1)
+    whole = spoken.generate(TEXT)
+    torch.manual_seed(1)
+    pieces = list(spoken.stream(TEXT, temperature=0.8))
+    assert len(pieces) > 1
+    assert all(piece.shape[0] == 1 for piece in pieces)
+    assert torch.cat(pieces, dim=1).shape == whole.shape
+
+
+def test_without_the_optimization_a_stream_is_one_piece(tts):
+    spoken = optimized(tts, {"flow_steps": {"steps": 1}})
+    torch.manual_seed(1)
+    whole = spoken.generate(TEXT)
+    torch.manual_seed(1)
+    (piece,) = spoken.stream(TEXT)
+    assert torch.equal(piece, whole)
+
+
+def test_while_a_stream_is_open_nothing_else_is_said(tts):
+    spoken = optimized(tts, {"flow_steps": {"steps": 1}, "streaming": {"first": 4}})
+    pieces = spoken.stream(TEXT)
+    next(pieces)
+    with pytest.raises(UserError, match="a stream is not over yet"):
+        spoken.generate(TEXT)
+    pieces.close()
+    assert spoken.generate(TEXT).shape[0] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -52,6 +53,29 @@ def test_standard_input_is_compared_in_a_clips_voice(say):
     assert (before == after).all()  # inference mode changes no bit
 
 
+def test_a_stream_is_written_piece_by_piece(say):
+    Path("pieces.yaml").write_text(
+        "optimizations: {flow_steps: {enabled: true, steps: 1}, streaming: {enabled: true, first: 5}}\n"
+    )
+    code, out, err = say(TEXT, "--stream", "--combo", "pieces.yaml")
+    assert (code, out) == (0, "")
+    pieces = [line for line in err.splitlines() if line.startswith("after ")]
+    assert len(pieces) > 1
+    assert pieces[0].endswith(": 0.20 s of audio")
+    assert len(soundfile.read("out.wav")[0]) == pytest.approx(
+        24_000 * sum(float(line.split()[3]) for line in pieces), abs=240 * len(pieces)
+    )
+
+
+def test_a_pipe_gets_a_wav_that_goes_on(tmp_path, monkeypatch, capsysbinary):
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text("optimizations: {flow_steps: {steps: 1, enabled: true}}\n")
+    assert main(["say", "--device", "cpu", "--combo", "small.yaml", "--stream", "-o", "-", "Yes."]) == 0
+    wave, rate = soundfile.read(io.BytesIO(capsysbinary.readouterr().out))
+    assert rate == 24_000
+    assert abs(wave).max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -59,6 +83,8 @@ def test_standard_input_is_compared_in_a_clips_voice(say):
         ([], "the text has no word in it"),
         ([TEXT, "-o", "out.txt"], "--out out.txt: name a file that ends in .wav, .flac, .ogg, .mp3"),
         ([TEXT, "-o", "nowhere/out.wav"], "there is no folder nowhere"),
+        ([TEXT, "-o", "-"], "--out -: name a file"),
+        ([TEXT, "--stream", "--compare"], "leave out --stream, or --compare"),
         ([TEXT, "-o", "."], "--out .: name a file that ends in"),
         ([TEXT, "--combo", "productoin"], "did you mean production?"),
         ([TEXT, "--pipeline", "gigantic"], "unknown pipeline 'gigantic'"),
