@@ -16,6 +16,7 @@ Exit codes: 0 done or passed, 1 regression, 2 bad input, 3 nobody knows: undecid
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from harness.errors import UserError
 from harness.gate import command
 from harness.gate.outputs import EXIT_BAD_INPUT, EXIT_PASSED
 from harness.report import report_name, verdict_line, write_report
-from harness.results import find_runs
+from harness.results import RunFolder, find_runs
 from harness.summarize import build_summary
 
 
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         )
     commands.choices["report"].add_argument("--out", type=Path, help="folder to write (default: reports/<run>)")
     judge = commands.add_parser("gate", help="check for regressions")
-    judge.set_defaults(run=command.gate)
+    judge.set_defaults(run=_gate)
     command.add_gate(judge)
     accept = commands.add_parser("accept", help="make a run a reference")
     accept.set_defaults(run=command.accept)
@@ -114,6 +115,16 @@ def _report(options: argparse.Namespace) -> int:
     for folder in folders:
         print(verdict_line(folder.summary()))
     return EXIT_PASSED
+
+
+def _gate(options: argparse.Namespace) -> int:
+    def again(runs: Sequence[RunFolder], subjects: Sequence[str]) -> RunFolder:
+        from harness.again import measure_again  # loads what measures, which most gates do not need
+
+        with contextlib.redirect_stdout(sys.stderr):  # a gate's own output may be read by a program
+            return measure_again(runs, subjects)
+
+    return command.gate(options, again)
 
 
 def _index(_options: argparse.Namespace) -> int:

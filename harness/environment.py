@@ -39,7 +39,7 @@ def describe(config_hash: str, device: dict[str, Any]) -> dict[str, Any]:
         },
         "packages": {name: _version(name) for name in PACKAGES},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-        "git": _git(),
+        "git": git(),
         "config_hash": config_hash,
     }
 
@@ -96,7 +96,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git() -> dict[str, Any]:
+def git() -> dict[str, Any]:
     """Commit, and whether tracked files differ from it; empty outside a repository."""
     commit = _ask_git("rev-parse", "HEAD")
     return {"commit": commit, "dirty": bool(_ask_git("status", "--porcelain", "-uno"))} if commit else {}

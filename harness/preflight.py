@@ -34,7 +34,7 @@ def look(settings: Mapping[str, Any]) -> list[str]:
     asked = workload.load_workload(settings["workload"])
     if (voices := built_in_voices(settings["pipeline"])) is not None:
         workload.fit_voices(asked.items, voices)
-    check_limits(settings["gate"]["limits"])
+    check_gate(settings["gate"])
     check_models(settings)
     return list(asked.warnings)
 
@@ -99,9 +99,8 @@ def check_checkpoint(pipeline: Mapping[str, Any]) -> None:
 # -- the gate --------------------------------------------------------------------------------------------------------
 
 
-def check_limits(limits: list[str]) -> None:
-    """Raises UserError for a limit of the gate that does not parse."""
-    from harness.gate import parse_limit  # which brings the statistics along
+def check_gate(settings: Mapping[str, Any]) -> None:
+    """Raises UserError for rules that are none: a limit that does not parse, two of one metric, none at all."""
+    from harness.gate import rules_from  # which brings the statistics along
 
-    for limit in limits:
-        parse_limit(limit)
+    rules_from(settings)

@@ -64,6 +64,7 @@ class Case:
     texts: int = 8
     rounds: int = 2
     seeds: int = 3
+    first_seed: int = 1
     noise: float = 0.01
     scored: bool = True
     trained: bool = True
@@ -95,7 +96,7 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
             "against": case.against,
             "against_optimizations": {name: {} for name in case.reference},
             "pipeline": {"name": case.pipeline},
-            "workload": {"name": "quick", "seeds": list(range(1, case.seeds + 1))},
+            "workload": {"name": "quick", "seeds": list(seeds_of(case))},
             "optimizations": {
                 name: {"enabled": name in case.enabled, **case.parameters.get(name, {})} for name in TWELVE
             },
@@ -150,6 +151,11 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
     return folder
 
 
+def seeds_of(case: Case) -> range:
+    """The seeds of its quality pass."""
+    return range(case.first_seed, case.first_seed + case.seeds)
+
+
 def variant_name(case: Case) -> str:
     return f"{case.combo}_again" if case.combo == BASELINE else case.combo
 
@@ -199,14 +205,14 @@ def _measurements(case: Case, variants: dict[str, Effect], rng: np.random.Genera
         for round_ in range(case.rounds):
             for text in range(case.texts):
                 yield row(name, effect, "speed", text, 1, round_)
-        for seed in range(1, case.seeds + 1):
+        for seed in seeds_of(case):
             for text in range(case.texts):
                 yield row(name, effect, "quality", text, seed, 0)
 
 
 def _scores(case: Case, variants: dict[str, Effect], rng: np.random.Generator):
     for name, effect in variants.items():
-        for seed in range(1, case.seeds + 1):
+        for seed in seeds_of(case):
             for text in range(case.texts):
                 wer = float(max(0.0, case.wer + effect.wer + rng.normal(0, 0.01)))
                 yield Score(

@@ -2,6 +2,7 @@
 
     limits        the grammar of limits, and the rules of one gate (configs/gate)
     decide        a run held against its rules: passed, regression, undecided, not measured
+    repeats       what is undecided is measured again, and counts together with what was there
     references    which run is the measure, since when and why; `accept` replaces it
     outputs       what a terminal, a job summary, JUnit and a program are told
 

@@ -3,20 +3,28 @@
 import argparse
 import os
 import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harness.errors import UserError
 from harness.gate import outputs, references
-from harness.gate.decide import Measured, check, read, same_device
+from harness.gate.decide import UNDECIDED, Measured, check, same_device
 from harness.gate.limits import Rules, parse_limits, read_rules, rules_from
-from harness.gate.outputs import Judgement
+from harness.gate.outputs import Judgement, worst
+from harness.gate.repeats import read_all, repeats_of
 from harness.integrity import UNVERIFIED
 from harness.report.conditions import command as measuring_command
 from harness.report.data import Run
 from harness.results import RunFolder, find_runs
+from harness.settings import Gate, check_ranges
 
 DEFAULT_RULES = Path(__file__).resolve().parents[2] / "configs" / "gate" / "default.yaml"
 """For a run whose configuration, with its group `gate`, was not kept."""
+Again = Callable[[Sequence[RunFolder], Sequence[str]], RunFolder]
+"""Measures the first of the runs again for the subjects that are undecided; see `harness.again`."""
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
@@ -46,6 +54,12 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="what an undecided limit ends as (default: fail, exit code 3)",
     )
+    parser.add_argument(
+        "--retries", type=int, metavar="N", help="measure what is undecided again up to so often (default: the rules')"
+    )
+    parser.add_argument(
+        "--budget-s", type=float, metavar="S", help="and begin none later than this (default: the rules')"
+    )
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML")
     parser.add_argument("--json", action="store_true", help="print one JSON line and nothing else")
 
@@ -62,17 +76,13 @@ def add_accept(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def gate(options: argparse.Namespace) -> int:
+def gate(options: argparse.Namespace, again: Again) -> int:
     """Judge the runs, tell whoever asked, and give the exit code. Raises UserError for bad input."""
-    judgements = [judge(folder, options) for folder in find_runs(options.runs)]
+    judgements = [judge(folder, options, again) for folder in find_runs(options.runs)]
     passes = options.undecided == "pass"
     code = outputs.exit_code(judgements, passes)
-    told = (
-        [outputs.json_line(judgements, code)]
-        if options.json
-        else [line for j in judgements for line in outputs.lines(j)]
-    )
-    print("\n".join(told))
+    for line in [outputs.json_line(judgements, code)] if options.json else outputs.lines(judgements):
+        print(line)
     if options.junit:
         options.junit.parent.mkdir(parents=True, exist_ok=True)
         outputs.junit(judgements, passes).write(options.junit, encoding="utf-8", xml_declaration=True)
@@ -82,19 +92,40 @@ def gate(options: argparse.Namespace) -> int:
     return code
 
 
-def judge(folder: RunFolder, options: argparse.Namespace) -> Judgement:
-    """One run held against its rules and its reference."""
-    rules, run = rules_for(folder, options), read(folder)
+def judge(folder: RunFolder, options: argparse.Namespace, again: Again) -> Judgement:
+    """One run held against its rules and its reference; what is undecided is measured again, as far as they allow."""
+    rules, started = rules_for(folder, options), time.monotonic()
+    runs = [folder, *repeats_of(folder)]
+    run, told = read_all(runs), []
     found = references.find(options.reference, run) if options.reference else None
     reference = found[1] if found else None
+    findings = check(run, rules, reference)
+    for _ in range(rules.retries):
+        undecided = [finding.subject for finding in findings if finding.outcome == UNDECIDED]
+        if worst(finding.outcome for finding in findings) != UNDECIDED or time.monotonic() - started > rules.budget_s:
+            break
+        print(f"{folder.run_id}: {', '.join(undecided)} undecided, so measured again", file=sys.stderr, flush=True)
+        try:
+            runs.append(again(runs, undecided))
+        except UserError as error:
+            told.append(f"not measured again: {error}")
+            break
+        run = read_all(runs)
+        findings = check(run, rules, reference)
+    if len(runs) > 1:
+        told.append(f"with {len(runs) - 1} repetitions")
     repeat = repeating(folder, run, found[0] if found else None, options)
-    return Judgement(run, reference, check(run, rules, reference), repeat, notes(run, reference))
+    return Judgement(run, reference, findings, repeat, [*told, *notes(run, reference)])
 
 
 def rules_for(folder: RunFolder, options: argparse.Namespace) -> Rules:
-    """From `--config`, else from the run's own configuration, else the default ones; `--limit` replaces the limits."""
+    """From `--config`, else from the run's own configuration, else the default ones; other arguments replace parts."""
     own = folder.job().get("gate") or {}
     rules = read_rules(options.config) if options.config else rules_from(own) if own else read_rules(DEFAULT_RULES)
+    effort = {"retries": options.retries, "budget_s": options.budget_s}
+    effort = {name: value for name, value in effort.items() if value is not None}
+    check_ranges("gate", Gate, effort)
+    rules = replace(rules, **effort)
     if not options.limit:
         return rules
     limits = parse_limits(options.limit)

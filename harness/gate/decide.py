@@ -29,6 +29,10 @@ PASSED, REGRESSION, UNDECIDED, NOT_MEASURED = "passed", "regression", "undecided
 EVIDENCE, CLIPS, RUN = "evidence", "clips", "run"
 """Subjects of findings that no limit is about."""
 
+WITHDRAWN = "withdrawn"
+EXPERIMENT = ("combo", "against", "pipeline", "workload", "scenario")
+"""What two runs share if their ratios mean the same."""
+
 MARKED = 0.5
 """The detector's confidence from which a clip counts as marked: its own rounding."""
 
@@ -86,7 +90,7 @@ def check(run: Measured, rules: Rules, reference: Measured | None = None) -> lis
     """Every demand held against one run. Raises UserError for a reference that the run cannot be held against."""
     if reference is not None:
         require_comparable(run.summary, reference.summary)
-    findings = [*_status(run), *_evidence(run, rules, reference), *_broken_clips(run)]
+    findings = [*_status(run), *_evidence(run, rules, reference), *_broken_clips(run), *_withdrawn(run)]
     limits = rules.limits if reference is None or same_device(run, reference) else rules.away()
     for limit in _applicable(limits, run):
         findings += _watermark(run, limit) if limit.metric == WATERMARK else _figures(run, limit, reference)
@@ -97,7 +101,7 @@ def check(run: Measured, rules: Rules, reference: Measured | None = None) -> lis
 
 def require_comparable(run: Summary, reference: Summary) -> None:
     """Raises UserError for a reference of another experiment, or one that is itself in doubt."""
-    for what in ("combo", "pipeline", "workload", "scenario"):
+    for what in EXPERIMENT:
         ours, theirs = getattr(run, what), getattr(reference, what)
         if ours != theirs:
             raise UserError(
@@ -174,8 +178,17 @@ def _broken_clips(run: Measured) -> list[Finding]:
     if not ours > theirs:
         return []
     n = len(run.combo_scores())
-    reason = f"{ours} of {n} clips are missing, silent or not finite, and {theirs} of the baseline's"
+    reason = f"{ours} of {n} clips are missing, silent or not finite, and {theirs} of {run.summary.against}'s"
     return [Finding(run.summary.run_id, CLIPS, "no broken clips", REGRESSION, reason=reason)]
+
+
+def _withdrawn(run: Measured) -> list[Finding]:
+    """A verdict that the summary itself took back, for what was found in the clips that were timed."""
+    verdicts = {name: record.verdict for name, record in run.summary.comparison.items()}
+    taken_back = [f"{name} {verdict}" for name, verdict in verdicts.items() if verdict.startswith(WITHDRAWN)]
+    if not taken_back:
+        return []
+    return [Finding(run.summary.run_id, RUN, "verdicts that hold", REGRESSION, reason="; ".join(taken_back))]
 
 
 def _watermark(run: Measured, limit: Limit | None) -> list[Finding]:
@@ -183,13 +196,17 @@ def _watermark(run: Measured, limit: Limit | None) -> list[Finding]:
     text, run_id = limit.text if limit else WATERMARK, run.summary.run_id
     lost, never = (sum(not is_marked(score) for score in scores) for scores in (ours, theirs))
     if lost > never and any(score.watermark is not None for score in theirs):
-        reason = f"not found in {lost} of {len(ours)} clips, and not in {never} of the baseline's {len(theirs)}"
+        reason = (
+            f"not found in {lost} of {len(ours)} clips, and not in {never} of {run.summary.against}'s {len(theirs)}"
+        )
         return [Finding(run_id, WATERMARK, text, REGRESSION, reason=reason)]
     asked = [score for score in (*ours, *theirs) if score.watermark is not None]
     if not ours or len(asked) < len(ours) + len(theirs):
         return [Finding(run_id, WATERMARK, text, NOT_MEASURED, reason="its detector was not asked about every clip")]
     if never == len(theirs):
-        return [Finding(run_id, WATERMARK, text, NOT_MEASURED, reason="not found in any of the baseline's clips")]
+        return [
+            Finding(run_id, WATERMARK, text, NOT_MEASURED, reason=f"not found in any clip of {run.summary.against}")
+        ]
     return [Finding(run_id, WATERMARK, text, PASSED, reason=f"found in {len(ours) - lost} of {len(ours)} clips")]
 
 

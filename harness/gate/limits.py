@@ -80,7 +80,7 @@ def parse_limit(text: str) -> Limit:
     if words == WATERMARK:
         return Limit(words, WATERMARK)
     match = _GRAMMAR.fullmatch(words)
-    if match is None:
+    if match is None or match["metric"] == WATERMARK:
         raise UserError(f"gate limit {words!r}: write metric:amount, such as rtf:5% or wer:+0.02, or watermark")
     name, percent, sign = match["metric"], match["percent"], match["sign"]
     metric = _metric(words, MEMORY.get(name, name))
@@ -149,10 +149,22 @@ def _words(settings: Mapping[str, Any], key: str) -> list[str]:
 
 def read_rules(path: Path) -> Rules:
     """The rules of a file of configs/gate. Raises UserError for one that is absent or is none."""
+    return rules_from(_read(path))
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings over those of the files beside it that its `defaults` name, as Hydra composes them."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a gate's rules ({' '.join(str(error).split())})") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: holds no gate's rules; configs/gate/default.yaml shows what they look like")
-    return rules_from(settings)
+    names, below = settings.pop("defaults", []), {}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: defaults: write a list of files beside this one, such as [default]")
+    for name in names:
+        if (other := path.with_name(f"{name}.yaml")) in (path, *above):
+            raise UserError(f"{path}: defaults: {name} is built on this file itself")
+        below |= _read(other, (path, *above))
+    return {**below, **settings}

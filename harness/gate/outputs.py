@@ -2,7 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Judgement:
     @property
     def against(self) -> str:
         if self.reference is None:
-            return "its own baseline"
+            return f"its own {self.run.summary.against}"
         summary = self.reference.summary
         return f"reference {summary.run_id} (commit {summary.git}, {summary.device})"
 
@@ -71,12 +71,14 @@ def sentence(finding: Finding) -> str:
     return f"{finding.subject}: {finding.outcome}{f': {said}' if said else ''}"
 
 
-def lines(judgement: Judgement) -> list[str]:
+def lines(judgements: Sequence[Judgement]) -> Iterator[str]:
     """For a terminal."""
-    told = [f"{judgement.run_id} against {judgement.against}: {judgement.outcome()}"]
-    told += [f"  {sentence(finding)}" for finding in judgement.findings]
-    told += [f"  note: {note}" for note in judgement.notes]
-    return [*told, f"  again: {judgement.repeat}"] if judgement.outcome() != PASSED else told
+    for judgement in judgements:
+        yield f"{judgement.run_id} against {judgement.against}: {judgement.outcome()}"
+        yield from (f"  {sentence(finding)}" for finding in judgement.findings)
+        yield from (f"  note: {note}" for note in judgement.notes)
+        if judgement.outcome() != PASSED:
+            yield f"  again: {judgement.repeat}"
 
 
 # --------------------------------------------------------------------------------------- machine-read

@@ -4,7 +4,8 @@
                                                   history.jsonl    every run that ever held, with the reason
                                                   earlier/         those before this one
 
-An experiment is a combo, a pipeline, a workload and a scenario; a device is its hardware (`fingerprint`).
+An experiment is a combo and what it is compared with, a pipeline, a workload and a scenario; a device is its hardware
+(`fingerprint`).
 """
 
 import datetime
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.gate.decide import Measured, fingerprint, read
-from harness.integrity import NOT_KEPT, SUMMARY
-from harness.results import RunFolder, Summary, append_row, find_runs, is_run, runs_below, slug
+from harness.gate.decide import EXPERIMENT, Measured, fingerprint, read
+from harness.gate.repeats import read_all, repeats_of
+from harness.integrity import NOT_KEPT
+from harness.results import BASELINE, RunFolder, Summary, append_row, find_runs, is_run, runs_below, slug
 
 HISTORY, EARLIER = "history.jsonl", "earlier"
-EXPERIMENT = ("combo", "pipeline", "workload", "scenario")
+LEFT_BEHIND = (NOT_KEPT.rstrip("/"), HISTORY, EARLIER, ".*")
+"""Of a run's folder, what does not come along when it becomes a reference."""
 
 
 def experiment(summary: Summary) -> tuple[str, ...]:
+    """What a reference is one of."""
     return tuple(getattr(summary, name) for name in EXPERIMENT)
 
 
@@ -32,28 +36,27 @@ def find(path: Path, run: Measured) -> tuple[RunFolder, Measured]:
 
     Of the same experiment, on the same device if there is one, else the newest. Raises UserError if none fits.
     """
-    if is_run(Path(path)):
-        folder = RunFolder.open(path)
-        return folder, read(folder)
-    fitting = [(folder, read(folder)) for folder in find_runs([path])]
-    fitting = [(folder, found) for folder, found in fitting if experiment(found.summary) == experiment(run.summary)]
-    if not fitting:
+    candidates = find_runs([path])
+    if not is_run(path):
+        candidates = [folder for folder in candidates if experiment(folder.summary()) == experiment(run.summary)]
+    if not candidates:
         raise UserError(
             f"{path}: no reference of {' '.join(experiment(run.summary))}; measure one and accept it: "
             'python -m harness accept RESULTS_DIR --reason "..."'
         )
-    here = [
-        (folder, found) for folder, found in fitting if fingerprint(found.environment) == fingerprint(run.environment)
-    ]
-    return max(here or fitting, key=lambda one: datetime.datetime.fromisoformat(one[1].summary.created))
+    ours = fingerprint(run.environment)
+    here = [folder for folder in candidates if fingerprint(folder.read_json("environment.json")) == ours]
+    newest = max(here or candidates, key=lambda one: datetime.datetime.fromisoformat(one.summary().created))
+    return newest, read_all([newest, *repeats_of(newest)])
 
 
 def accept(folder: RunFolder, reason: str, references: Path) -> RunFolder:
     """Make a run the reference of its experiment and device; the one before moves to `earlier`. Gives the new one.
 
-    Raises UserError for a run that failed, is incomplete or was edited, and for no reason.
+    Its repetitions come along: a reference is as certain as all that was measured of it. Raises UserError for a run
+    that failed, is incomplete or was edited, and for no reason.
     """
-    run = read(folder)
+    run = read_all([folder, *repeats_of(folder)])
     if not reason.strip():
         raise UserError("--reason: say why this run becomes the reference; whoever reads its history will ask")
     if run.summary.status != "ok":
@@ -64,11 +67,7 @@ def accept(folder: RunFolder, reason: str, references: Path) -> RunFolder:
         raise UserError(f"{folder.path} is the reference already")
     place.mkdir(parents=True, exist_ok=True)
     _retire(place)
-    for path in sorted(folder.path.rglob("*")):
-        name = path.relative_to(folder.path).as_posix()
-        if path.is_file() and name in (*run.summary.files, SUMMARY) and not name.startswith(NOT_KEPT):
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, place / name)
+    shutil.copytree(folder.path, place, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)
     append_row(place / HISTORY, _entry(run.summary, reason))
     return RunFolder.open(place)
 
@@ -100,8 +99,9 @@ def _retire(place: Path) -> None:
 def _place(run: Measured, references: Path) -> Path:
     """Where the reference of this experiment and device is, or will be: under the shortest name that tells it apart."""
     device = next(_free(references, device_names(run.environment, run.summary.device), run, _machine))
-    combo, pipeline, workload, scenario = map(slug, experiment(run.summary))
-    names = [f"{combo}-{pipeline}", f"{combo}-{pipeline}-{workload}", f"{combo}-{pipeline}-{workload}-{scenario}"]
+    combo, against, pipeline, workload, scenario = map(slug, experiment(run.summary))
+    short = f"{combo}-{pipeline}" if against == BASELINE else f"{combo}-against-{against}-{pipeline}"
+    names = [short, f"{short}-{workload}", f"{short}-{workload}-{scenario}"]
     return next(_free(device, names, run, lambda one: experiment(one.summary)))
 
 
