@@ -8,7 +8,8 @@
     accept    make a run the reference of its experiment and device
     recommend name the best measured combo, and write it down without what earns nothing
     history   follow a figure over the runs of one experiment and device, with its steps
-    index     write reports/README.md, the table of all reference runs, and reports/index.html over all runs
+    index     write reports/README.md, the table of all reference runs, reports/index.html over all runs, and the
+              figures in README.md
     say       speak a text with a combo, into a file
     new-optimization  write an optimization of your own to fill in, and its test
 
@@ -128,12 +129,14 @@ def _gate(options: argparse.Namespace) -> int:
 
 
 def _index(_options: argparse.Namespace) -> int:
-    from harness.report.index import write_index
+    from harness.report.index import write_front, write_index
     from harness.report.overview import write_overview
 
     results, reports = Path("results"), Path("reports")
     print(write_index(results, reports))
     print(write_overview(results, reports))
+    if write_front(Path("README.md"), results, reports):
+        print("README.md")
     return EXIT_PASSED
 
 

@@ -12,7 +12,7 @@ from factories import Case, Effect, make_run, write_rows
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.report import write_report
-from harness.report.index import write_index
+from harness.report.index import write_front, write_index
 from harness.report.overview import write_overview
 from harness.results import RunFolder
 
@@ -45,6 +45,30 @@ def test_the_committed_index_is_what_the_command_writes(tmp_path):
         (tmp_path / folder / "reference").symlink_to(ROOT / folder / "reference")
     written = write_index(tmp_path / "results", tmp_path / "reports").read_text()
     assert (ROOT / "reports" / "README.md").read_text() == written, "run `python -m harness index`"
+
+
+def test_the_figures_in_the_readme_are_those_of_the_reference_runs(tmp_path):
+    readme = shutil.copy(ROOT / "README.md", tmp_path)
+    for folder in ("results", "reports"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    assert write_front(Path(readme), tmp_path / "results", tmp_path / "reports")
+    assert Path(readme).read_text() == (ROOT / "README.md").read_text(), "run `python -m harness index`"
+
+
+def test_the_readme_has_a_row_for_each_combo_with_its_hardware_and_nothing_else_changes(here):
+    reference("gpu/production-random", Case(pipeline="random", device="Big GPU", memory_kind="vram"))
+    reference("cpu/production-mini", Case(effect=Effect(time=0.5, memory=0.8)))
+    reference("cpu/one_at_a_time-mini", Case(combo="vocos", enabled=("vocos",)), Case(combo="warmup"))
+    readme = Path("README.md")
+    readme.write_text("before\n<!-- figures -->\nold\n<!-- /figures -->\nafter\n")
+    assert main(["index"]) == 0
+    head, text, tail = re.split("<!-- /?figures -->", readme.read_text())
+    assert (head, tail) == ("before\n", "\nafter\n")
+    gpu, cpu = rows(text)
+    assert gpu.startswith("| [`production`](reports/reference/gpu/production-random/report.md) | Big GPU | full size, ")
+    assert re.search(
+        r"\| Test CPU, 2 cores \| miniature \| (1\.9\d|2\.0\d) \(1\.\d+ to 2\.\d+\) \| 80 % \| kept \|$", cpu
+    )
 
 
 def test_each_reference_run_is_a_row_that_leads_to_its_report(here, capsys):

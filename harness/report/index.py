@@ -1,9 +1,12 @@
 """The index of the reference runs: what was measured where, at which commit, and what came of it.
 
+Its best lines stand in the README too, between `<!-- figures -->` and `<!-- /figures -->`.
+
 Reference runs live in `results/reference/<device>/<combo>-<pipeline>/`, sweeps as a folder of such runs, and the report
 of each under the same name in `reports/reference/`. The index is `reports/README.md`; links in it are relative to it.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +15,20 @@ from harness.errors import UserError
 from harness.report import data, markdown, words
 from harness.report.data import Run
 from harness.report.document import Document, Heading, Paragraph, Table
+from harness.report.outcome import times_as_fast, times_as_fast_bounds
 from harness.results import BASELINE, Comparison, find_runs, is_run, write_atomically
 
 REFERENCE = "reference"
+FRONT = re.compile(r"<!-- figures -->\n.*?<!-- /figures -->", re.DOTALL)
+MODELS = {
+    "mini": "miniature",
+    "mini_multilingual": "miniature, multilingual",
+    "random": "full size, random weights",
+    "random_multilingual": "full size, multilingual, random weights",
+    "chatterbox": "Chatterbox",
+    "multilingual": "Chatterbox, multilingual",
+}
+"""Pipelines as somebody calls them who has not read on yet."""
 METRICS = {"rtf": "time", "peak_memory_mb": "peak memory", "energy_j_per_audio_s": "energy"}
 INTRODUCTION = (
     "Written by `python -m harness index` from the summaries under `results/reference`. Figures are combo / baseline, "
@@ -48,6 +62,39 @@ def write_index(results: Path, reports: Path) -> Path:
     path = reports / "README.md"
     write_atomically(path, markdown.render(document))
     return path
+
+
+def write_front(readme: Path, results: Path, reports: Path) -> bool:
+    """Put the combos' figures between the marks of a README; false where there is no such file, or no marks in it."""
+    if not readme.is_file() or not FRONT.search(text := readme.read_text(encoding="utf-8")):
+        return False
+    table = markdown.render(Document("", [_front(results, reports, readme.parent)])).removeprefix("# \n\n")
+    write_atomically(readme, FRONT.sub(lambda _: f"<!-- figures -->\n{table}<!-- /figures -->", text))
+    return True
+
+
+def _front(results: Path, reports: Path, start: Path) -> Table:
+    """Every combo that has a reference of its own against the baseline, GPUs first, each with its hardware."""
+    folders = [folder for device in _folders(results / REFERENCE) for folder in _folders(device) if is_run(folder)]
+    runs = [(folder, run) for folder in folders for run in data.load(find_runs([folder]))]
+    runs = [(folder, run) for folder, run in runs if run.reference == BASELINE and run.name != "custom"]
+    runs.sort(key=lambda one: (one[1].baseline.memory_kind != "vram", one[1].summary.pipeline.startswith("mini")))
+    columns = ["combo", "on", "model", "times as fast", "of the peak memory", "quality"]
+    return Table(columns, [_front_row(folder, run, results, reports, start) for folder, run in runs], frozenset({3, 4}))
+
+
+def _front_row(folder: Path, run: Run, results: Path, reports: Path, start: Path) -> list[str]:
+    report = (reports / _link(folder, results, reports)).relative_to(start).as_posix()
+    time, memory = run.change("rtf"), run.change("peak_memory_mb").value
+    bounds = times_as_fast_bounds(time)
+    return [
+        f"[{run.code}]({report})",
+        words.said(run.summary.device),
+        words.said(MODELS.get(run.summary.pipeline, run.summary.pipeline)),
+        times_as_fast(time) + (f" ({bounds})" if bounds else ""),
+        words.NOT_MEASURED if memory is None else words.percent(memory),
+        run.quality(),
+    ]
 
 
 def _folders(parent: Path) -> list[Path]:

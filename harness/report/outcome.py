@@ -56,6 +56,13 @@ def times_as_fast(record: Comparison) -> str:
     return words.number(1 / record.value) if record.value else words.NOT_MEASURED
 
 
+def times_as_fast_bounds(record: Comparison) -> str:
+    """Of its interval; empty where there is none."""
+    if not record.low or not record.high:
+        return ""
+    return f"{words.number(1 / record.high)} to {words.number(1 / record.low)}"
+
+
 # -- in large figures ------------------------------------------------------------------------------------------------
 
 
@@ -69,10 +76,10 @@ def _time_tile(run: Run) -> Tile:
     before, after = (words.number(variant.rtf) for variant in (run.baseline, run.combo))
     if not record.value:
         return Tile("?", f"times as fast as {run.versus}", "not measured")
-    bounds = ""
-    if record.low and record.high:
-        bounds = f"{words.number(1 / record.high)} to {words.number(1 / record.low)}, "
-    detail = f"{bounds}{words.count(record.n, 'pair')}; {_verdict(record)}; RTF {before} to {after}"
+    bounds = times_as_fast_bounds(record)
+    detail = (
+        f"{bounds}{', ' if bounds else ''}{words.count(record.n, 'pair')}; {_verdict(record)}; RTF {before} to {after}"
+    )
     return Tile(times_as_fast(record), f"times as fast as {run.versus}", detail, _sense(record.verdict))
 
 
