@@ -499,3 +499,33 @@ def test_a_bad_command_is_answered_before_anything_heavy_is_imported(arguments, 
     assert (done.returncode, heavy) == (2, "False")
     assert time.monotonic() - start < 5
     assert list(tmp_path.iterdir()) == []
+
+
+# -- where it runs -----------------------------------------------------------------------------------------------
+
+ON_WINDOWS = (
+    "import runpy, sys; sys.platform = 'win32'; sys.modules['fcntl'] = sys.modules['resource'] = None; "
+    "sys.argv = ['a command']; "
+)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "runpy.run_path('run_sweep.py', run_name='__main__')",
+        "runpy.run_module('harness', run_name='__main__')",
+        "from harness.say import main; main()",
+    ],
+)
+def test_on_windows_a_command_says_in_a_line_where_it_runs(start):
+    done = subprocess.run([sys.executable, "-c", ON_WINDOWS + start], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: this harness runs on Linux; on Windows run it inside WSL.*\n", done.stderr)
+
+
+def test_on_windows_an_application_is_told_so_by_the_import():
+    caught = "try:\n import chatterbox_harness\nexcept ImportError as error:\n print(error)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{ON_WINDOWS}\n{caught}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "run the application inside WSL" in done.stdout
