@@ -13,6 +13,7 @@ import ast
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -91,7 +92,8 @@ def check_parameters(declared: Declaration, values: Mapping[str, Any]) -> None:
 # -- reading the files -----------------------------------------------------------------------------------------------
 
 
-def read() -> dict[str, Declaration]:
+@cache
+def read() -> Catalogue:
     """The catalogue of this project, nothing of it imported. Raises UnreadableError."""
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:

@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any, TypedDict
 
 from harness.records import Child, Plan
@@ -117,6 +118,8 @@ def misfit(value: Any, hint: Any, where: str = "") -> str | None:
     Null fits where a number is expected, for it stands for one that was not finite. A record may lack names, and have
     others.
     """
+    if type(value) is hint:
+        return None  # most values, and there are many
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is Any or (origin is float and value is None):
         return None
@@ -142,7 +145,7 @@ def misfit_of_fields(record: Any, hints: Mapping[str, Any]) -> str | None:
 def _parts(value: Any, origin: Any, arguments: tuple[Any, ...]) -> list[tuple[Any, Any, str]] | None:
     """What a container holds: each value, its type and its name. None for what is not the container it should be."""
     if _is_record(origin):
-        fields = typing.get_type_hints(origin)
+        fields = _fields(origin)
         if not isinstance(value, Mapping) or not getattr(origin, "__required_keys__", frozenset()) <= value.keys():
             return None
         return [(value[name], hint, name) for name, hint in fields.items() if name in value]
@@ -154,6 +157,12 @@ def _parts(value: Any, origin: Any, arguments: tuple[Any, ...]) -> list[tuple[An
     return None
 
 
+@cache
+def _fields(record: Any) -> dict[str, Any]:
+    return typing.get_type_hints(record)
+
+
+@cache
 def _is_record(origin: Any) -> bool:
     return typing.is_typeddict(origin) or is_dataclass(origin)
 
@@ -186,6 +195,7 @@ def without_impossible(record: dict[str, Any]) -> tuple[dict[str, Any], list[str
     return kept, wrong
 
 
+@cache
 def _bounds(name: str) -> tuple[float, float] | None:
     return next(((low, high) for pattern, low, high in BOUNDS if pattern.search(name)), None)
 

@@ -1,6 +1,6 @@
 """Every pair of the twelve composes, or is refused with a reason."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -18,6 +18,8 @@ PARAMS = {
     "channels_last": {"modules": ["vocoder"]},  # `auto` would time every convolution anew in each pair
 }
 PAIRS = list(combinations(optimizations.TWELVE, 2))
+NEIGHBOURS = set(pairwise(optimizations.TWELVE))
+"""Each of the twelve but the first and the last twice: these pairs are tried always, the others with `-m slow`."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,10 @@ def test_the_twelve_are_twelve_and_registered():
     assert len(PAIRS) == 66
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+@pytest.mark.parametrize(
+    "pair",
+    [pytest.param(pair, marks=() if pair in NEIGHBOURS else pytest.mark.slow, id="+".join(pair)) for pair in PAIRS],
+)
 def test_pair(mini, baseline, pair):
     plugins = [optimizations.create(name, PARAMS.get(name)) for name in pair]
     refusal = None

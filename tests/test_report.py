@@ -5,14 +5,15 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from factories import TWELVE, Case, Effect, make_run, write_rows
 
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.report import claims, data, report_name, rules, usage, verdict_line, words, write_report
-from harness.report.document import Bullets, Code, Document, Heading, Paragraph, Table
+from harness.report import claims, data, plots, report_name, rules, usage, verdict_line, words, write_report
+from harness.report.document import Bullets, Code, Document, Figure, Heading, Paragraph, Table
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
 from harness.results import find_runs
@@ -31,6 +32,19 @@ SECTIONS = [
     "Warnings",
     "How to repeat this",
 ]
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request, monkeypatch):
+    """Most of a report's time goes into its pictures: drawn where a test is about them, elsewhere blank."""
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr(plots, "saved", blank)
+
+
+def blank(canvas, path: Path) -> Figure:
+    path.touch()
+    plots.plt.close(canvas)
+    return Figure(path, canvas.axes[0].get_title(loc="left"), "<svg/>")
 
 
 def report_of(tmp_path, *cases: Case) -> str:
@@ -54,6 +68,7 @@ def finding(claim_id: str, runs: list[data.Run]) -> claims.Finding:
 # -- the whole -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_one_run_makes_a_whole_report(tmp_path):
     text = report_of(tmp_path, Case(effect=Effect(time=0.6, memory=0.8)))
     assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE) == SECTIONS
