@@ -19,7 +19,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ from harness.config import check_together
 from harness.declared import imported
 from harness.errors import UserError
 from harness.fitting import fit
-from harness.pipeline import Pipeline, Sampling
+from harness.pipeline import Pipeline, random_numbers_kept
 from harness.plugins import import_catalogue
+from harness.sampling import Sampling
 
 Combo = str | Path | Mapping[str, Any]
 
@@ -89,7 +90,7 @@ class OptimizedTTS:
         self._is_streaming = False
         _optimized.add(tts)
         try:
-            with self._random_numbers_kept():
+            with random_numbers_kept(self._pipeline.device):
                 self._fitted = fit(self._unchanged_pipeline, toggles, catalogue.create)
         except BaseException:
             self.restore()
@@ -145,7 +146,11 @@ class OptimizedTTS:
         "failed": {name: traceback}, "evidence": {name: facts}}
         """
         pipeline = self._pipeline
-        with self._turn, self._settings(pipeline.sampling, pipeline.language), self._random_numbers_kept():
+        with (
+            self._turn,
+            self._settings(pipeline.sampling, pipeline.language),
+            random_numbers_kept(pipeline.device),
+        ):
             statuses = self._fitted.evidence()
 
         def reasons(wanted: str) -> dict[str, str]:
@@ -189,10 +194,6 @@ class OptimizedTTS:
     def _unchanged_pipeline(self) -> Pipeline:
         self._pipeline.reset()
         return self._pipeline
-
-    def _random_numbers_kept(self) -> AbstractContextManager[None]:
-        device = self._pipeline.device
-        return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

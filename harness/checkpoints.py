@@ -26,9 +26,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from harness import hub
 from harness.errors import UserError
 from harness.mini import models as mini
-from harness.pipeline import Pipeline, Sampling
+from harness.pipeline import Pipeline
+from harness.sampling import ENGLISH, MULTILINGUAL
 
-MULTILINGUAL_SAMPLING = Sampling(repetition_penalty=2.0)
 RANDOM_PROMPT_S = 10
 """Length of the random voices' prompt: the longest that upstream uses, hence the dearest flow."""
 
@@ -68,7 +68,7 @@ def _upstream(name: str, device: torch.device, folder: str | Path | None) -> Pip
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
             raise hub.cannot_fetch(name, reason) from error
-    sampling = Sampling() if name == "chatterbox" else MULTILINGUAL_SAMPLING
+    sampling = ENGLISH if name == "chatterbox" else MULTILINGUAL
     return Pipeline(model, device, {"default": model.conds}, name=name, sampling=sampling)
 
 
@@ -91,7 +91,7 @@ def _random(device: torch.device, multilingual: bool, seed: int) -> Pipeline:
         voices,
         name="random_multilingual" if multilingual else "random",
         trained=False,
-        sampling=MULTILINGUAL_SAMPLING if multilingual else Sampling(),
+        sampling=MULTILINGUAL if multilingual else ENGLISH,
     )
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
@@ -39,6 +39,7 @@ from torch import Tensor
 from harness.changes import Changeable, same
 from harness.errors import UserError
 from harness.measure import synchronize
+from harness.sampling import Sampling
 
 LABELS = ("name", "trained")
 """Attributes of a pipeline that say something about it and do nothing."""
@@ -52,29 +53,17 @@ class SynthesisError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Upstream's defaults of `ChatterboxTTS.generate`."""
-
-    temperature: float = 0.8
-    cfg_weight: float = 0.5
-    min_p: float = 0.05
-    top_p: float = 1.0
-    repetition_penalty: float = 1.2
-    exaggeration: float = 0.5
-    max_new_tokens: int = 1000
-
-
-@dataclass(frozen=True)
 class Request:
     """One utterance to speak. `n_tokens` pins its number of speech tokens; None lets the model stop itself.
 
-    `seed` None leaves PyTorch's random numbers as the caller has them.
+    `seed` None leaves PyTorch's random numbers as the caller has them; `language` None is the pipeline's.
     """
 
     text: str
     voice: str
     seed: int | None
     n_tokens: int | None = None
+    language: str | None = None
 
 
 @dataclass
@@ -105,6 +94,7 @@ class Segment:
     utterance: int
     n_tokens: int | None = None
     teacher: Teacher | None = None
+    language: str | None = None
 
 
 @dataclass
@@ -363,14 +353,20 @@ class Pipeline(Changeable):
 
     def _generate_one(self, segment: Segment) -> Tensor:
         s, t3 = self.sampling, self.model.t3
+        if s.greedy:  # in words of upstream's loop, which would divide by the temperature
+            s = replace(s, temperature=1.0, min_p=1.0, top_p=1.0)
         with ExitStack() as contexts:
+            if self.sampling.greedy:
+                contexts.enter_context(random_numbers_kept(self.device))
+            if not s.guided and not self.is_multilingual:
+                contexts.enter_context(unguided(t3))
             if segment.n_tokens:
                 contexts.enter_context(stop_held_back(t3))
             if segment.teacher:
                 contexts.enter_context(taught(t3, segment.teacher, s.cfg_weight))
             tokens = t3.inference(
                 t3_cond=segment.conditionals.t3,
-                text_tokens=self.text_tokens(segment.text),
+                text_tokens=self.text_tokens(segment.text, segment.language),
                 max_new_tokens=segment.n_tokens or s.max_new_tokens,
                 temperature=s.temperature,
                 cfg_weight=s.cfg_weight,
@@ -380,11 +376,20 @@ class Pipeline(Changeable):
             )
         return speech_only(tokens[0]).to(self.device)
 
-    def text_tokens(self, text: str) -> Tensor:
-        """Text token ids [2, n] with start and stop, one row for each side of classifier-free guidance."""
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether a text has to be told to the model with its language."""
+        return isinstance(self.model, mtl_tts.ChatterboxMultilingualTTS)
+
+    def text_tokens(self, text: str, language: str | None = None) -> Tensor:
+        """Text token ids [2, n] with start and stop, one row for each side of classifier-free guidance.
+
+        `language` None is the pipeline's.
+        """
         t3, tokenizer = self.model.t3, self.model.tokenizer
-        if isinstance(self.model, mtl_tts.ChatterboxMultilingualTTS):
-            tokens = tokenizer.text_to_tokens(mtl_tts.punc_norm(text), language_id=self.language).to(self.device)
+        if self.is_multilingual:
+            language = language or self.language
+            tokens = tokenizer.text_to_tokens(mtl_tts.punc_norm(text), language_id=language).to(self.device)
         else:
             tokens = tokenizer.text_to_tokens(punc_norm(text)).to(self.device)
         tokens = torch.cat([tokens, tokens], dim=0)
@@ -478,6 +483,36 @@ def stop_held_back(t3: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def unguided(t3: torch.nn.Module) -> Iterator[None]:
+    """Let upstream's loop do without guidance, which its English model cannot: the start token always has two rows.
+
+    The loop keeps both rows; the transformer and its head are given the first, and the second gets the same logits, so
+    that guidance, weighted 0, adds nothing.
+    """
+
+    def first_row(_module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"][:1]}
+
+    def both_rows(_module: torch.nn.Module, _args: tuple, logits: Tensor) -> Tensor:
+        return logits.expand(2, -1, -1)
+
+    handles = [
+        t3.tfmr.register_forward_pre_hook(first_row, with_kwargs=True),
+        t3.speech_head.register_forward_hook(both_rows),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Whatever is drawn inside, what follows draws the same numbers."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+@contextmanager
 def taught(t3: torch.nn.Module, teacher: Teacher, cfg_weight: float) -> Iterator[None]:
     """Have upstream's loop say what the teacher wants: every other token is held back behind its speech head."""
 
@@ -526,7 +561,9 @@ def _segments(requests: list[Request], texts: list[list[str]], conditionals: lis
         counts: list[int | None] = [None] * len(pieces)
         if request.n_tokens:
             counts = [*share_tokens(request.n_tokens, [len(piece) for piece in pieces])]
-        segments += [Segment(piece, voice, index, n) for piece, n in zip(pieces, counts, strict=True)]
+        segments += [
+            Segment(piece, voice, index, n, language=request.language) for piece, n in zip(pieces, counts, strict=True)
+        ]
     return segments
 
 

@@ -14,7 +14,8 @@ import torch
 import optimizations
 from harness import checkpoints
 from harness.changes import Changeable
-from harness.pipeline import Pipeline, Sampling
+from harness.pipeline import Pipeline
+from harness.sampling import Sampling
 
 
 @dataclass

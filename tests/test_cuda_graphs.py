@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import optimizations
 from harness import checkpoints
 from harness.errors import UserError
-from harness.pipeline import Pipeline, Sampling, Segment, Utterance
+from harness.pipeline import Pipeline, Segment, Utterance
+from harness.sampling import Sampling
 from optimizations.common.graphs import Body, DelayedFlag, Graphs, Uncaptured
 from optimizations.cuda_graphs import CudaGraphs
 from optimizations.t3.decoder import decoder_of

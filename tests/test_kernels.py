@@ -18,7 +18,8 @@ from llamas import prompts, tiny, walk
 import optimizations
 from harness import checkpoints
 from harness.errors import UserError
-from harness.pipeline import HELD_BACK, Sampling, Segment
+from harness.pipeline import HELD_BACK, Segment
+from harness.sampling import Sampling
 from optimizations.common.modules import cast_parameters
 from optimizations.compile import OURS, Compilations
 from optimizations.t3.engines import StaticEngine
@@ -73,11 +74,11 @@ def spoken(pipeline, n_tokens):
 
 
 @interpreted
-@pytest.mark.parametrize("length", [5, 300])  # fewer slots than attention takes at once; more
-def test_steps_are_the_static_engines(fused, length):
+@pytest.mark.parametrize(("rows", "length"), [(2, 5), (2, 300), (1, 5), (3, 9)])  # of slots, more than attention takes
+def test_steps_are_the_static_engines(fused, rows, length):
     model = tiny()
-    expected = walk(StaticEngine(model, 64), 2, length)
-    torch.testing.assert_close(walk(fused(model), 2, length), expected, atol=1e-5, rtol=1e-5)
+    expected = walk(StaticEngine(model, 64), rows, length)
+    torch.testing.assert_close(walk(fused(model), rows, length), expected, atol=1e-5, rtol=1e-5)
 
 
 @interpreted
@@ -104,8 +105,9 @@ def test_half_precision_stays_closer_to_float32_than_the_layers_do(fused):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_weights_in_8_bits_are_read_as_they_are(fused, dtype, tolerance):
     model = in_8_bits(tiny(dtype))
-    expected = walk(StaticEngine(in_8_bits(tiny()), 64), 2, 5, steps=1)
-    assert relative_error(walk(fused(model), 2, 5, steps=1), expected) < tolerance
+    for rows in (1, 2):
+        expected = walk(StaticEngine(in_8_bits(tiny()), 64), rows, 5, steps=1)
+        assert relative_error(walk(fused(model), rows, 5, steps=1), expected) < tolerance
     exact = relative_error(walk(StaticEngine(tiny(), 64), 2, 5, steps=1), expected)
     assert 1e-4 < exact < 0.05, "8 bits must change something, and not much"
 
@@ -146,24 +148,25 @@ def test_many_rows(fused):
 @interpreted
 def test_head_takes_a_vocabulary_of_any_size():
     engine = import_module("optimizations.t3.triton_engine")
-    head, hidden = torch.nn.Linear(64, 37, bias=False), torch.randn(2, 64)
-    torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
+    for rows in (1, 2, 3):
+        head, hidden = torch.nn.Linear(64, 37, bias=False), torch.randn(rows, 64)
+        torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
 
 
 def assert_kernel_samples(sampling, device, n_ids, width, rows=3):
     """The kernel of `choose.py` against `sample` with the same random numbers."""
-    written = 4
+    written, sides = 4, 2 if sampling.guided else 1
     with torch.device(device):
         torch.manual_seed(0)
-        logits = 3 * torch.randn(2 * rows, n_ids)
+        logits = 3 * torch.randn(sides * rows, n_ids)
         table, positions = torch.randn(n_ids, width), torch.randn(20, width)
-        settings, buffers = SamplingTensors(torch.device(device)), TokenBuffers.blank(rows, 10, table, n_ids)
+        settings, buffers = SamplingTensors(torch.device(device)), TokenBuffers.blank(rows, sides, 10, table, n_ids)
         settings.set(sampling)
         buffers.written.fill_(written)
         buffers.held[-100:] = True
         buffers.seen.copy_(torch.rand(rows, n_ids) < 0.3)
         torch.manual_seed(1)
-        guided = guide(logits, sampling.cfg_weight).masked_fill(buffers.held, HELD_BACK)
+        guided = guide(logits, sampling.cfg_weight, sides).masked_fill(buffers.held, HELD_BACK)
         expected = sample(guided, buffers.seen, sampling)
         seen = buffers.seen.scatter(1, expected, True)
         stop = int(expected[-1])
@@ -178,15 +181,16 @@ def assert_kernel_samples(sampling, device, n_ids, width, rows=3):
     assert torch.equal(buffers.seen, seen)
     assert buffers.finished.flatten().tolist() == [bool(token == stop) for token in expected]
     embeds = table[expected] + positions[written + 1]
-    torch.testing.assert_close(buffers.embeds, torch.cat((embeds, embeds)))
+    torch.testing.assert_close(buffers.embeds, torch.cat([embeds] * sides))
 
 
 GREEDY = Sampling(temperature=0.0)
 OTHERS = Sampling(temperature=1.3, min_p=0.3, cfg_weight=0.1, repetition_penalty=2.0)
+SAMPLINGS = {"default": Sampling(), "greedy": GREEDY, "others": OTHERS, "unguided": Sampling(cfg_weight=0.0)}
 
 
 @interpreted
-@pytest.mark.parametrize("sampling", [Sampling(), GREEDY, OTHERS], ids=["default", "greedy", "others"])
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_what_follows_the_logits(sampling):
     for rows in (1, 3):
         assert_kernel_samples(sampling, "cpu", n_ids=1003, width=48, rows=rows)
@@ -455,7 +459,7 @@ def test_gpu_head_takes_both_precisions(large):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("sampling", [Sampling(), GREEDY, OTHERS], ids=["default", "greedy", "others"])
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_gpu_what_follows_the_logits(sampling):
     for rows in (1, 3):
         assert_kernel_samples(sampling, "cuda", n_ids=8194, width=1024, rows=rows)

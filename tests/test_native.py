@@ -8,7 +8,7 @@ from llamas import prompts, tiny, walk
 
 import optimizations
 from harness import checkpoints
-from harness.pipeline import Sampling
+from harness.sampling import Sampling
 from optimizations.common import cpp
 from optimizations.t3.cpp_engine import MAX_ROWS, CppEngine, linear, sample, unsupported
 from optimizations.t3.engines import StaticEngine
@@ -27,7 +27,9 @@ def mini():
 
 
 @pytest.mark.parametrize(
-    ("rows", "length"), [(2, 5), (3, 20), (2, 62)], ids=["two rows", "an odd number of rows", "the cache grows"]
+    ("rows", "length"),
+    [(2, 5), (1, 5), (3, 20), (2, 62)],
+    ids=["two rows", "one row", "an odd number of rows", "the cache grows"],
 )
 def test_steps_are_the_static_engines(rows, length):
     model = tiny(**INNER)

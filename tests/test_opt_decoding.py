@@ -17,7 +17,8 @@ from transformers.generation.logits_process import (
 import optimizations
 from harness import checkpoints
 from harness.errors import UserError
-from harness.pipeline import Pipeline, Request, Sampling
+from harness.pipeline import Pipeline, Request
+from harness.sampling import Sampling
 from optimizations.t3 import sampling as ours
 from optimizations.t3.guard import Guard
 from optimizations.token_sequence import causal_scores, crossfade, split_text

@@ -43,7 +43,7 @@ class CapturedLoop:
         self.device = decoder.pipeline.device
         self._settings = SamplingTensors(self.device)
         self._finished = DelayedFlag(self.device)
-        self._token_buffers: dict[int, TokenBuffers] = {}
+        self._token_buffers: dict[tuple[int, int], TokenBuffers] = {}
         self._prompts: dict[tuple[int, int], Tensor] = {}
         self._embeds: dict[int, Tensor] = {}
         self._moves = -1
@@ -81,14 +81,17 @@ class CapturedLoop:
 
     @torch.inference_mode()
     def decode(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Tensor:
-        """Tokens [n, limit] from the prompts' last hidden states [2 rows, C]; behind a row's end they mean nothing."""
+        """Tokens [n, limit] from the prompts' last hidden states [sides of rows, C].
+
+        Behind a row's end they mean nothing.
+        """
         draws, made = Draws(self.device), 0
         for tokens in self.steps(hidden, n, limit, pinned):
             made = tokens.shape[1]
-            finished = self._token_buffers[hidden.shape[0] // 2].finished
+            finished = self._token_buffers[self.decoder.sides, hidden.shape[0] // self.decoder.sides].finished
             if made < limit and not pinned and made % self.poll == 0 and self._finished.look(finished.all()):
                 break
-        if self.decoder.pipeline.sampling.temperature == 0:
+        if self.decoder.pipeline.sampling.greedy:
             draws.keep(0, made)
         elif not pinned:
             draws.keep(self._length(tokens), made)
@@ -97,7 +100,7 @@ class CapturedLoop:
     @torch.inference_mode()
     def steps(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Iterator[Tensor]:
         """The tokens of `decode` so far, [n, made], each time that one more was launched, up to the limit."""
-        buffers, filled = self._begin(hidden.shape[0] // 2, n, limit, pinned), self.engine.length
+        buffers, filled = self._begin(hidden.shape[0] // self.decoder.sides, n, limit, pinned), self.engine.length
         self.engine.position -= 1  # the prompt's last slot: every choice moves it on
         for made in range(1, limit + 1):
             if made == 1:
@@ -112,7 +115,7 @@ class CapturedLoop:
 
         What a step has chosen is overwritten before the next one reads it.
         """
-        rows, limit = hidden.shape[0] // 2, tokens.shape[1]
+        rows, limit = hidden.shape[0] // self.decoder.sides, tokens.shape[1]
         buffers = self._begin(rows, n, limit, pinned=True)
         wanted = torch.cat((tokens, tokens[-1:].expand(rows - n, -1)))
         filled = self.engine.length
@@ -122,7 +125,7 @@ class CapturedLoop:
             if step:
                 buffers.embeds.copy_(self.decoder.token_embedding(wanted[:, step - 1 : step], step))
                 logits = self._advance(buffers, filled + step - 1)
-            yield guide(logits, self.decoder.pipeline.sampling.cfg_weight)[:n]
+            yield guide(logits, self.decoder.pipeline.sampling.cfg_weight, self.decoder.sides)[:n]
 
     @torch.inference_mode()
     def step(self, embeds: Tensor) -> Tensor:
@@ -139,7 +142,7 @@ class CapturedLoop:
             engine.position += 1
             return hidden, engine.rows
 
-        hidden, engine.rows = self.graphs.run(STAGE, ("step", len(embeds), extent), body)
+        hidden, engine.rows = self.graphs.run(STAGE, ("step", len(embeds), engine.sides, extent), body)
         engine.length = position + 1
         return hidden
 
@@ -148,8 +151,8 @@ class CapturedLoop:
 
         What is largest comes first: what the others need then fits into its memory.
         """
-        self.engine.heads = self.decoder.watched_heads
-        self.engine.reserve(2 * self.n_rows(max(batches)), positions)
+        self.engine.heads, self.engine.sides = self.decoder.watched_heads, self.decoder.sides
+        self.engine.reserve(self.decoder.sides * self.n_rows(max(batches)), positions)
         if self.decoder.guarded:
             for n in sorted(batches, reverse=True):
                 self._prepare_steps(n, positions, guarded=True)
@@ -163,11 +166,11 @@ class CapturedLoop:
         voice = next(iter(decoder.pipeline.voices.values()))
         prefix = decoder.stacked_prefixes([voice.t3]) if decoder.reuse_prefix else None
         for length in range(longest, 0, -PROMPT_BUCKET):
-            self.prefill(torch.zeros(2 * n, length, width, device=self.device), None, prefix)
+            self.prefill(torch.zeros(decoder.sides * n, length, width, device=self.device), None, prefix)
 
     def _prepare_steps(self, n: int, positions: int, guarded: bool) -> None:
         engine = self.engine
-        engine.reserve(2 * n, positions)
+        engine.reserve(self.decoder.sides * n, positions)
         buffers = self._begin(n, n, limit=1, pinned=True)
         for last in range(engine.capacity - 1, 0, -engine.bucket):
             engine.length = last
@@ -181,13 +184,15 @@ class CapturedLoop:
     def _begin(self, rows: int, n: int, limit: int, pinned: bool) -> TokenBuffers:
         """Buffers for `rows` rows, of which the first `n` are wanted, as it is before the first token."""
         decoder, hp = self.decoder, self.decoder.t3.hp
-        buffers = self._token_buffers.get(rows)
+        key = decoder.sides, rows
+        buffers = self._token_buffers.get(key)
         if buffers is None or buffers.tokens.shape[1] < limit:
             if buffers is not None:
                 self._start_again()
             longest = max(limit, decoder.pipeline.sampling.max_new_tokens)
             n_ids = decoder.t3.speech_head.out_features
-            buffers = self._token_buffers[rows] = TokenBuffers.blank(rows, longest, decoder.t3.speech_emb.weight, n_ids)
+            blank = TokenBuffers.blank(rows, decoder.sides, longest, decoder.t3.speech_emb.weight, n_ids)
+            buffers = self._token_buffers[key] = blank
         self._settings.set(decoder.pipeline.sampling)
         self._finished.reset()
         buffers.tokens.fill_(hp.stop_speech_token)
@@ -200,12 +205,12 @@ class CapturedLoop:
         return buffers
 
     def _advance(self, buffers: TokenBuffers, position: int) -> Tensor:
-        """One more token for every row, and the logits [2 rows, V] that it was chosen by, good until the next one.
+        """One more token for every row, and the logits [sides of rows, V] that it was chosen by.
 
-        `position` is the slot that the newest one takes.
+        They are good until the next one. `position` is the slot that the newest token takes.
         """
         extent = self._extent(position)
-        shape = (len(buffers.token), extent, self._nucleus)
+        shape = (len(buffers.token), self.decoder.sides, extent, self._nucleus)
         return self.graphs.run(STAGE, shape, lambda: self._step(buffers, extent))
 
     def _extent(self, position: int) -> int:
@@ -248,7 +253,7 @@ class CapturedLoop:
         if times is not None:
             self._kernels.choose_tokens(logits, times, self._settings, buffers, position, table, positions, stop)
             return logits
-        guided = guide(logits, self._settings.cfg_weight).masked_fill(buffers.held, HELD_BACK)
+        guided = guide(logits, self._settings.cfg_weight, self.decoder.sides).masked_fill(buffers.held, HELD_BACK)
         buffers.token.copy_(sample_by(self._settings, guided, buffers.seen, self._nucleus))
         buffers.tokens.index_copy_(1, buffers.written, buffers.token)
         buffers.seen.scatter_(1, buffers.token, True)
@@ -256,7 +261,7 @@ class CapturedLoop:
         buffers.written += 1
         position += 1
         embedding = t3.speech_emb(buffers.token) + positions.index_select(0, buffers.written)
-        buffers.embeds.copy_(torch.cat((embedding, embedding)))
+        buffers.embeds.copy_(embedding.repeat(self.decoder.sides, 1, 1))
         return logits
 
     def _length(self, tokens: Tensor) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from harness.pipeline import Sampling
+from harness.sampling import Sampling
 from optimizations.common.cpp import CompilerError, load
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import Int8Linear

@@ -27,7 +27,8 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from harness.pipeline import HELD_BACK, Pipeline, Sampling, Segment, speech_only
+from harness.pipeline import HELD_BACK, Pipeline, Segment, speech_only
+from harness.sampling import Sampling
 from optimizations.t3.engines import Engine, GrowingEngine, Heads, Prefix, StaticEngine
 from optimizations.t3.guard import Guard
 from optimizations.t3.sampling import guide, sample
@@ -65,7 +66,7 @@ class Loop(Protocol):
         ...
 
     def decode(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Tensor:
-        """Tokens [n, up to limit] from the prompts' last hidden states [2 rows, C]."""
+        """Tokens [n, up to limit] from the prompts' last hidden states [sides of rows, C]."""
         ...
 
     def steps(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Iterator[Tensor]:
@@ -131,6 +132,11 @@ class Decoder:
             self.n_calls, self.n_prefix_hits, self.batches, self.decisions, self.observers = kept
 
     @property
+    def sides(self) -> int:
+        """Rows that a segment takes: one, and with guidance another one without the text."""
+        return 2 if self.pipeline.sampling.guided else 1
+
+    @property
     def watched_heads(self) -> Heads:
         """The attention heads that the guard looks at."""
         return tuple(alignment_stream_analyzer.LLAMA_ALIGNED_HEADS) if self.guarded else ()
@@ -177,13 +183,14 @@ class Decoder:
         return self._trim(tokens, len(tokens) if pinned else None), stopped
 
     def _loop(self, hidden: Tensor, guards: list[tuple[Guard, slice]], limit: int, pinned: bool) -> Tensor:
-        """Token by token, from the prompts' last hidden states [2n, C] to ids [n, up to limit]."""
+        """Token by token, from the prompts' last hidden states [sides of n, C] to ids [n, up to limit]."""
         *_, tokens = self._steps(hidden, guards, limit, pinned)
         return tokens
 
     def _steps(self, hidden: Tensor, guards: list[tuple[Guard, slice]], limit: int, pinned: bool) -> Iterator[Tensor]:
         """After each token the ids so far [n, made], until all rows have stopped."""
-        sampling, hp, n, device = self.pipeline.sampling, self.t3.hp, hidden.shape[0] // 2, hidden.device
+        sampling, hp, device = self.pipeline.sampling, self.t3.hp, hidden.device
+        n = hidden.shape[0] // self.sides
         token = torch.full((n, 1), hp.start_speech_token, dtype=torch.long, device=device)
         tokens = torch.full((n, limit), hp.stop_speech_token, dtype=torch.long, device=device)
         seen = torch.zeros(n, self.t3.speech_head.out_features, dtype=torch.bool, device=device)
@@ -191,7 +198,7 @@ class Decoder:
         finished = torch.zeros(n, 1, dtype=torch.bool, device=device)
         advance = self.captured_loop.step if self.captured_loop else self.engine.step
         for step in range(limit):
-            logits = guide(self.logits(hidden), sampling.cfg_weight)
+            logits = guide(self.logits(hidden), sampling.cfg_weight, self.sides)
             if guards:
                 judged = self._judge(guards, logits, token)
                 logits = logits if pinned else judged
@@ -224,7 +231,7 @@ class Decoder:
         for step in range(tokens.shape[1]):
             if step:
                 hidden = advance(self.token_embedding(tokens[:, step - 1 : step], step))
-            yield guide(self.logits(hidden), self.pipeline.sampling.cfg_weight)
+            yield guide(self.logits(hidden), self.pipeline.sampling.cfg_weight, self.sides)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head in its own precision, what follows in float32: sampling is sensitive to rounding."""
@@ -234,9 +241,9 @@ class Decoder:
         return logits
 
     def token_embedding(self, token: Tensor, position: int) -> Tensor:
-        """Embeddings [2n, 1, C] of the tokens [n, 1], once for each side of guidance."""
+        """Embeddings [sides of n, 1, C] of the tokens [n, 1]."""
         embedding = self.t3.speech_emb(token) + self.t3.speech_pos_emb.emb.weight[position]
-        return embedding.expand(2, *embedding.shape).flatten(0, 1)
+        return embedding.expand(self.sides, *embedding.shape).flatten(0, 1)
 
     def _trim(self, tokens: Tensor, pin: int | None) -> Tensor:
         if pin is None:
@@ -251,9 +258,9 @@ class Decoder:
     ) -> tuple[Tensor, list[tuple[Guard, slice]], list[int]]:
         """Run the prompts, with the engine's own `prefill` or another one like it.
 
-        Returns the last hidden state [2n, C], each row's guard with its text's slots, and the prompts' lengths.
+        Returns the last hidden state [sides of n, C], each row's guard with its text's slots, and the prompts' lengths.
         """
-        texts = [self._text_embeddings(segment.text) for segment in segments]
+        texts, sides = [self._text_embeddings(segment) for segment in segments], self.sides
         n_texts = [text.shape[1] - N_STARTS for text in texts]
         prefix = None
         if self.reuse_prefix and isinstance(self.engine, StaticEngine):
@@ -261,16 +268,16 @@ class Decoder:
             starts, prompts = prefix[0][0].shape[2], texts
         else:
             voices = [self.t3.prepare_conditioning(segment.conditionals.t3) for segment in segments]
-            prompts = [torch.cat((v.expand(2, -1, -1), t), dim=1) for v, t in zip(voices, texts, strict=True)]
+            prompts = [torch.cat((v.expand(sides, -1, -1), t), dim=1) for v, t in zip(voices, texts, strict=True)]
             starts = voices[0].shape[1]
         longest = max(prompt.shape[1] for prompt in prompts)
         pads = [longest - prompt.shape[1] for prompt in prompts]
         padded = [F.pad(prompt, (0, 0, pad, 0)) for prompt, pad in zip(prompts, pads, strict=True)]
         embeds = torch.stack(padded, dim=1).flatten(0, 1)
-        pad = torch.tensor(pads * 2, device=embeds.device) if any(pads) else None
+        pad = torch.tensor(pads * sides, device=embeds.device) if any(pads) else None
 
         guards = []
-        self.engine.heads = self.watched_heads
+        self.engine.heads, self.engine.sides = self.watched_heads, sides
         if self.guarded:
             stop = self.t3.hp.stop_speech_token
             guards = [
@@ -279,22 +286,24 @@ class Decoder:
             ]
         return read(embeds, pad, prefix), guards, [starts + n + N_STARTS for n in n_texts]
 
-    def _text_embeddings(self, text: str) -> Tensor:
-        """[2, n + 2, C]: the text, blank on the unconditional side, and upstream's two start tokens."""
-        t3, tokens = self.t3, self.pipeline.text_tokens(text).long()
+    def _text_embeddings(self, segment: Segment) -> Tensor:
+        """[sides, n + 2, C]: the text, blank on the unconditional side, and upstream's two start tokens."""
+        t3, tokens = self.t3, self.pipeline.text_tokens(segment.text, segment.language).long()[: self.sides]
         embedding = t3.text_emb(tokens)
-        embedding[1].zero_()
-        start = torch.full((2, 1), t3.hp.start_speech_token, device=tokens.device)
+        embedding[1:].zero_()
+        start = torch.full((self.sides, 1), t3.hp.start_speech_token, device=tokens.device)
         begin = t3.speech_emb(start) + t3.speech_pos_emb.get_fixed_embedding(0)
         return torch.cat((embedding + t3.text_pos_emb(tokens), begin, begin), dim=1)
 
     def stacked_prefixes(self, voices: Sequence[T3Cond]) -> Prefix:
-        """Keys and values that the voices open with, [1, ...] where it is the same one, else a row each, twice."""
+        """Keys and values that the voices open with, [1, ...] where it is the same one, else a row each."""
         prefixes = [self._prefix(voice) for voice in voices]
         if all(prefix is prefixes[0] for prefix in prefixes):
             return prefixes[0]
         layers = zip(*prefixes, strict=True)
-        return [(torch.cat([k for k, _ in row] * 2), torch.cat([v for _, v in row] * 2)) for row in layers]
+        return [
+            (torch.cat([k for k, _ in row] * self.sides), torch.cat([v for _, v in row] * self.sides)) for row in layers
+        ]
 
     def _prefix(self, conditionals: T3Cond) -> Prefix:
         """Text comes after the voice and attention is causal: a voice's keys and values are the same for any text."""

@@ -32,6 +32,8 @@ class Engine(Protocol):
     """What the decoder asks of a transformer."""
 
     heads: Heads
+    sides: int
+    """Rows that a segment takes: the watched ones are those of the first side."""
     rows: list[Tensor]
     """After each call, one attention row [B, n, past + n] for each watched (layer, head): the n newest positions."""
 
@@ -66,6 +68,7 @@ class FlatEngine:
     def __init__(self, tfmr: LlamaModel) -> None:
         self.tfmr: Any = tfmr  # torch types a module's attributes `Tensor | Module`, which no layer of it is
         self.heads: Heads = ()
+        self.sides = 2
         self.rows: list[Tensor] = []
         self.length = 0
         self.pads = torch.zeros(0, dtype=torch.long)
@@ -128,7 +131,9 @@ class FlatEngine:
             keys, values = store(index, k, v)
             for slot, (watched, head) in enumerate(self.heads):
                 if watched == index:
-                    self.rows[slot] = _watch(q, keys, head, newest, visible)
+                    rows = q.shape[0] // self.sides
+                    seen = None if visible is None else visible[:rows]
+                    self.rows[slot] = attention_rows(q[:rows, head], keys[:rows, head], seen, min(newest, q.shape[2]))
             h = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
             x = x + attention.o_proj(h.transpose(1, 2).flatten(2))
             h = _rms_norm(x, layer.post_attention_layernorm)
@@ -277,9 +282,9 @@ class StaticEngine(FlatEngine):
         return self._layers(embeds, rotation, store, mask, causal=False, newest=1, visible=visible)
 
     def watched_row(self, queries: Tensor, index: int, head: int, extent: int) -> Tensor:
-        """The newest attention row [R / 2, 1, extent] of a watched head of a static step, from its layer's rotated
+        """The newest attention row [R / sides, 1, extent] of a watched head of a static step, from its layer's rotated
         queries [R, C]; slots to come have weight 0."""
-        rows, keys = queries.shape[0] // 2, self.keys[index]
+        rows, keys = queries.shape[0] // self.sides, self.keys[index]
         query = queries[:rows].unflatten(-1, (-1, keys.shape[-1]))[:, head, None]
         slots = torch.arange(extent, device=queries.device)
         visible = self.valid_slots[:rows, :extent] & (slots <= self.position)
@@ -388,14 +393,6 @@ class _Memory:
             torch.zeros(rows, dtype=torch.long, device=device),
             torch.ones(rows, capacity, dtype=torch.bool, device=device),
         )
-
-
-def _watch(q: Tensor, keys: Tensor, head: int, newest: int, visible: Tensor | None) -> Tensor:
-    """A head's newest attention rows, for the conditional half of the batch."""
-    rows = q.shape[0] // 2
-    return attention_rows(
-        q[:rows, head], keys[:rows, head], None if visible is None else visible[:rows], min(newest, q.shape[2])
-    )
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.pipeline import Sampling
+from harness.sampling import Sampling
 
 
 class SamplingTensors:
@@ -28,8 +28,13 @@ class SamplingTensors:
             setting.fill_(getattr(sampling, name))
 
 
-def guide(logits: Tensor, cfg_weight: float | Tensor) -> Tensor:
-    """Classifier-free guidance: [2B, V] (conditional rows, then unconditional ones) -> [B, V]."""
+def guide(logits: Tensor, cfg_weight: float | Tensor, sides: int = 2) -> Tensor:
+    """Classifier-free guidance: [2B, V] (conditional rows, then unconditional ones) -> [B, V].
+
+    Of one side there is nothing to guide: [B, V] stays.
+    """
+    if sides == 1:
+        return logits
     conditional, unconditional = logits.chunk(2)
     return conditional + cfg_weight * (conditional - unconditional)
 

@@ -3,7 +3,8 @@
 At 2 to 16 rows a product with a matrix is bound by reading the matrix: all else has to hide behind that stream. So
 
 - each program keeps one small tile of weights, all of its columns, in registers and takes the rows two by two (with
-  guidance there is an even number of them): every weight is read once, however many rows there are; sums are float32;
+  guidance there is an even number of them; without, the last one may go by its own side): every weight is read once,
+  however many rows there are; sums are float32;
 - what surrounds a product (normalization, rotation, cache write, activation, residual) is computed by the programs of
   that product: the rows are a few kilobytes, and a launch of its own would cost more than computing them many times;
 - a kernel starts before the one in front of it has ended (programmatic dependent launch, Hopper and later): it lets its
@@ -113,13 +114,22 @@ def _scales(scale, outputs, SCALED: tl.constexpr):
 
 
 @triton.jit
-def _normed_dots(first, second, x, gain, r, epsilon, C: tl.constexpr, SCALED: tl.constexpr):
-    """Products of two tiles with the RMSNorm of the rows r and r + 1 of the residual stream: two of each tile.
+def _beside(r, R: tl.constexpr):
+    """The row that goes with row r: the next one, or r itself where an odd number of rows ends."""
+    if R % 2 == 0:
+        return r + 1
+    else:
+        return tl.minimum(r + 1, R - 1)
+
+
+@triton.jit
+def _normed_dots(first, second, x, gain, r, beside, epsilon, C: tl.constexpr, SCALED: tl.constexpr):
+    """Products of two tiles with the RMSNorm of two rows of the residual stream: two of each tile.
 
     A product is linear, so the norm's scale comes after it: then neither sum waits for the other.
     """
     row = _numbers(x + r * C, C, SCALED)
-    other = _numbers(x + (r + 1) * C, C, SCALED)
+    other = _numbers(x + beside * C, C, SCALED)
     squares, others = _square_sums(row, other, SCALED)
     row = _times(row, gain, SCALED)
     other = _times(other, gain, SCALED)
@@ -206,24 +216,25 @@ def rmsnorm_qkv_rope(
     gain = _numbers(norm, C, SCALED)
     slot = tl.load(position)
     cosine, sine = _angles(cos, sin, pad, 0, slot, i, D)
-    other_cosine, other_sine = _angles(cos, sin, pad, 1, slot, i, D)
+    other_cosine, other_sine = _angles(cos, sin, pad, _beside(0, R), slot, i, D)
     if OVERLAP:
         gdc_wait()
         # Only now: followers that start while the layer before still works are in its way.
         gdc_launch_dependents()
     for r in tl.range(0, R, 2):
-        a, other_a, b, other_b = _normed_dots(first, second, x, gain, r, epsilon, C, SCALED)
+        beside = _beside(r, R)
+        a, other_a, b, other_b = _normed_dots(first, second, x, gain, r, beside, epsilon, C, SCALED)
         _put(
             *(a * first_scale, b * second_scale, r, part, head, i, slot, cosine, sine),
             *(q, keys, values, capacity, C, D),
         )
         _put(
-            *(other_a * first_scale, other_b * second_scale, r + 1, part, head, i, slot, other_cosine, other_sine),
+            *(other_a * first_scale, other_b * second_scale, beside, part, head, i, slot, other_cosine, other_sine),
             *(q, keys, values, capacity, C, D),
         )
         if r + 2 < R:
             cosine, sine = _angles(cos, sin, pad, r + 2, slot, i, D)
-            other_cosine, other_sine = _angles(cos, sin, pad, r + 3, slot, i, D)
+            other_cosine, other_sine = _angles(cos, sin, pad, _beside(r + 2, R), slot, i, D)
 
 
 @triton.jit
@@ -329,14 +340,16 @@ def product_residual(
     if OVERLAP:
         gdc_wait()
     for r in tl.range(0, R, 2):
+        beside = _beside(r, R)
         first = r * C + outputs
+        second = beside * C + outputs
         before = tl.load(residual + first).to(tl.float32)
-        other_before = tl.load(residual + first + C).to(tl.float32)
+        other_before = tl.load(residual + second).to(tl.float32)
         row = _numbers(rows + r * K, K, SCALED)
-        other = _numbers(rows + (r + 1) * K, K, SCALED)
+        other = _numbers(rows + beside * K, K, SCALED)
         y, other_y = _dots(tile, row, other, SCALED)
         tl.store(x + first, before + y * scales)
-        tl.store(x + first + C, other_before + other_y * scales)
+        tl.store(x + second, other_before + other_y * scales)
 
 
 @triton.jit
@@ -374,12 +387,12 @@ def rmsnorm_gate_up_silu(
     if OVERLAP:
         gdc_wait()
     for r in tl.range(0, R, 2):
-        g, other_g, u, other_u = _normed_dots(gate_tile, up_tile, x, gain, r, epsilon, C, SCALED)
-        first = activated + r * M + outputs
+        beside = _beside(r, R)
+        g, other_g, u, other_u = _normed_dots(gate_tile, up_tile, x, gain, r, beside, epsilon, C, SCALED)
         y = _gated(g * gate_scales, u * up_scales)
         other_y = _gated(other_g * gate_scales, other_u * up_scales)
-        tl.store(first, y.to(activated.dtype.element_ty))
-        tl.store(first + M, other_y.to(activated.dtype.element_ty))
+        tl.store(activated + r * M + outputs, y.to(activated.dtype.element_ty))
+        tl.store(activated + beside * M + outputs, other_y.to(activated.dtype.element_ty))
 
 
 @triton.jit
@@ -424,8 +437,9 @@ def speech_head(
     if OVERLAP:
         gdc_wait()
     for r in tl.range(0, R, 2):
+        beside = _beside(r, R)
         row = tl.load(hidden + r * C + k).to(tl.float32)
-        other = tl.load(hidden + (r + 1) * C + k).to(tl.float32)
+        other = tl.load(hidden + beside * C + k).to(tl.float32)
         y, other_y = _dots(tile, row, other, False)
         tl.store(logits + r * V + outputs, y, mask=inside)
-        tl.store(logits + (r + 1) * V + outputs, other_y, mask=inside)
+        tl.store(logits + beside * V + outputs, other_y, mask=inside)

@@ -72,8 +72,8 @@ def unsupported(tfmr: LlamaModel) -> str | None:
 
 
 def few(rows: int) -> bool:
-    """Whether the kernels take that many rows: pairs, up to MAX_ROWS."""
-    return rows % 2 == 0 and rows <= MAX_ROWS
+    """Whether the kernels take that many rows."""
+    return rows <= MAX_ROWS
 
 
 @dataclass

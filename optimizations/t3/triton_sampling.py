@@ -26,7 +26,7 @@ from optimizations.t3.token_buffers import TokenBuffers
 
 @triton.jit
 def choose(
-    logits,  # [2 B, V] float32: conditional rows, then unconditional ones
+    logits,  # [2 B, V] float32: conditional rows, then unconditional ones; [B, V] unless GUIDED
     times,  # [B, V] float32: exponentially distributed
     seen,  # in and out: [B, V] uint8
     held,  # [V] uint8
@@ -41,7 +41,7 @@ def choose(
     finished,  # in and out: [B] uint8
     token_table,  # [V, C]
     position_table,  # [positions, C]
-    embeds,  # out: [2 B, C]
+    embeds,  # out: [2 B, C]; [B, C] unless GUIDED
     stop,
     limit,
     B: tl.constexpr,
@@ -50,6 +50,7 @@ def choose(
     V_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
     BACK: tl.constexpr,
+    GUIDED: tl.constexpr,
     COUNT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -68,9 +69,10 @@ def choose(
     ended = tl.load(finished + b)
     if OVERLAP:
         gdc_wait()
-    conditional = tl.load(logits + b * V + ids, mask=inside, other=0.0)
-    unconditional = tl.load(logits + (B + b) * V + ids, mask=inside, other=0.0)
-    x = conditional + weight * (conditional - unconditional)
+    x = tl.load(logits + b * V + ids, mask=inside, other=0.0)
+    if GUIDED:
+        unconditional = tl.load(logits + (B + b) * V + ids, mask=inside, other=0.0)
+        x = x + weight * (x - unconditional)
     x = tl.where(held_back, BACK, x)
     x = tl.where(repeated, tl.where(x < 0, x * penalty, x / penalty), x)
     greedy = heat == 0
@@ -94,7 +96,8 @@ def choose(
     identity = tl.load(token_table + winner * C + k, mask=wide, other=0.0)
     place = tl.load(position_table + (column + 1) * C + k, mask=wide, other=0.0)
     tl.store(embeds + b * C + k, identity + place, mask=wide)
-    tl.store(embeds + (B + b) * C + k, identity + place, mask=wide)
+    if GUIDED:
+        tl.store(embeds + (B + b) * C + k, identity + place, mask=wide)
 
 
 def choose_tokens(
@@ -107,10 +110,11 @@ def choose_tokens(
     position_table: Tensor,
     stop: int,
 ) -> None:
-    """Sample a token for every row from logits [2 B, V], float32, and write it and its embedding into the buffers.
+    """Sample a token for every row from logits, float32, and write it and its embedding into the buffers.
 
-    `times` [B, V] are exponentially distributed; drawn before the step, they are no part of what the head's last sums
-    have to wait for. `position` [1], int64, moves on by one, as the number of tokens does.
+    The logits are [2 B, V] or, without guidance, [B, V]. `times` [B, V] are exponentially distributed; drawn before the
+    step, they are no part of what the head's last sums have to wait for. `position` [1], int64, moves on by one, as the
+    number of tokens does.
     """
     rows, n_ids = buffers.seen.shape
     width = token_table.shape[1]
@@ -129,6 +133,7 @@ def choose_tokens(
         V_BLOCK=triton.next_power_of_2(n_ids),
         C_BLOCK=triton.next_power_of_2(width),
         BACK=HELD_BACK,
+        GUIDED=len(logits) == 2 * rows,
         COUNT=alone,
         OVERLAP=overlap,
         num_warps=16,

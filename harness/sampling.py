@@ -1,0 +1,45 @@
+"""How a model is asked to speak: the arguments of upstream's `generate`, and the languages.
+
+Imports no torch, so that a command's settings are judged, and a report tells them, without a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANGUAGES = (
+    *("ar", "da", "de", "el", "en", "es", "fi", "fr", "he", "hi", "it", "ja"),
+    *("ko", "ms", "nl", "no", "pl", "pt", "ru", "sv", "sw", "tr", "zh"),
+)
+"""Those of upstream's multilingual model."""
+COLDEST = 0.01
+"""The lowest temperature to draw at: far below it, logits divided by it leave the range of float32."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The arguments of `generate` that say how to speak, with the defaults of upstream's English model.
+
+    Temperature 0 is greedy: the likeliest token, nothing drawn. Without a `cfg_weight` there is no guidance, and no row
+    for it.
+    """
+
+    temperature: float = 0.8
+    cfg_weight: float = 0.5
+    min_p: float = 0.05
+    top_p: float = 1.0
+    repetition_penalty: float = 1.2
+    exaggeration: float = 0.5
+    max_new_tokens: int = 1000
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def guided(self) -> bool:
+        return self.cfg_weight > 0
+
+
+ENGLISH = Sampling()
+MULTILINGUAL = Sampling(repetition_penalty=2.0)
