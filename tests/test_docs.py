@@ -88,6 +88,7 @@ def test_the_catalogue_tells_of_every_optimization_what_it_does_and_what_was_mea
     told = dict(zip(entries[::2], entries[1::2], strict=True))
     ours = {name for name, cls in CATALOGUE.items() if cls.__module__.startswith("optimizations.")}
     assert set(told) == ours
+    assert set(re.findall(r"^\| `(\w+)` \|", text.split("### `")[0], flags=re.MULTILINE)) == ours
     for name, entry in told.items():
         assert "**Baseline:**" in entry, name
         assert "measured alone on" in entry or "No reference run has it on alone." in entry
