@@ -43,6 +43,7 @@ def main() -> int:
     """The command; returns its exit code."""
     signal.signal(signal.SIGTERM, interrupt)  # a time limit's way of saying Ctrl-C
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what is wrong, and here it becomes one line
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # its workers run in this environment, extras and all
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{PERTH_WARNING}:UserWarning")  # for the children
     warnings.filterwarnings("ignore", PERTH_WARNING)
     try:
@@ -88,7 +89,7 @@ def interrupt(*_: object) -> None:
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
-def sweep(cfg: DictConfig) -> str | tuple[float, ...]:
+def sweep(cfg: DictConfig) -> str | tuple[float, ...] | None:
     """One Hydra job. Its body stays this small because launchers send it to other processes."""
     from harness.sweep import run_jobs
 

@@ -50,8 +50,9 @@ class JobSpec:
 
     @property
     def config_hash(self) -> str:
-        """A short fingerprint of the configuration."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        """A short fingerprint of the configuration; whether a sweep asked for the job is no part of it."""
+        config = {name: value for name, value in self.config.items() if name != "key"}
+        return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 # -- before composing ----------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def _parsed(overrides: Iterable[str]) -> Iterator[Any]:
 
 
 def expand(cfg: DictConfig) -> list[JobSpec]:
-    """The jobs that a configuration asks for.
+    """The jobs that a configuration asks for: one, or those of a design, or the one of them that `job` names.
 
     Raises UserError if it asks for none, for a setting out of its range, an unknown optimization or parameter, or two
     optimizations that replace the same stage.
@@ -144,12 +145,21 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
         catalogue, str(combo or "custom"), tuple(toggles), tuple(settings["over"]), has_gpu(settings["device"])
     )
     settings["requires"] = {name: list(needs) for name, needs in subject.requires.items() if needs}
-    jobs = _design(sweep)(subject)
+    if part := settings["job"]:
+        settings |= {"job": None, "key": part["key"]}  # by which its results are found again
+    jobs = [_named(part, settings["against"])] if part else _design(sweep)(subject)
     specs = [_job_spec(job, known, against, against_toggles, settings) for job in jobs]
     for spec in specs:
         check_together(catalogue, spec.against_toggles)
         check_together(catalogue, spec.toggles)
     return specs
+
+
+def _named(job: dict[str, Any], against: str | None) -> Job:
+    """A job as the sweeper wrote it down; where the command names a reference, that has its own parameters."""
+    if against is not None:
+        return Job(job["label"], tuple(job["enabled"]))
+    return Job(job["label"], tuple(job["enabled"]), job["against"], tuple(job["reference"]))
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:

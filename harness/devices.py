@@ -1,15 +1,38 @@
-"""GPUs as the driver tells of them, without PyTorch and without touching CUDA."""
+"""Devices, without PyTorch and without touching CUDA: how many there are, and one for each timed job.
+
+Launchers run jobs side by side, and two timed jobs on one device would measure each other. So a job takes a lease: a
+lock on a file for each GPU, and one for the CPU, which ends with the process that holds it, however that ends.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import takewhile
+from pathlib import Path
+from typing import IO
+
+LOCKS = Path(tempfile.gettempdir())
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+LOOK_AGAIN_S = 0.2
+
+
+# -- how many --------------------------------------------------------------------------------------------------------
 
 
 def has_gpu(device: str) -> bool:
     """Whether a device, as a command names it, is a GPU: auto is one where there is one."""
     return count_gpus() != 0 if device == "auto" else device.startswith("cuda")
+
+
+def count_devices(device: str) -> int:
+    """How many jobs may be timed at once where a command names the device so."""
+    return max(1, count_gpus() or 1) if device in ("auto", "cuda") and has_gpu(device) else 1
 
 
 def count_gpus() -> int | None:
@@ -21,11 +44,8 @@ def count_gpus() -> int | None:
         count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError:
         return None if _has_driver() else 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return count
-    named = takewhile(lambda one: one.strip() and not one.strip().startswith("-"), visible.split(","))
-    return min(count, len(list(named)))  # CUDA stops at the first one that is none
+    visible = _visible()
+    return count if visible is None else min(count, len(visible))
 
 
 def _has_driver() -> bool:
@@ -34,3 +54,94 @@ def _has_driver() -> bool:
     except OSError:
         return False
     return True
+
+
+def _visible() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; CUDA stops at the first entry that is none. None: it is not set."""
+    if (named := os.environ.get(VISIBLE)) is None:
+        return None
+    entries = (entry.strip() for entry in named.split(","))
+    return list(takewhile(lambda entry: entry and not entry.startswith("-"), entries))
+
+
+# -- one for each job ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def leased(device: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a device against this harness's other jobs, or wait for one: cpu, cuda:N, or cuda for any GPU.
+
+    Of several GPUs, only the one that is free is visible from then on, as cuda:0: to this process, whose CUDA must not
+    have started, and to all that are given `visible_gpus`. `on_wait` is called once, if none is free.
+    """
+    while not (taken := _free(device)):
+        on_wait()
+        on_wait = lambda: None  # noqa: E731  # said once
+        time.sleep(LOOK_AGAIN_S)
+    lock, gpu = taken
+    before = os.environ.get(VISIBLE)
+    try:
+        if gpu is not None:
+            os.environ[VISIBLE] = gpu
+        yield
+    finally:
+        lock.close()
+        if gpu is not None:
+            os.environ.pop(VISIBLE)
+            os.environ.update({} if before is None else {VISIBLE: before})
+
+
+def visible_gpus() -> dict[str, str]:
+    """The variable that shows another process the GPUs that this one sees: its forkserver may be older than a lease."""
+    return {VISIBLE: os.environ[VISIBLE]} if VISIBLE in os.environ else {}
+
+
+def see(gpus: dict[str, str]) -> None:
+    """Make another process's `visible_gpus` this one's, too."""
+    os.environ.update(gpus)
+
+
+def _free(device: str) -> tuple[IO[str], str | None] | None:
+    """The lock on a device that nobody holds, and the GPU to be shown where there are others, too."""
+    for part, gpu in _candidates(device):
+        lock = (LOCKS / f"chatterbox-harness-{os.getuid()}-{part}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+        else:
+            return lock, gpu
+    return None
+
+
+def _candidates(device: str) -> list[tuple[str, str | None]]:
+    """The parts of the machine that would do, and for each the GPU to be shown."""
+    if device != "cuda" or (count := count_gpus() or 1) == 1:
+        return [(machine_part(device), None)]
+    return [(_gpu(one), one) for one in _visible() or map(str, range(count))]
+
+
+def machine_part(device: str) -> str:
+    """Which part of the machine a device is; under CUDA_VISIBLE_DEVICES two processes' `cuda:0` may be two GPUs.
+
+    >>> machine_part("cpu")
+    'cpu'
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return kind
+    index, visible = int(number or 0), _visible() or []
+    return _gpu(visible[index] if index < len(visible) else str(index))
+
+
+def _gpu(named: str) -> str:
+    """A GPU by its own name: two containers may both call theirs number 0."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        by_number = named.isdigit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(named)) if by_number else pynvml.nvmlDeviceGetHandleByUUID(named)
+        return str(pynvml.nvmlDeviceGetUUID(handle))
+    except pynvml.NVMLError:
+        return f"cuda{named}"

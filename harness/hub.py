@@ -59,6 +59,18 @@ def cached_checkpoint(name: str) -> Path | None:
     return cached_folder(CHATTERBOX, [(file,) for file in CHECKPOINTS[name]])
 
 
+def revision(name: str) -> str | None:
+    """Which version of a checkpoint the cache holds or the hub would give; None where neither says."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    if (folder := cached_checkpoint(name)) is not None:
+        return folder.name  # snapshots are called by their commits
+    try:
+        return get_hf_file_metadata(hf_hub_url(CHATTERBOX, CHECKPOINTS[name][0]), timeout=ANSWER_S).commit_hash
+    except Exception:  # whether it can be had is told elsewhere
+        return None
+
+
 def why_not(model: str, files: Sequence[Sequence[str]]) -> str | None:
     """Why a model's files cannot be had, from a local folder, the cache or the hub; None if they can.
 

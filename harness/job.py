@@ -20,6 +20,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import torch
 from harness import environment, measure
 from harness.config import JobSpec
 from harness.console import Progress
+from harness.devices import leased, visible_gpus
 from harness.errors import UserError
 from harness.ledger import Ledger
 from harness.plugins import import_catalogue
@@ -46,20 +48,22 @@ from harness.workload import Item, Workload, fit_voices, load_workload
 UNTRAINED = "the checkpoint's weights come from a seed, so it cannot speak"
 
 
-def run(spec: JobSpec, results: Path, progress: Progress, started: float | None = None) -> Summary:
+def run(
+    spec: JobSpec, results: Path, progress: Progress, started: float | None = None, held: str | None = None
+) -> Summary:
     """Measure one combo against its reference and leave a run's folder under `results`, its summary included.
 
-    `started` is when the job's clock began (`time.monotonic`), for a caller that has prepared before. Raises
-    UserError for what a user can put right. Whatever it raises, a folder is left only if something was measured.
+    `started` is when the job's clock began (`time.monotonic`), for a caller that has prepared before, and `held` the
+    device that it holds for the job (`harness.devices.leased`). Raises UserError for what a user can put right.
+    Whatever it raises, a folder is left only if something was measured.
     """
     device = resolve_device(spec.config["device"])
     workload = load_workload(spec.config["workload"])
     scenario(workload.scenario).check(spec.config["measure"])
-    progress(f"waiting until no other job measures on {device}", 0, 0)
-    asked = time.monotonic()
-    with measure.alone_on(device):
-        waited_s = time.monotonic() - asked  # for another job, so no part of this one
-        ledger = Ledger(None if started is None else started + waited_s)
+    lease = leased(device, lambda: progress(f"waiting until no other job measures on {device}", 0, 0))
+    is_held = held is not None and held.startswith(device.partition(":")[0])  # PyTorch may not see the driver's GPU
+    with nullcontext() if is_held else lease:
+        ledger = Ledger(started)
         folder = RunFolder.create(results, spec.combo, spec.config["pipeline"]["name"])
         folder.write_job(spec.config)
         experiment = Experiment(spec, workload, device, folder, ledger, progress)
@@ -160,7 +164,7 @@ class Experiment:
         """What a side's process is given."""
         pipeline, modules = self.spec.config["pipeline"], self.spec.config["plugin_modules"]
         catalogue = import_catalogue(modules)
-        variables: dict[str, str] = {}
+        variables = visible_gpus()
         for plugin, params in side.toggles.items():
             variables |= catalogue.create(plugin, params).environment()
         return Setup(

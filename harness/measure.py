@@ -11,16 +11,13 @@ Nothing here changes what is measured: no cache is emptied, no clock is locked.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import gc
 import os
 import platform
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +38,6 @@ _THROTTLING = {
     "HwThermalSlowdown": "temperature",
     "HwPowerBrakeSlowdown": "power brake",
 }
-
-LOCKS = Path(tempfile.gettempdir())
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -243,28 +238,3 @@ class _Gpu:
             "n_processes": None if processes is None else len(processes),
         }
         return {name: value for name, value in state.items() if value is not None}
-
-
-# -- one job at a time ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def alone_on(device: str) -> Iterator[None]:
-    """Hold the device against this harness's other jobs, which launchers may start in parallel, or wait for them."""
-    name = f"chatterbox-harness-{os.getuid()}-{machine_part(device)}.lock"
-    with (LOCKS / name).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def machine_part(device: str) -> str:
-    """Which part of the machine a device is; under CUDA_VISIBLE_DEVICES two processes' `cuda:0` may be two GPUs.
-
-    >>> machine_part("cpu")
-    'cpu'
-    """
-    kind, _, number = device.partition(":")
-    if kind != "cuda":
-        return kind
-    index, visible = int(number or 0), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return f"cuda{visible[index].strip() or index}" if index < len(visible) else f"cuda{index}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,22 +29,33 @@ def import_path(path: str) -> Any:
 def check_path(path: str) -> None:
     """Raises UserError where the source says, without being run, that there is nothing at `package.module.name`."""
     module, _, name = path.rpartition(".")
-    package, *inner = module.split(".")
     try:
-        spec = find_spec(package)
+        spec = _spec(module)
     except ValueError as error:
         raise _cannot_import(path, error) from None
     if spec is None:
-        raise _cannot_import(path, f"No module named {package!r}")
-    if inner and spec.submodule_search_locations is not None:
-        roots = [str(Path(root, *inner[:-1])) for root in spec.submodule_search_locations]
-        spec = PathFinder.find_spec(module, roots)
-        if spec is None:
-            raise _cannot_import(path, f"No module named {module!r}")
-    origin = str(spec.origin)
-    source = Path(origin).read_text(encoding="utf-8") if origin.endswith(".py") else name
-    if not re.search(rf"\b{re.escape(name)}\b", source):
+        raise _cannot_import(path, f"No module named {module!r}")
+    source = _source(spec)
+    if source and not re.search(rf"\b{re.escape(name)}\b", source.read_text(encoding="utf-8")):
         raise _cannot_import(path, f"module {module!r} has no attribute {name!r}")
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module, found without importing what it stands in; None for one that has none."""
+    spec = _spec(module)
+    return _source(spec) if spec else None
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    package, *inner = module.split(".")
+    spec = find_spec(package)
+    if spec is None or not inner or spec.submodule_search_locations is None:
+        return spec
+    return PathFinder.find_spec(module, [str(Path(root, *inner[:-1])) for root in spec.submodule_search_locations])
+
+
+def _source(spec: ModuleSpec) -> Path | None:
+    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
 
 
 def _cannot_import(path: str, reason: object) -> UserError:

@@ -25,11 +25,15 @@ PIPELINES = ("mini", "mini_multilingual", "chatterbox", "multilingual", "random"
 UNTRAINED = ("random", "random_multilingual")
 
 
-def look(settings: Mapping[str, Any]) -> list[str]:
-    """Warnings about what a configuration asks for. Raises UserError for what cannot be given."""
+def look(settings: Mapping[str, Any], here: bool = True) -> list[str]:
+    """Warnings about what a configuration asks for, to be measured `here` or by another host's devices.
+
+    Raises UserError for what cannot be given.
+    """
     for name in ("results_dir", "reports_dir"):
         check_folder(name, settings[name])
-    check_device(settings["device"])
+    if here:
+        check_device(settings["device"])
     check_loader(settings["pipeline"])
     asked = workload.load_workload(settings["workload"])
     if (voices := built_in_voices(settings["pipeline"])) is not None:

@@ -1,33 +1,36 @@
-"""One command's jobs, one after the other, each announced, followed by a bar and accounted for."""
+"""One job of a command: refused or announced, followed by a bar and accounted for."""
 
 from __future__ import annotations
 
-import math
+import errno
+import time
 import traceback
-from datetime import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from harness import preflight
+from harness import board, plan, preflight
 from harness.callback import note_failure
 from harness.config import JobSpec, expand
-from harness.console import progress, say, say_error
+from harness.console import PlainLines, Progress, in_words, progress, say, say_error
+from harness.devices import has_gpu, leased
 from harness.errors import UserError
 from harness.plugins import import_catalogue
 from harness.results import Summary
 from harness.worker import start_server, take_server_start
 
-LOADING_S = 40.0
-"""What the packages and two miniature models take to load on two cores; only for the announcement."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def run_jobs(cfg: DictConfig) -> str | tuple[float, ...]:
-    """What a composed configuration asks for: one paired experiment, or several.
+def run_jobs(cfg: DictConfig) -> str | tuple[float, ...] | None:
+    """What a composed configuration asks for: one paired experiment, alone or as one of a sweep's.
 
-    Returns their results' folder; to a sweeper that searches, and so has a direction, what the first of them costs.
+    Returns its results' folder, or in a sweep all of theirs; to a sweeper that searches, and so has a direction, what
+    the job costs; nothing where nothing was measured.
 
     The heavy packages come in once nothing is left that could be refused without them. A mistake ends a single job
     with exit code 2; in a sweep it is noted and the other jobs go on.
@@ -35,66 +38,112 @@ def run_jobs(cfg: DictConfig) -> str | tuple[float, ...]:
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     results = Path(HydraConfig.get().sweep.dir if multirun else cfg.results_dir)
     try:
-        specs = expand(cfg)
-        for warning in preflight.look(specs[0].config):
-            say(f"Note: {warning}.")
-        start_server()  # its imports take as long as this process's own, and run beside them
-        for spec in specs:
-            create(spec)
-        if len(specs) == 1 and not multirun:
-            return str(results / run_job(specs[0], results).run_id)
+        with plan.taking_part(cfg.job, results) as wanted:
+            if not wanted:
+                return str(results)
+            spec = one_job(cfg)
+            warnings = preflight.look(spec.config)
+            if cfg.dry_run:
+                say(f"{spec.combo} against {spec.against}, about {in_words(plan.expected_s(spec))}: not measured.")
+                return _returned(results, None)
+            for warning in warnings if cfg.job is None else []:  # a sweeper has told them of all its jobs
+                say(f"Note: {warning}.")
+            summary = run_job(spec, results, cfg.job)
+        return _returned(results if multirun else results / summary.run_id, summary)
     except UserError as error:
         if not multirun:
             say_error(str(error))
             raise SystemExit(2) from None
-        note_failure(results, str(cfg.combo), str(error))
-        return _returned(results, [])
-    if not multirun:
-        results /= f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.sweep}"
-    summaries = []
-    for spec in specs:
-        try:
-            summaries.append(run_job(spec, results))
-        except UserError as error:
-            note_failure(results, spec.combo, str(error))
-        except Exception:  # a defect: its traceback is shown and kept, and the other jobs go on
-            note_failure(results, spec.combo, traceback.format_exc())
-    return _returned(results, summaries)
+        note_failure(results, _name(cfg), str(error))
+    except Exception as error:  # in a sweep it is shown and kept, and the other jobs go on
+        if not multirun:
+            raise
+        full = isinstance(error, OSError) and error.errno in NO_ROOM
+        note_failure(results, _name(cfg), f"{error}: make room" if full else traceback.format_exc())
+    return _returned(results, None)
 
 
-def _returned(results: Path, summaries: list[Summary]) -> str | tuple[float, ...]:
-    from harness.report.choice import objectives
+def _name(cfg: DictConfig) -> str:
+    return str(cfg.job.label if cfg.job else cfg.combo)
 
-    searching = HydraConfig.get().mode == RunMode.MULTIRUN and "direction" in HydraConfig.get().sweeper
-    return objectives(summaries[0] if summaries else None) if searching else str(results)
+
+def one_job(cfg: DictConfig) -> JobSpec:
+    """Raises UserError for a design, whose many jobs are a sweeper's."""
+    specs = expand(cfg)
+    if len(specs) > 1:
+        raise UserError(f"sweep={cfg.sweep} has {len(specs)} jobs, which hydra/sweeper=designs runs: leave it as it is")
+    return specs[0]
+
+
+def _returned(results: Path, summary: Summary | None) -> str | tuple[float, ...] | None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN and "direction" in HydraConfig.get().sweeper:
+        from harness.report.choice import objectives
+
+        return objectives(summary)
+    return str(results)
 
 
 def create(spec: JobSpec) -> None:
-    """Raises UserError for a parameter that only the plugin itself can refuse."""
+    """Create every optimization once, here, so that one that its parameters do not suit is refused at once."""
     catalogue = import_catalogue(spec.config["plugin_modules"])
-    for name, params in (*spec.toggles.items(), *spec.against_toggles.items()):
+    for name, params in {**spec.toggles, **spec.against_toggles}.items():
         catalogue.create(name, params)
 
 
-def run_job(spec: JobSpec, results: Path) -> Summary:
-    """Run one experiment, showing how far it is; say what it is about before, and where its time went after."""
-    from harness import job  # with PyTorch, transformers and chatterbox
+def run_job(spec: JobSpec, results: Path, part: DictConfig | None = None) -> Summary:
+    """Run one experiment, showing how far it is; say what it is about before, and where its time went after.
 
-    say(announcement(spec))
-    with progress() as show:
-        summary = job.run(spec, results, show, started=take_server_start())
-    say(time_line(summary.timing))
-    say(start_line(summary))
+    `part` is what the sweeper said of it where it is a part of a sweep: its `number`, of how many, and the like.
+    Waits first until a device is free, so that a job that waits does nothing beside the one that is timed.
+    """
+    device = spec.config["device"]
+    if device == "auto":
+        device = "cuda" if has_gpu(device) else "cpu"
+    tell = say if plan.prints(part) else _silent
+    asked = time.monotonic()
+    with leased(device, lambda: tell(f"{spec.combo} waits until no other job measures on {device}.")):
+        waited_s = time.monotonic() - asked
+        start_server()  # its imports take as long as this process's own, and run beside them
+        create(spec)
+        from harness import job  # with PyTorch, transformers and chatterbox
+
+        tell(announcement(spec, part))
+        started = take_server_start()
+        if started is not None and started < asked:
+            started += waited_s
+        with showing(spec, results, part) as show:
+            summary = job.run(spec, results, show, started, device)
+    tell(time_line(summary.timing))
+    tell(start_line(summary))
     return summary
 
 
-def announcement(spec: JobSpec) -> str:
+def _silent(text: str) -> None:
+    """What a job in another process says while the command draws a board, which it would write into."""
+
+
+@contextmanager
+def showing(spec: JobSpec, results: Path, part: DictConfig | None) -> Iterator[Progress]:
+    """Shows how far a job is: alone with a bar or plain lines, in a sweep on its board or with lines that name it."""
+    if part is None:
+        with progress() as show:
+            yield show
+    elif part.on_board:
+        with board.note(results, part.key, spec.combo) as show:
+            yield show
+    else:
+        plain = PlainLines()
+        yield lambda phase, done, total: plain(f"{spec.combo}: {phase}", done, total)
+
+
+def announcement(spec: JobSpec, part: DictConfig | None) -> str:
     settings = spec.config
-    minutes = math.ceil((LOADING_S + 2 * settings["measure"]["budget_s"]) / 60)
+    place = f"Job {part.number} of {part.of}. " if part else ""
     return (
-        f"Measuring {spec.combo} ({', '.join(spec.toggles) or 'nothing switched on'}) against the baseline: "
+        f"{place}Measuring {spec.combo} ({', '.join(spec.toggles) or 'nothing switched on'}) "
+        f"against the {spec.against}: "
         f"pipeline {settings['pipeline']['name']}, workload {settings['workload']['name']}, "
-        f"device {settings['device']}. About {minutes} minutes where speech is made in real time."
+        f"device {settings['device']}. About {in_words(plan.expected_s(spec))} where speech is made in real time."
     )
 
 

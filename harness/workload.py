@@ -71,7 +71,7 @@ def load_workload(config: Mapping[str, Any]) -> Workload:
     setting.
     """
     file = config.get("file")
-    texts = _read(_find(file)) if file else _listed(config.get("texts"), "workload.texts")
+    texts = _read(file_of(file)) if file else _listed(config.get("texts"), "workload.texts")
     voices = _strings(config.get("voices"), "workload.voices")
     _check_ids(texts, file or "workload.texts")
     if passages := config.get("passages"):
@@ -142,7 +142,7 @@ def _cross(texts: Sequence[_Text], voices: Sequence[str], how: Any) -> list[Item
 # -- reading a file --------------------------------------------------------------------------------------------
 
 
-def _find(file: str) -> Path:
+def file_of(file: str) -> Path:
     """The file as the user named it, else below the project's folder, whose own workloads name it so."""
     for path in (Path(file).expanduser(), ROOT / file):
         if path.is_file():

@@ -23,6 +23,6 @@ multiprocessing.set_forkserver_preload(PRELOADED)
 @pytest.fixture
 def own_locks(tmp_path_factory, monkeypatch):
     """Jobs of a test do not wait for those that somebody measures beside it; times are no matter here."""
-    from harness import measure
+    from harness import devices
 
-    monkeypatch.setattr(measure, "LOCKS", tmp_path_factory.mktemp("locks"))
+    monkeypatch.setattr(devices, "LOCKS", tmp_path_factory.mktemp("locks"))

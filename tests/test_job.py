@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from harness import job, measure, stats
+from harness import devices, job, stats
 from harness.config import JobSpec
 from harness.errors import UserError
 from harness.results import NO_EVIDENCE, Measurement, RunFolder, Summary
@@ -41,7 +41,7 @@ MEASURE = {
 def server(tmp_path_factory):
     start_server()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "LOCKS", tmp_path_factory.mktemp("locks"))
+        patch.setattr(devices, "LOCKS", tmp_path_factory.mktemp("locks"))
         yield
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from harness import measure
+from harness import devices, measure
 
 CPU = torch.device("cpu")
 
@@ -100,7 +100,7 @@ def test_the_watch_says_nothing_of_a_process_that_ended():
 
 
 def _hold(device: str, taken, release) -> None:
-    with measure.alone_on(device):
+    with devices.leased(device):
         taken.set()
         release.wait(10)
 
@@ -115,7 +115,7 @@ def test_two_jobs_never_share_a_device(own_locks):
     second = context.Process(target=_hold, args=("cuda:0", second_taken, release))
     second.start()
     assert not second_taken.wait(0.5), "cuda and cuda:0 are one device"
-    with measure.alone_on("cuda:1"):
+    with devices.leased("cuda:1"):
         pass
     release.set()
     assert second_taken.wait(10)
@@ -152,4 +152,4 @@ def test_jobs_wait_for_each_other_on_one_gpu_and_not_on_two(monkeypatch, visible
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert measure.machine_part(device) == part
+    assert devices.machine_part(device) == part

@@ -115,7 +115,7 @@ def said(summary: Summary, folder: RunFolder) -> tuple[list[str], int]:
 def server(tmp_path_factory: pytest.TempPathFactory):
     start_server()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.measure.LOCKS", tmp_path_factory.mktemp("locks"))
+        patch.setattr("harness.devices.LOCKS", tmp_path_factory.mktemp("locks"))
         yield
 
 

@@ -23,6 +23,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from harness.clips import is_clip
+from harness.devices import see, visible_gpus
 from harness.quality.asr import SAMPLE_RATE, Transcriber, create_transcriber
 from harness.quality.normalizer import normalize
 from harness.quality.signals import flaw
@@ -57,10 +58,12 @@ def score_run(folder: RunFolder, config: Mapping[str, Any]) -> None:
     n = _processes(config, len(rows))
     judge = partial(_judge, results_dir=folder.path, config=dict(config), language=language)
     shares = [rows[start::n] for start in range(n)]
-    if n == 1:
+    gpus = visible_gpus()
+    if n == 1 and not gpus:
         judged = [judge(rows)]
     else:
-        with ProcessPoolExecutor(n, multiprocessing.get_context("forkserver")) as pool:
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(n, context, see, (gpus,)) as pool:
             judged = list(pool.map(judge, shares))
     scores = [judged[index % n][index // n] for index in range(len(rows))]
     lines = [json.dumps(finite(score.to_row()), ensure_ascii=False) + "\n" for score in scores]
