@@ -78,7 +78,7 @@ def test_the_first_screen_tells_verdict_and_three_figures(page):
     text = page.read_text()
     front = text[: text.index('<details class="section"')]
     (fast,) = re.findall(r"is <strong>(2\.2\d) times as fast</strong> as the baseline", front)
-    assert re.findall(r'class="large">([^<]+)<', front) == [fast, "80 %", "kept"]
+    assert re.findall(r'class="large">([^<]+)<', front) == [fast, "80\N{NO-BREAK SPACE}%", "kept"]
     assert front.count("<svg") == 1
 
 

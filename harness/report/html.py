@@ -5,6 +5,7 @@ sort, tooltips, the blind test. It opens from a file, and asks nothing of any ne
 """
 
 import functools
+import re
 from typing import Any
 
 import jinja2
@@ -12,6 +13,9 @@ from markupsafe import Markup
 
 from harness.report import words
 from harness.report.document import Document
+
+UNIT = re.compile(r"(?<=\d) (?=(?:%|s|ms|MB|J)(?![A-Za-z]))")
+"""Between a number and its unit no line ends."""
 
 
 def render(document: Document) -> str:
@@ -32,7 +36,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["line"] = lambda text: Markup(words.markup(text))
+    environment.filters["line"] = lambda text: Markup(UNIT.sub("\N{NO-BREAK SPACE}", words.markup(text)))
     environment.filters["plain"] = words.plain
     environment.filters["kind"] = lambda block: type(block).__name__.lower()
     return environment
