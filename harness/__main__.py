@@ -6,6 +6,7 @@
     report    write one report over all the runs named
     gate      exit with 1 if a run got worse than its limits allow
     accept    make a run the reference of its experiment and device
+    merge     join the folders of several hosts, for one report
     recommend name the best measured combo, and write it down without what earns nothing
     history   follow a figure over the runs of one experiment and device, with its steps
     index     write reports/README.md, the table of all reference runs, reports/index.html over all runs, and the
@@ -57,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
         step.add_argument(
             "runs", nargs="+", type=Path, metavar="RESULTS_DIR", help="a run's folder, or one that holds runs"
         )
+    joiner = commands.add_parser("merge", help="join the folders of several hosts")
+    joiner.set_defaults(run=_merge)
+    joiner.add_argument("sources", nargs="+", type=Path, metavar="SWEEP_DIR", help="what one host measured")
+    joiner.add_argument("-o", "--out", type=Path, required=True, help="folder to write, which is not there yet")
     commands.choices["report"].add_argument("--out", type=Path, help="folder to write (default: reports/<run>)")
     judge = commands.add_parser("gate", help="check for regressions")
     judge.set_defaults(run=_gate)
@@ -106,6 +111,15 @@ def _score(options: argparse.Namespace) -> int:
         summary = build_summary(folder)
         folder.rewrite_summary(summary)
         print(verdict_line(summary))
+    return EXIT_PASSED
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from harness.merge import merge
+
+    for line in merge(options.sources, options.out):
+        print(line)
+    print(f"`python -m harness report {options.out}` writes one report over all of them")
     return EXIT_PASSED
 
 

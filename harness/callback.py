@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from harness import plan
 from harness.console import say, say_error
 from harness.errors import UserError
+from harness.later import awaits_scores
 from harness.results import FAILURES, find_runs, is_run
 
 
@@ -70,9 +71,14 @@ def finish(results: Path, reports: Path) -> int:
     summaries = [run.summary() for run in runs]
     for summary in summaries:
         say(verdict_line(summary))
+    if later := [run for run in runs if awaits_scores(run)]:
+        say(f"Not judged yet: {len(later)} of {len(runs)} runs. `python -m harness score {results}` does it, anywhere.")
     if lost:
         say(f"Some jobs left no results: {results / FAILURES} says why.")
     if missing:
         say(f"Not measured to the end: {', '.join(missing)}. The same command goes on with them.")
     say(f"Report: {path}")
-    return 1 if lost or missing or any(summary.status != "ok" for summary in summaries) else 0
+    unfinished = [
+        run for run, summary in zip(runs, summaries, strict=True) if summary.status != "ok" and run not in later
+    ]
+    return 1 if lost or missing or any(unfinished) else 0

@@ -17,7 +17,9 @@ from typing import Any
 SUMMARY = "summary.json"
 REWRITTEN = ("scores.jsonl",)
 """What scoring a run again replaces, beside the summary."""
-NOT_KEPT = "audio/"
+ARCHIVE = "audio.zip"
+"""The clips of a run that is judged elsewhere (`harness.later`)."""
+NOT_KEPT = ("audio/", ARCHIVE)
 """Clips may be left behind when a run is kept for reference; its figures do not need them."""
 
 UNVERIFIED = "unverified: its summary holds no hashes of its files, so a changed row could not be told."

@@ -32,6 +32,7 @@ from harness.config import JobSpec
 from harness.console import Progress
 from harness.devices import leased, visible_gpus
 from harness.errors import UserError
+from harness.later import is_later, pack
 from harness.ledger import Ledger
 from harness.plugins import import_catalogue
 from harness.quality.judges import check_judges
@@ -340,7 +341,10 @@ class Experiment:
         if self.reference.plan.quality:
             self.report("scoring")
             with self.ledger.book("scoring_s"):
-                score_run(self.folder, self.spec.config["quality"])
+                if is_later(self.folder):
+                    pack(self.folder)
+                else:
+                    score_run(self.folder, self.spec.config["quality"])
 
     def summarize(self) -> Summary:
         """Write the side files and, last, the summary, of whatever is there."""

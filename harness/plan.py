@@ -39,6 +39,7 @@ from harness.clips import is_clip
 from harness.config import JobSpec, expand, explain
 from harness.console import in_words, say
 from harness.errors import UserError
+from harness.later import awaits_scores
 from harness.plugins import source_of
 from harness.results import FAILURES, RunFolder, is_run, write_atomically
 from harness.workload import file_of
@@ -303,9 +304,11 @@ def done(folder: Path) -> dict[str, Path]:
 
 def _is_done(run: Path) -> bool:
     """Whether a run came to its end, which seals it, measured everything and is as it was then."""
+    folder = RunFolder(run)
     try:
-        summary = RunFolder(run).summary()
-        return summary.status == "ok" and bool(summary.files)
+        summary = folder.summary()
+        whole = summary.status == "ok" or (summary.status == "incomplete" and awaits_scores(folder))
+        return whole and bool(summary.files)
     except UserError:  # no summary, or one that is damaged
         return False
 

@@ -45,6 +45,7 @@ SCHEMA_VERSION = 2
 READABLE = (1, SCHEMA_VERSION)
 SCHEMA_FILE = Path(__file__).parent / "schema" / "summary.schema.json"
 BASELINE = "baseline"
+MERGED = "merged.json"  # beside the folders of several hosts (`harness.merge`)
 FAILURES = "failures.txt"  # of a sweep: why some of its jobs left no results
 PASSES = ("first", "warmup", "speed", "quality")
 NO_EVIDENCE = "no evidence was taken yet"  # of an optimization that was applied, and asked for nothing since

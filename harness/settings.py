@@ -135,6 +135,7 @@ class Quality:
     speaker: str = "resemblyzer"
     speaker_model: str | None = None
     fidelity_texts: int = number(3, least=0)
+    score: str = choice("now", "later")
 
 
 @dataclass

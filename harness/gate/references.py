@@ -22,7 +22,7 @@ from harness.integrity import NOT_KEPT
 from harness.results import BASELINE, RunFolder, Summary, append_row, find_runs, is_run, runs_below, slug
 
 HISTORY, EARLIER = "history.jsonl", "earlier"
-LEFT_BEHIND = (NOT_KEPT.rstrip("/"), HISTORY, EARLIER, ".*")
+LEFT_BEHIND = (*(name.rstrip("/") for name in NOT_KEPT), HISTORY, EARLIER, ".*")
 """Of a run's folder, what does not come along when it becomes a reference."""
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from harness.clips import is_clip
 from harness.devices import see, visible_gpus
+from harness.later import unpacked
 from harness.quality.asr import SAMPLE_RATE, Transcriber, create_transcriber
 from harness.quality.normalizer import normalize
 from harness.quality.signals import flaw
@@ -56,18 +57,22 @@ def score_run(folder: RunFolder, config: Mapping[str, Any]) -> None:
         return
     language = (folder.job().get("pipeline") or {}).get("language") or "en"
     n = _processes(config, len(rows))
-    judge = partial(_judge, results_dir=folder.path, config=dict(config), language=language)
     shares = [rows[start::n] for start in range(n)]
-    gpus = visible_gpus()
-    if n == 1 and not gpus:
-        judged = [judge(rows)]
-    else:
-        context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(n, context, see, (gpus,)) as pool:
-            judged = list(pool.map(judge, shares))
+    with unpacked(folder) as where:
+        judged = _judge_all(shares, partial(_judge, results_dir=where, config=dict(config), language=language))
     scores = [judged[index % n][index // n] for index in range(len(rows))]
     lines = [json.dumps(finite(score.to_row()), ensure_ascii=False) + "\n" for score in scores]
     write_atomically(folder.scores_file, "".join(lines))
+
+
+def _judge_all(shares: Sequence[list[Measurement]], judge: Callable[..., list[Score]]) -> list[list[Score]]:
+    """Each share in a process of its own, which sees this one's GPUs."""
+    gpus = visible_gpus()
+    if len(shares) == 1 and not gpus:
+        return [judge(shares[0])]
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(len(shares), context, see, (gpus,)) as pool:
+        return list(pool.map(judge, shares))
 
 
 def is_judged(row: Measurement) -> bool:

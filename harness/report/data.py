@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import stats
 from harness.report import words
-from harness.results import BASELINE, SIMILARITY, Comparison, RunFolder, Summary, Variant
+from harness.results import BASELINE, MERGED, SIMILARITY, Comparison, RunFolder, Summary, Variant
 
 KEPT = "kept"
 PER_PROCESS = ("first_call_s", "load_s", "model_memory_mb")
@@ -57,7 +57,14 @@ class Run:
     @property
     def setting(self) -> str:
         """Where ratios may be compared: one place, against one reference."""
-        return self.place if self.reference == BASELINE else f"{self.place}, against {self.versus}"
+        setting = self.place if self.reference == BASELINE else f"{self.place}, against {self.versus}"
+        return f"{setting}, host {words.said(self.host)}" if self.host else setting
+
+    @property
+    def host(self) -> str | None:
+        """In a folder that joins several hosts' runs (`harness.merge`), which of them it is from."""
+        source = self.path.absolute().parent
+        return source.name if (source.parent / MERGED).is_file() else None
 
     @property
     def baseline(self) -> Variant:
