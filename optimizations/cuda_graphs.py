@@ -28,6 +28,8 @@ FRAMES_PER_TOKEN = 2
 PROMPT_POSITIONS = 256
 """Cache positions to have ready beside those of the speech: the voice's 34 and about as many as 15 s of text take."""
 PROBE_TOKENS = (4, 12)
+URGENT = -1
+"""The priority of what is captured: where T3 goes on beside it (`streaming`), T3 has the usual one, and waits."""
 
 
 @register
@@ -88,7 +90,7 @@ class CudaGraphs(Optimization):
         return None
 
     def apply(self, pipeline: Pipeline) -> None:
-        self._capturer = Capturer(pipeline.device)
+        self._capturer = Capturer(pipeline.device, priority=URGENT)
         self.apply_with(pipeline, self._capturer)
 
     def apply_with(self, pipeline: Pipeline, make: Callable[[Body], Body]) -> None:

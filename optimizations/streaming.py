@@ -19,6 +19,7 @@ from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.graphs import Capturer
 from optimizations.flow.prefix import LOOKAHEAD, PrefixFlow
+from optimizations.flow.steps import UPSTREAM_STEPS
 from optimizations.t3.captured_loop import STAGE, CapturedLoop
 from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.vocoder.continued import ContinuedVocoder
@@ -45,7 +46,8 @@ class Streaming(Optimization):
     - T3 is not changed: it is the same loop, and draws the same random numbers, so the tokens are those of the whole
       utterance. Where no other optimization has brought a loop that can be stopped, the decoder's own is put in place.
     - Flow: a prefix has not seen what comes after it, so its mel is not the whole utterance's; every frame starts from
-      the same noise in every pass. `context` bounds the tokens that a pass sees again (`flow/prefix.py`).
+      the same noise in every pass, which keeps them close (`flow/prefix.py`). `context` bounds the tokens that a pass
+      sees again. The first pass, for which somebody waits, takes `first_steps` Euler steps, the others all of them.
     - Vocoder: exact, given 16 mel frames on both sides; behind a piece there are the six of the lookahead. The source
       goes on, in phase (`vocoder/continued.py`).
     - Watermark: Perth's network looks 180 ms to either side. A window has that in front and 120 ms behind.
@@ -64,10 +66,11 @@ class Streaming(Optimization):
 
     @dataclass
     class Config:
-        """`first`: tokens of the first piece, 25 a second. `growth` and `longest`: of the following ones. `context`:
-        tokens spoken already that the flow sees again."""
+        """`first`: tokens of the first piece, 25 a second; `first_steps`: of the flow for it. `growth`, `longest`: of
+        the following pieces. `context`: tokens spoken already that the flow sees again."""
 
         first: int = number(12, least=1)
+        first_steps: int = number(5, least=1, most=10)
         growth: float = number(2.0, least=1)
         longest: int = number(100, least=1)
         context: int = number(250, least=0)
@@ -131,18 +134,22 @@ class Streams:
         pipeline, waves, tokens = self.pipeline, [], []
         with pipeline.as_in_a_synthesis():
             segments = pipeline.segments(request)
-        for segment in segments:
-            spoken = self._speak(segment)
-            while True:
-                # The contexts are for the work, and not for whoever asks for the next piece.
-                with pipeline.as_in_a_synthesis(), torch.inference_mode():
-                    try:
-                        wave = next(spoken)
-                    except StopIteration as end:
-                        tokens.append(end.value)
-                        break
-                waves.append(wave)
-                yield Chunk(wave, pipeline.model.sr, time.perf_counter() - start)
+        try:
+            for segment in segments:
+                spoken = self._speak(segment)
+                while True:
+                    # The contexts are for the work, and not for whoever asks for the next piece.
+                    with pipeline.as_in_a_synthesis(), torch.inference_mode():
+                        try:
+                            wave = next(spoken)
+                        except StopIteration as end:
+                            tokens.append(end.value)
+                            break
+                    waves.append(wave)
+                    yield Chunk(wave, pipeline.model.sr, time.perf_counter() - start)
+        finally:
+            if self._ahead is not None:  # whoever left before the end leaves T3 at work on buffers that others will use
+                torch.cuda.current_stream(pipeline.device).wait_stream(self._ahead)
         self.pieces.append(len(waves))
         return Utterance(
             wave=np.concatenate(waves),
@@ -165,10 +172,10 @@ class Streams:
         """A segment's pieces; its tokens [n] on the CPU in the end."""
         config, pipeline = self.config, self.pipeline
         tokens = TokenStream(self.decoder, segment, self._ahead)
-        with own_random_numbers(pipeline.device) as resume:
-            voice = SpokenPieces(pipeline, segment, tokens.limit, config.context)
         said, hop = 0, config.first
         tokens.go_on(hop + LOOKAHEAD)
+        with own_random_numbers(pipeline.device) as resume:
+            voice = SpokenPieces(pipeline, segment, tokens.limit, config)
         while True:
             ids, ended = tokens.so_far()
             while not ended and len(ids) < said + hop + LOOKAHEAD:  # some were no speech
@@ -179,7 +186,7 @@ class Streams:
             end = len(ids) if ended else said + hop
             following = min(config.longest, math.ceil(hop * config.growth))
             with resume():
-                voice.launch(ids, said, end, last=ended)
+                voice.launch(ids, end, last=ended)
             if self._on_gpu and not ended:
                 tokens.go_on(following)
             with resume():
@@ -228,17 +235,19 @@ class TokenStream:
 class SpokenPieces:
     """From one segment's tokens to pieces of its wave: flow, vocoder, watermark, join."""
 
-    def __init__(self, pipeline: Pipeline, segment: Segment, longest: int, context: int) -> None:
+    def __init__(self, pipeline: Pipeline, segment: Segment, longest: int, config: Streaming.Config) -> None:
         self._pipeline = pipeline
-        self._flow = PrefixFlow(pipeline, segment.conditionals, longest, context)
+        self._flow = PrefixFlow(pipeline, segment.conditionals, longest, config.context)
+        self._first_steps, self._said = config.first_steps, 0
         self._vocoder = ContinuedVocoder(pipeline.model.s3gen.mel2wav, BEHIND)
         self._held: Piece | None = None
         self._window = torch.zeros(0)
         self._bounds = 0, 0, 0
 
-    def launch(self, ids: Tensor, said: int, end: int, last: bool) -> None:
-        """Begin with the tokens [n] from `said` to `end`; those behind, if there are any, are to be said again."""
-        mel = self._flow(ids, said)
+    def launch(self, ids: Tensor, end: int, last: bool) -> None:
+        """Begin with what comes next, up to the token `end` of those [n] that are there; those behind come again."""
+        said, self._said = self._said, end
+        mel = self._flow(ids, said, UPSTREAM_STEPS if said else self._first_steps)
         frames, per_frame = FRAMES_PER_TOKEN * (end - said), self._vocoder.per_frame
         self._window, start = self._vocoder(mel, frames)
         fade = self._pipeline.model.s3gen.trim_fade

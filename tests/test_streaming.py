@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
+import jiwer
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 
 import optimizations
 from harness import checkpoints
 from harness.pipeline import Chunk, Pipeline, Segment, SynthesisError, Utterance
+from harness.player import arrivals_of, listen
+from harness.quality.asr import create_transcriber
+from harness.quality.normalizer import normalize
+from harness.quality.scoring import reference_wave
 from harness.quality.signals import relative_error
+from harness.quality.speaker import create_encoder, similarity, voice_in
 from harness.quality.watermark import create_detector
 from optimizations.common.graphs import Uncaptured
 from optimizations.flow.prefix import PrefixFlow
-from optimizations.streaming import SpokenPieces, own_random_numbers
+from optimizations.streaming import SpokenPieces, Streaming, own_random_numbers
 from optimizations.vocoder.continued import ContinuedVocoder
 
 TEXT = "Yes, it does."
+LONG = "The boats were already back when we reached the harbour. Somebody had left a lamp burning on the wall."
 N_TOKENS = 20
 FIRST = {"first": 3}
 LOOPS = {
@@ -53,7 +64,13 @@ def apply(pipeline: Pipeline, name: str, **parameters: object):
 
 
 def stream(pipeline: Pipeline, seed: int = 3, n_tokens: int | None = N_TOKENS) -> tuple[list[Chunk], Utterance]:
-    chunks, spoken = [], pipeline.synthesize_stream(TEXT, next(iter(pipeline.voices)), seed, n_tokens)
+    return speak(pipeline, TEXT, next(iter(pipeline.voices)), seed, n_tokens)
+
+
+def speak(
+    pipeline: Pipeline, text: str, voice: str, seed: int, n_tokens: int | None = None
+) -> tuple[list[Chunk], Utterance]:
+    chunks, spoken = [], pipeline.synthesize_stream(text, voice, seed, n_tokens)
     while True:
         try:
             chunks.append(next(spoken))
@@ -120,17 +137,15 @@ def test_pieces_of_a_mel_that_stays_join_to_its_wave(mini: Pipeline, monkeypatch
     """Where passes of the flow agree, what is left is the lookahead: six frames ahead in place of sixteen."""
     voice = mini.voices["rms"]
     mel = voice.gen["prompt_feat"].transpose(1, 2)[:, :, 20:120].float()
-    monkeypatch.setattr(PrefixFlow, "__call__", lambda _self, ids, first: mel[:, :, 2 * first : 2 * len(ids)])
+    monkeypatch.setattr(PrefixFlow, "__call__", lambda _, ids, said, steps: mel[:, :, 2 * said : 2 * len(ids)])
     monkeypatch.setitem(mini.stages, "watermark", lambda waves: [wave.numpy() for wave in waves])
 
     def say(hop: int) -> np.ndarray:
         torch.manual_seed(1)
-        spoken, pieces, said = SpokenPieces(mini, Segment(TEXT, voice, 0), 50, 250), [], 0
-        while said < 50:
-            end = min(50, said + hop)
-            spoken.launch(torch.arange(min(50, end + 3)), said, end, last=end == 50)
+        spoken, pieces = SpokenPieces(mini, Segment(TEXT, voice, 0), 50, Streaming.Config()), []
+        for end in range(hop, 51, hop):
+            spoken.launch(torch.arange(min(50, end + 3)), end, last=end == 50)
             pieces.append(spoken.take())
-            said = end
         return np.concatenate(pieces)
 
     with torch.inference_mode():
@@ -140,24 +155,26 @@ def test_pieces_of_a_mel_that_stays_join_to_its_wave(mini: Pipeline, monkeypatch
 
 
 def test_a_frame_starts_from_the_same_noise_in_every_pass(mini: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    asked = []
     inference = mini.model.s3gen.flow.inference
 
     def listen(**arguments):
-        seen.append(arguments["noised_mels"])
+        asked.append(arguments)
         return inference(**arguments)
 
     monkeypatch.setattr(mini.model.s3gen.flow, "inference", listen)
     voice = mini.voices["rms"]
-    prompt, ids = 2 * voice.gen["prompt_token"].shape[1], voice.gen["prompt_token"][0, :30]
+    n_prompt, ids = 2 * voice.gen["prompt_token"].shape[1], voice.gen["prompt_token"][0, :30]
     with torch.inference_mode():
         flow = PrefixFlow(mini, voice, 30, context=8)
-        shapes = [flow(ids[:n], first).shape for n, first in ((12, 0), (20, 9), (30, 20))]
-    assert shapes == [(1, 80, 24), (1, 80, 22), (1, 80, 20)]
-    whole = torch.cat((seen[0], torch.zeros(1, 80, 0)), dim=2)
-    assert torch.equal(seen[1][:, :, :prompt], whole[:, :, :prompt])
-    assert torch.equal(seen[1][:, :, prompt : prompt + 22], whole[:, :, prompt + 2 : prompt + 24])
-    assert seen[2].shape[2] == prompt + 2 * (8 + 10)
+        shapes = [flow(ids[:n], first, steps=3).shape for n, first in ((12, 0), (30, 8), (30, 20))]
+    assert shapes == [(1, 80, 24), (1, 80, 44), (1, 80, 20)]
+    whole = asked[1]["noised_mels"]
+    for one, (start, n) in zip(asked, ((0, 12), (0, 30), (12, 30)), strict=True):
+        assert torch.equal(one["token"][0], ids[start:n])
+        assert torch.equal(one["noised_mels"][:, :, :n_prompt], whole[:, :, :n_prompt])
+        assert torch.equal(one["noised_mels"][:, :, n_prompt:], whole[:, :, n_prompt + 2 * start : n_prompt + 2 * n])
+        assert one["n_timesteps"] == 1  # what `flow_steps` allows
 
 
 def test_random_numbers_outside_go_on_as_if_none_were_drawn_inside() -> None:
@@ -232,3 +249,104 @@ def test_another_vocoder_is_named(mini: Pipeline) -> None:
     reason = optimizations.create("streaming", {}).unavailable(mini)
     assert reason is not None
     assert "another_vocoder" in reason
+
+
+# -- what is heard -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_stream_is_understood_as_the_whole_is_and_begins_early(mini: Pipeline) -> None:
+    """The same tokens in pieces and as a whole, on what a CPU has of the combo; figures are printed.
+
+    The bounds are the difference that a few utterances can show; a change of the whole's own random source moves WER
+    as much.
+    """
+    mini.reset()
+    apply_combo(mini)
+    transcriber, encoder, detector = (
+        create_transcriber("pocketsphinx"),
+        create_encoder("resemblyzer"),
+        create_detector(),
+    )
+    assert detector is not None
+    sentences = (ROOT / "tests/data/held_out_sentences.txt").read_text().splitlines()
+    heard: dict[str, list[tuple[float, float, float]]] = {"whole": [], "pieces": []}
+    shares = []
+    for index in range(16):
+        text, voice = " ".join(sentences[3 * index : 3 * index + 2]), list(mini.voices)[index % len(mini.voices)]
+        reference = reference_wave(voice)
+        assert reference is not None
+        own = encoder.embed(voice_in(*reference))
+        ways = {
+            "whole": partial(mini.synthesize, text, voice, index),
+            "pieces": partial(speak, mini, text, voice, index),
+        }
+        made: dict[str, Any] = {name: ways[name]() for name in sorted(ways, reverse=bool(index % 2))}
+        chunks, joined = made["pieces"]
+        shares.append(chunks[0].ready_s / made["whole"].generation_time_s)
+        assert torch.equal(joined.tokens[0], made["whole"].tokens[0])
+        for name, wave in (("whole", made["whole"].wave), ("pieces", joined.wave)):
+            words = normalize(transcriber.transcribe(wave, joined.sample_rate))
+            heard[name].append(
+                (
+                    jiwer.wer(normalize(text), words),
+                    similarity(encoder.embed(voice_in(wave, joined.sample_rate)), own),
+                    detector.read(wave, joined.sample_rate),
+                )
+            )
+    (wer, sim, _), (wer_pieces, sim_pieces, _) = (np.mean(heard[name], axis=0) for name in ("whole", "pieces"))
+    print(f"\nWER {wer:.4f} whole, {wer_pieces:.4f} in pieces; similarity {sim:.4f}, {sim_pieces:.4f}")
+    print(f"first audio after {np.median(shares):.3f} of the whole's time ({min(shares):.3f} to {max(shares):.3f})")
+    assert min(mark for _, _, mark in heard["pieces"]) > 0.5
+    assert wer_pieces <= wer + 0.03
+    assert sim_pieces >= sim - 0.02
+    assert np.median(shares) <= 0.35
+
+
+def apply_combo(pipeline: Pipeline) -> dict[str, optimizations.Optimization]:
+    """What can run here of the combo `streaming`."""
+    combo = yaml.safe_load((ROOT / "configs/combo/streaming.yaml").read_text())["optimizations"]
+    plugins = {}
+    for name in optimizations.names():
+        if combo.get(name, {}).get("enabled"):
+            plugin = optimizations.create(name, {k: v for k, v in combo[name].items() if k != "enabled"})
+            if plugin.unavailable(pipeline) is None:
+                plugin.apply(pipeline)
+                plugins[name] = plugin
+    return plugins
+
+
+# -- full size, on a GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_gpu_first_words_at_full_size() -> None:
+    """The combo `streaming` beside whole utterances: the tokens, the mark, and the times, which are printed."""
+    large = checkpoints.load("random", "cuda")
+    plugins = apply_combo(large)
+    graphs = plugins["cuda_graphs"].graphs
+    voice, detector, heard, wholes = next(iter(large.voices)), create_detector(), [], []
+    for _ in range(2):
+        list(large.synthesize_stream(LONG, voice, 0, 250))
+    captured, late = dict(graphs.captured), dict(graphs.unprepared)
+    for seed in range(20):
+        whole = large.synthesize(LONG, voice, seed, 250)
+        chunks, utterance = speak(large, LONG, voice, seed, 250)
+        assert torch.equal(utterance.tokens[0], whole.tokens[0])
+        assert len(utterance.wave) == len(whole.wave)
+        assert np.isfinite(utterance.wave).all()
+        heard.append(listen(arrivals_of(chunks)))
+        wholes.append(whole.generation_time_s)
+    first = [one.first_s for one in heard]
+    print(f"\nfirst audio: p50 {np.median(first):.4f} s, most {max(first):.4f} s; whole {np.median(wholes):.4f} s")
+    print(
+        f"last audio: {np.median([one.last_s for one in heard]):.4f} s; pieces {[round(c.audio_s, 2) for c in chunks]}"
+    )
+    print(f"ready {[round(c.ready_s, 4) for c in chunks]}; pre-roll {max(one.preroll_s for one in heard):.4f} s")
+    print(f"captured {captured}, of which late {late}; then {dict(graphs.captured)}")
+    print(f"mark {detector.read(utterance.wave, utterance.sample_rate):.3f}")
+    print(plugins["streaming"].evidence(large))
+    assert dict(graphs.captured) == captured
+    assert all(one.is_continuous for one in heard)
+    assert np.median(first) < 0.080
+    assert np.median([one.last_s for one in heard]) < 1.5 * np.median(wholes)

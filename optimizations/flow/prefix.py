@@ -2,7 +2,9 @@
 
 Nothing of a pass can be kept for the next one: encoder and estimator attend to all frames in both directions, the
 prompt's included, so each pass makes all frames anew, and those of a shorter prefix differ from those of the whole.
-What keeps neighbouring passes close is that a frame starts from the same noise in each of them.
+What keeps neighbouring passes close is that a frame starts from the same noise in each of them: on the miniature a step
+over a join is no larger than elsewhere then. To give the estimator what was said as it is given the prompt's mel, as
+something known, took it further away from the whole utterance's mel.
 
 Upstream's `finalize=False` would leave out the frames of the last three tokens, whose neighbours ahead the encoder's
 first layer has not seen; in `chatterbox-tts` 0.1.7 it raises, as its mask keeps the length that the mel has lost. Here
@@ -19,7 +21,7 @@ from chatterbox.tts import Conditionals
 from torch import Tensor
 
 from harness.pipeline import Pipeline
-from optimizations.flow.steps import euler_steps
+from optimizations.flow.steps import UPSTREAM_STEPS, euler_steps
 
 LOOKAHEAD = 3
 """Tokens ahead that the encoder's first layer looks at."""
@@ -58,8 +60,11 @@ class PrefixFlow:
         frames = self._flow.token_mel_ratio * (len(self._prompt.tokens) + longest)
         self._noise = torch.randn(1, self._flow.output_size, frames, device=device, dtype=s3gen.dtype)
 
-    def __call__(self, tokens: Tensor, first: int) -> Tensor:
-        """The mel [1, 80, 2 (n - first)] of the utterance's tokens [n] from `first` on, by one pass."""
+    def __call__(self, tokens: Tensor, first: int, steps: int = UPSTREAM_STEPS) -> Tensor:
+        """The mel [1, 80, 2 (n - first)] of the utterance's tokens [n] from `first` on, by one pass.
+
+        It takes `steps` Euler steps, or as many as the whole utterance's mel takes, if that is fewer.
+        """
         ratio, prompt = self._flow.token_mel_ratio, self._prompt
         start = max(0, first - self._context)
         speech = ratio * len(prompt.tokens)
@@ -73,7 +78,7 @@ class PrefixFlow:
             prompt_feat_len=None,
             embedding=prompt.speaker[None],
             finalize=True,
-            n_timesteps=euler_steps(self._pipeline),
+            n_timesteps=min(steps, euler_steps(self._pipeline)),
             noised_mels=torch.cat(noise, dim=2),  # as long as prompt and speech: nothing is left of the solver's draw
         )
         return mel[:, :, ratio * (first - start) :].to(self._dtype)
