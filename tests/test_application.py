@@ -302,9 +302,9 @@ def test_the_lines_that_a_report_ends_with_run(tts, tmp_path, monkeypatch, pipel
     scope: dict = {}
     exec(usage.lines(run), scope)
     made.append(scope["tts"])
-    report = scope["tts"].report()
-    assert (report["combo"], report["active"]) == (combo, ["inference_mode", "kv_cache"])
-    assert report["evidence"]["kv_cache"]["cache_capacity_positions"] % bucket == 0
+    spoken = scope["tts"]
+    assert (spoken._combo, list(spoken._fitted.plugins)) == (combo, ["inference_mode", "kv_cache"])
+    assert spoken._fitted.plugins["kv_cache"].config.bucket == bucket
     assert scope["wave"].ndim == 2
 
 
