@@ -42,7 +42,7 @@ Combo = str | Path | Mapping[str, Any]
 
 VOICE = "the voice in use"
 """What the pipeline calls upstream's `conds`."""
-PARAMETERS = {field.name for field in fields(Sampling)} - {"max_new_tokens"}
+PARAMETERS = {field.name for field in fields(Sampling)} - {"max_new_tokens", "top_k"}
 """What `generate` takes beside the text, the clip and the language."""
 
 _optimized: weakref.WeakSet[Any] = weakref.WeakSet()

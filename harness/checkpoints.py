@@ -2,8 +2,10 @@
 
 mini, mini_multilingual        the miniature checkpoint of this repository; the second has upstream's analyzer on
 chatterbox, multilingual       Resemble AI's checkpoints: from the hub, or from `checkpoint_dir`
+turbo                          Resemble AI's Turbo, likewise
 random, random_multilingual    upstream's full-size modules with seeded random weights: right for speed and
-                               memory, meaningless for quality
+random_turbo                   memory, meaningless for quality
+tiny_turbo                     Turbo's modules in tiny, with seeded random weights: for tests
 """
 
 from __future__ import annotations
@@ -21,16 +23,18 @@ from chatterbox.models.t3.modules.t3_config import T3Config
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS, Conditionals
+from chatterbox.tts_turbo import ChatterboxTurboTTS
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from harness import hub
+from harness import hub, turbo
 from harness.errors import UserError
 from harness.mini import models as mini
 from harness.pipeline import Pipeline
-from harness.sampling import ENGLISH, MULTILINGUAL
+from harness.sampling import ENGLISH, MULTILINGUAL, TURBO
 
 RANDOM_PROMPT_S = 10
 """Length of the random voices' prompt: the longest that upstream uses, hence the dearest flow."""
+TINY_PROMPT_S = 2
 
 
 def load(name: str, device: str | torch.device, checkpoint_dir: str | Path | None = None, seed: int = 0) -> Pipeline:
@@ -57,8 +61,16 @@ def _mini(device: torch.device, multilingual: bool) -> Pipeline:
     return Pipeline(model, device, voices, name=name, trained=trained)
 
 
+UPSTREAM = {
+    "chatterbox": (ChatterboxTTS, Pipeline, ENGLISH),
+    "multilingual": (ChatterboxMultilingualTTS, Pipeline, MULTILINGUAL),
+    "turbo": (ChatterboxTurboTTS, turbo.TurboPipeline, TURBO),
+}
+"""Resemble AI's models: upstream's class, ours, and upstream's way of sampling."""
+
+
 def _upstream(name: str, device: torch.device, folder: str | Path | None) -> Pipeline:
-    cls = ChatterboxTTS if name == "chatterbox" else ChatterboxMultilingualTTS
+    cls, pipeline, sampling = UPSTREAM[name]
     hub.check_checkpoint(name, folder)
     if local := folder or hub.cached_checkpoint(name):
         model = cls.from_local(Path(local), str(device))
@@ -68,8 +80,7 @@ def _upstream(name: str, device: torch.device, folder: str | Path | None) -> Pip
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
             raise hub.cannot_fetch(name, reason) from error
-    sampling = ENGLISH if name == "chatterbox" else MULTILINGUAL
-    return Pipeline(model, device, {"default": model.conds}, name=name, sampling=sampling)
+    return pipeline(model, device, {"default": model.conds}, name=name, sampling=sampling)
 
 
 def _random(device: torch.device, multilingual: bool, seed: int) -> Pipeline:
@@ -95,9 +106,20 @@ def _random(device: torch.device, multilingual: bool, seed: int) -> Pipeline:
     )
 
 
-def _random_voice(hp: T3Config) -> Conditionals:
-    """Conditionals of a real voice's shapes: a 10 s prompt of 250 tokens and 500 mel frames."""
-    n_tokens = RANDOM_PROMPT_S * 25
+def _random_turbo(device: torch.device, tiny: bool, seed: int) -> Pipeline:
+    """Turbo's modules as a seed initializes them, with a tokenizer of bytes; see `_random`."""
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(seed)
+        t3, s3gen, voice_encoder, tokenizer = turbo.build(device, tiny)
+        voices = {"random": _random_voice(t3.hp, prompt_s=TINY_PROMPT_S if tiny else RANDOM_PROMPT_S).to(device)}
+    model = ChatterboxTurboTTS(t3, s3gen, voice_encoder, tokenizer, str(device), conds=voices["random"])
+    name = "tiny_turbo" if tiny else "random_turbo"
+    return turbo.TurboPipeline(model, device, voices, name=name, trained=False, sampling=TURBO)
+
+
+def _random_voice(hp: T3Config, prompt_s: int = RANDOM_PROMPT_S) -> Conditionals:
+    """Conditionals of a real voice's shapes; 10 s are a prompt of 250 tokens and 500 mel frames."""
+    n_tokens = prompt_s * 25
     t3_cond = T3Cond(
         speaker_emb=F.normalize(torch.rand(1, hp.speaker_embed_size)),
         cond_prompt_speech_tokens=torch.randint(0, SPEECH_VOCAB_SIZE, (1, hp.speech_cond_prompt_len)),
@@ -119,6 +141,9 @@ LOADERS: dict[str, Loader] = {
     "mini_multilingual": lambda device, _folder, _seed: _mini(device, multilingual=True),
     "chatterbox": lambda device, folder, _seed: _upstream("chatterbox", device, folder),
     "multilingual": lambda device, folder, _seed: _upstream("multilingual", device, folder),
+    "turbo": lambda device, folder, _seed: _upstream("turbo", device, folder),
     "random": lambda device, _folder, seed: _random(device, multilingual=False, seed=seed),
     "random_multilingual": lambda device, _folder, seed: _random(device, multilingual=True, seed=seed),
+    "random_turbo": lambda device, _folder, seed: _random_turbo(device, tiny=False, seed=seed),
+    "tiny_turbo": lambda device, _folder, seed: _random_turbo(device, tiny=True, seed=seed),
 }

@@ -12,7 +12,11 @@ from pathlib import Path
 
 from harness.errors import UserError
 
-CHATTERBOX = "ResembleAI/chatterbox"
+REPOSITORIES = {
+    "chatterbox": "ResembleAI/chatterbox",
+    "multilingual": "ResembleAI/chatterbox",
+    "turbo": "ResembleAI/chatterbox-turbo",
+}
 CHECKPOINTS = {
     "chatterbox": ("ve.safetensors", "t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt"),
     "multilingual": (
@@ -22,8 +26,15 @@ CHECKPOINTS = {
         "grapheme_mtl_merged_expanded_v1.json",
         "conds.pt",
     ),
+    "turbo": (
+        "ve.safetensors",
+        "t3_turbo_v1.safetensors",
+        "s3gen_meanflow.safetensors",
+        "tokenizer_config.json",
+        "conds.pt",
+    ),
 }
-"""The files of Resemble AI's two checkpoints."""
+"""The files of Resemble AI's checkpoints."""
 TRANSFORMER = (
     ("config.json",),
     ("preprocessor_config.json", "processor_config.json"),
@@ -43,20 +54,20 @@ def check_checkpoint(name: str, folder: str | Path | None) -> None:
                 f"pipeline.checkpoint_dir={folder} lacks {', '.join(lacks)}: "
                 f"download the files of {name} there, or leave checkpoint_dir unset to use the hub"
             )
-    elif reason := why_not(CHATTERBOX, [(file,) for file in files]):
+    elif reason := why_not(REPOSITORIES[name], [(file,) for file in files]):
         raise cannot_fetch(name, reason)
 
 
 def cannot_fetch(name: str, reason: str) -> UserError:
     return UserError(
-        f"pipeline={name}: the hub's {CHATTERBOX} cannot be fetched ({reason}): connect, or set "
+        f"pipeline={name}: the hub's {REPOSITORIES[name]} cannot be fetched ({reason}): connect, or set "
         "pipeline.checkpoint_dir to a folder that holds its files"
     )
 
 
 def cached_checkpoint(name: str) -> Path | None:
     """Where the cache has the whole checkpoint, if it does."""
-    return cached_folder(CHATTERBOX, [(file,) for file in CHECKPOINTS[name]])
+    return cached_folder(REPOSITORIES[name], [(file,) for file in CHECKPOINTS[name]])
 
 
 def revision(name: str) -> str | None:
@@ -66,7 +77,7 @@ def revision(name: str) -> str | None:
     if (folder := cached_checkpoint(name)) is not None:
         return folder.name  # snapshots are called by their commits
     try:
-        return get_hf_file_metadata(hf_hub_url(CHATTERBOX, CHECKPOINTS[name][0]), timeout=ANSWER_S).commit_hash
+        return get_hf_file_metadata(hf_hub_url(REPOSITORIES[name], CHECKPOINTS[name][0]), timeout=ANSWER_S).commit_hash
     except Exception:  # whether it can be had is told elsewhere
         return None
 

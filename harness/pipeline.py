@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -177,6 +177,12 @@ class Pipeline(Changeable):
     sampling: Sampling = field(default_factory=Sampling)
     language: str | None = "en"
     stages: dict[str, Stage] = field(default_factory=dict)
+    n_starts: ClassVar[int] = 2
+    """Start tokens that open the speech, all at its position 0."""
+    start_stays_seen: ClassVar[bool] = True
+    """Whether the start token counts as a repetition for every token, or for the first one only."""
+    silence: ClassVar[tuple[int, ...]] = ()
+    """Speech tokens that the flow is given behind each segment's own."""
     around: list[ContextFactory] = field(default_factory=list)
     between: list[Callable[[str], None]] = field(default_factory=list)
     streamer: Streamer | None = None
@@ -211,7 +217,7 @@ class Pipeline(Changeable):
                 tokens = clock.run("generate_tokens", self.stages["generate_tokens"], segments)
                 if any(len(t) == 0 for t in tokens):
                     raise SynthesisError("T3 emitted its stop token first: there is no speech token to vocode")
-                mels = clock.run("tokens_to_mel", self.stages["tokens_to_mel"], tokens, voices)
+                mels = clock.run("tokens_to_mel", self.stages["tokens_to_mel"], self.with_silence(tokens), voices)
                 pieces = clock.run("mel_to_wave", self.stages["mel_to_wave"], mels)
                 grouped = _by_utterance(segments, pieces)
                 joined = [clock.run("join", self.stages["join"], waves) for waves in grouped]
@@ -396,6 +402,12 @@ class Pipeline(Changeable):
         tokens = F.pad(tokens, (1, 0), value=t3.hp.start_text_token)
         return F.pad(tokens, (0, 1), value=t3.hp.stop_text_token)
 
+    def with_silence(self, tokens: list[Tensor]) -> list[Tensor]:
+        """Speech tokens [n] of segments as the flow is given them."""
+        if not self.silence:
+            return tokens
+        return [torch.cat((row, row.new_tensor(self.silence))) for row in tokens]
+
     def _tokens_to_mel(self, tokens: list[Tensor], conditionals: list[Conditionals]) -> list[Tensor]:
         """Mels [1, 80, 2 n], one segment after the other."""
         s3gen = self.model.s3gen
@@ -517,7 +529,7 @@ def taught(t3: torch.nn.Module, teacher: Teacher, cfg_weight: float) -> Iterator
     """Have upstream's loop say what the teacher wants: every other token is held back behind its speech head."""
 
     def obey(_module: torch.nn.Module, _args: tuple, logits: Tensor) -> Tensor:
-        conditional, unconditional = logits[:, -1]
+        conditional, unconditional = logits[0, -1], logits[-1, -1]
         token = teacher.listen(conditional + cfg_weight * (conditional - unconditional))
         if token is None:
             return logits

@@ -21,8 +21,8 @@ from harness.settings import did_you_mean
 
 OWN_LOADER = "harness.checkpoints.load"
 MINI_VOICES = Path(__file__).resolve().parent / "mini" / "weights" / "voices"
-PIPELINES = ("mini", "mini_multilingual", "chatterbox", "multilingual", "random", "random_multilingual")
-UNTRAINED = ("random", "random_multilingual")
+UNTRAINED = ("random", "random_multilingual", "random_turbo", "tiny_turbo")
+PIPELINES = ("mini", "mini_multilingual", "chatterbox", "multilingual", "turbo", *UNTRAINED)
 
 
 def look(settings: Mapping[str, Any], here: bool = True) -> list[str]:

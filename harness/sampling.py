@@ -6,6 +6,7 @@ Imports no torch, so that a command's settings are judged, and a report tells th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 LANGUAGES = (
     *("ar", "da", "de", "el", "en", "es", "fi", "fr", "he", "hi", "it", "ja"),
@@ -31,6 +32,11 @@ class Sampling:
     repetition_penalty: float = 1.2
     exaggeration: float = 0.5
     max_new_tokens: int = 1000
+    top_k: int = 0
+    """0: any token may win."""
+
+    penalizes_last: ClassVar[bool] = False
+    """Whether repetitions are penalized among what the other filters have left, and not before them."""
 
     @property
     def greedy(self) -> bool:
@@ -41,5 +47,23 @@ class Sampling:
         return self.cfg_weight > 0
 
 
+@dataclass(frozen=True)
+class TurboSampling(Sampling):
+    """The arguments and defaults of upstream's Turbo, which knows neither guidance nor min-p nor exaggeration.
+
+    Its loop caps what follows the first token, and penalizes last: with temperature 0, nothing.
+    """
+
+    cfg_weight: float = 0.0
+    min_p: float = 0.0
+    top_p: float = 0.95
+    exaggeration: float = 0.0
+    max_new_tokens: int = 1001
+    top_k: int = 1000
+
+    penalizes_last: ClassVar[bool] = True
+
+
 ENGLISH = Sampling()
 MULTILINGUAL = Sampling(repetition_penalty=2.0)
+TURBO = TurboSampling()

@@ -7,10 +7,12 @@ from typing import Any
 
 from chatterbox.models.t3 import t3 as upstream
 from torch import nn
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from harness.pipeline import Pipeline, Segment
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.probe import PROBE_TEXT, PROBE_TOKENS
+from optimizations.t3.blocks import blocks_of
 from optimizations.t3.decoder import Decoder, decoder_of
 
 
@@ -90,7 +92,8 @@ def backends_built(pipeline: Pipeline) -> int:
 
 def hook_counts(tfmr: nn.Module) -> list[int]:
     """Forward hooks and pre-hooks on each layer's attention."""
-    attentions = [layer.self_attn for layer in tfmr.layers]
+    layers: Any = blocks_of(tfmr).layers
+    attentions = [layer.attn if isinstance(layer, GPT2Block) else layer.self_attn for layer in layers]
     return [len(a._forward_hooks) + len(a._forward_pre_hooks) for a in attentions]
 
 

@@ -17,7 +17,7 @@ from harness.pipeline import Pipeline, Stage
 from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.padding import within
-from optimizations.flow.prefix import Prompt, prompt_of
+from optimizations.flow.prefix import Prompt, noise_for, prompt_of
 from optimizations.flow.static_shape import encode
 from optimizations.flow.steps import euler_steps
 from optimizations.t3.decoder import decoder_of
@@ -190,7 +190,7 @@ class BatchedFlow(BatchedStage):
         ids = [torch.cat((prompt.tokens, row.long())) for prompt, row in zip(prompts, rows, strict=True)]
         frames = [flow.token_mel_ratio * len(row) for row in ids]
         # As many draws as rows, in the rows' order: the numbers that each would get alone.
-        noises = [torch.randn(1, flow.output_size, n, device=device, dtype=s3gen.dtype)[0] for n in frames]
+        noises = [noise_for(s3gen, n, len(prompt.mel), device)[0] for n, prompt in zip(frames, prompts, strict=True)]
         mels: dict[int, Tensor] = {}
         for batch in batches(frames, self.size):
             self.tally.count([frames[i] for i in batch])
@@ -230,6 +230,7 @@ def solve(flow: Any, ids: list[Tensor], prompts: list[Prompt], noises: list[Tens
         noise[row, :, : start.shape[1]] = start
     speakers = F.normalize(torch.stack([prompt.speaker for prompt in prompts]), dim=1)
     mel, _ = flow.decoder(
+        meanflow=flow.decoder.estimator.meanflow,
         mu=mu,
         mask=mask,
         spks=flow.spk_embed_affine_layer(speakers),

@@ -25,8 +25,8 @@ from optimizations.t3.engines import StaticEngine
 from optimizations.vocoder.static_shape import StaticVocoder
 
 FRAMES_PER_TOKEN = 2
-PROMPT_POSITIONS = 256
-"""Cache positions to have ready beside those of the speech: the voice's 34 and about as many as 15 s of text take."""
+TEXT_POSITIONS = 222
+"""Cache positions to have ready beside those of the voice and the speech: about as many as 15 s of text take."""
 PROBE_TOKENS = (4, 12)
 URGENT = -1
 """The priority of what is captured: where T3 goes on beside it (`streaming`), T3 has the usual one, and waits."""
@@ -113,10 +113,13 @@ class CudaGraphs(Optimization):
 
         def prepare() -> None:
             with self._preparing(pipeline):
-                batches, positions = {1, decoder.batch_size}, self.config.tokens + PROMPT_POSITIONS
+                prompt = decoder.opening() + TEXT_POSITIONS
+                batches, positions = {1, decoder.batch_size}, self.config.tokens + prompt
+                if decoder.reuse_prefix:
+                    prompt = TEXT_POSITIONS
                 with self._rehearsing(pipeline):
                     loop.prepare(batches, positions, prompt=0)
-                loop.prepare(batches, positions, PROMPT_POSITIONS)
+                loop.prepare(batches, positions, prompt)
 
         pipeline.swap_item(vars(decoder), "prepare", prepare)
 

@@ -18,6 +18,7 @@ from harness.settings import choice
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.modules import compute_dtypes, queries_keys_values
 from optimizations.common.probe import profile_stages
+from optimizations.t3.blocks import blocks_of
 
 BACKENDS = ("auto", "flash_attn", "sdpa_flash", "sdpa")
 HALF = (torch.float16, torch.bfloat16)
@@ -174,6 +175,6 @@ def _has_package(pipeline: Pipeline) -> bool:
 def _head_sizes(pipeline: Pipeline) -> dict[str, int]:
     attention = next(m for m in pipeline.model.s3gen.flow.decoder.estimator.modules() if isinstance(m, Attention))
     return {
-        "t3": pipeline.model.t3.cfg.head_dim,
+        "t3": blocks_of(pipeline.model.t3.tfmr).head_dim,
         "flow": attention.inner_dim // attention.heads,
     }

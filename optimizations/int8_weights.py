@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GPT2Model
 
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
@@ -41,6 +42,8 @@ class Int8Weights(Optimization):
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
         t3 = pipeline.model.t3
+        if isinstance(t3.tfmr, GPT2Model):
+            return "its decode kernels are written for a Llama, and T3 is a GPT-2 here"
         if not linear_paths(t3.tfmr):
             return "T3's linear layers are quantized already: switch quantization off for t3"
         if pipeline.device.type != "cpu":

@@ -138,8 +138,9 @@ def cast_estimator(pipeline: Pipeline, dtype: torch.dtype) -> None:
 
         return cast_forward
 
-    cast_parameters(pipeline, estimator, dtype, keep=(estimator.time_mlp, estimator.final_proj))
-    leave_time = estimator.time_mlp.register_forward_hook(lambda _module, _args, output: output.to(dtype))
+    time = [estimator.time_mlp, *([estimator.time_embed_mixer] if estimator.meanflow else [])]
+    cast_parameters(pipeline, estimator, dtype, keep=(*time, estimator.final_proj))
+    leave_time = time[-1].register_forward_hook(lambda _module, _args, output: output.to(dtype))
     enter_projection = estimator.final_proj.register_forward_pre_hook(lambda _module, args: (args[0].float(),))
     pipeline.on_undo(leave_time.remove)
     pipeline.on_undo(enter_projection.remove)

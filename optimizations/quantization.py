@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GPT2Model
 
 from harness.pipeline import Pipeline
 from harness.settings import choice
@@ -69,6 +70,10 @@ class Quantization(Optimization):
             import_module("bitsandbytes")
         except ImportError as error:
             return f"bitsandbytes cannot be imported ({error}): install it, or switch quantization off"
+        if "t3" in self.config.parts and isinstance(pipeline.model.t3.tfmr, GPT2Model):
+            return (
+                "T3 is a GPT-2 here, whose transposed layers bitsandbytes does not have: set quantization.parts=[flow]"
+            )
         for kind in sorted(set(STRATEGIES[self.config.strategy].values())):
             try:
                 layer = quantized(nn.Linear(64, 64), kind, pipeline.device)

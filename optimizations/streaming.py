@@ -19,7 +19,6 @@ from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.graphs import Capturer
 from optimizations.flow.prefix import LOOKAHEAD, PrefixFlow
-from optimizations.flow.steps import UPSTREAM_STEPS
 from optimizations.t3.captured_loop import STAGE, CapturedLoop
 from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.vocoder.continued import ContinuedVocoder
@@ -78,6 +77,8 @@ class Streaming(Optimization):
     config: Config
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
+        if pipeline.silence:
+            return "streaming does not say the silence that this model's flow is given behind each segment"
         if other := pipeline.replaced_by.get("mel_to_wave"):
             return f"streaming goes on with HiFT's source, and {other} has taken HiFT's place: switch one of them off"
         return None
@@ -247,7 +248,7 @@ class SpokenPieces:
     def launch(self, ids: Tensor, end: int, last: bool) -> None:
         """Begin with what comes next, up to the token `end` of those [n] that are there; those behind come again."""
         said, self._said = self._said, end
-        mel = self._flow(ids, said, UPSTREAM_STEPS if said else self._first_steps)
+        mel = self._flow(ids, said, None if said else self._first_steps)
         frames, per_frame = FRAMES_PER_TOKEN * (end - said), self._vocoder.per_frame
         self._window, start = self._vocoder(mel, frames)
         fade = self._pipeline.model.s3gen.trim_fade

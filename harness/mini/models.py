@@ -120,13 +120,14 @@ class MiniS3Gen(S3Token2Wav):
     `S3Token2Wav.__init__` has its sizes hard-coded, so this one builds the same attributes itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, meanflow: bool = False) -> None:
+        """`meanflow`: with a flow as Turbo has it, whose estimator also knows where its step ends."""
         nn.Module.__init__(self)
         self.tokenizer = MiniS3Tokenizer()
         self.mel_extractor = mel_spectrogram
         self.speaker_encoder = CAMPPlus(growth_rate=4, bn_size=2, init_channels=32, memory_efficient=False)
-        self.meanflow = False
-        self.flow = _build_flow()
+        self.meanflow = meanflow
+        self.flow = _build_flow(meanflow=meanflow)
         self.resamplers: dict = {}
         self.mel2wav = HiFTGenerator(
             base_channels=128,
@@ -143,7 +144,7 @@ class MiniS3Gen(S3Token2Wav):
         self.estimator_dtype = "fp32"
 
 
-def _build_flow(dim: int = 128) -> CausalMaskedDiffWithXvec:
+def _build_flow(dim: int = 128, meanflow: bool = False) -> CausalMaskedDiffWithXvec:
     encoder = UpsampleConformerEncoder(
         input_size=dim,
         output_size=dim,
@@ -172,6 +173,7 @@ def _build_flow(dim: int = 128) -> CausalMaskedDiffWithXvec:
         num_mid_blocks=1,
         num_heads=2,
         act_fn="gelu",
+        meanflow=meanflow,
     )
     decoder = CausalConditionalCFM(spk_emb_dim=80, cfm_params=CFM_PARAMS, estimator=estimator)
     return CausalMaskedDiffWithXvec(input_size=dim, encoder=encoder, decoder=decoder)

@@ -88,7 +88,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.blocks = [block for stack in self.flat.stacks for block in stack.blocks]
-        self.times = self.flat._times(torch.full((self.rows,), 0.5))
+        self.times = self.flat._times(torch.full((self.rows,), 0.5), None)
         lengths = torch.full((self.rows,), FRAMES, dtype=torch.int32)
         self.buffers = b = Buffers.blank(lengths, self.rows * FRAMES, self.blocks[0])
         for buffer in (b.x, b.hidden, b.entering, b.joined, b.qkv, b.attended, b.inner):
@@ -235,7 +235,7 @@ def print_step(pipeline: Pipeline, flat: TritonEstimator, rows: int, way: str) -
     """A whole step of the solver, captured, with the estimator as it is."""
     solver = StaticSolver(pipeline.model.s3gen.flow.decoder, Graphs(Uncaptured), bucket=64)
     n_mels = flat.out.weight.shape[0]
-    state = State.blank(rows // 2, n_mels, n_mels, FRAMES, torch.zeros(0))
+    state = State.blank(rows // 2, 2, n_mels, n_mels, FRAMES, torch.zeros(0))
     signal = torch.randn(rows // 2, n_mels, FRAMES)
     state.fill(signal, torch.ones(rows // 2, 1, FRAMES), signal, torch.randn(rows // 2, n_mels), signal)
     time = microseconds(lambda: solver._step(state), 10 if rows == ROWS[0] else 3)

@@ -47,7 +47,8 @@ def compute_dtypes(pipeline: Pipeline) -> dict[str, torch.dtype]:
     """The dtype in which T3's transformer and the flow's estimator compute: their norms', which nobody quantizes."""
     estimator = pipeline.model.s3gen.flow.decoder.estimator
     block = next(module for module in estimator.modules() if isinstance(module, BasicTransformerBlock))
-    return {"t3": pipeline.model.t3.tfmr.layers[0].input_layernorm.weight.dtype, "flow": block.norm1.weight.dtype}
+    norm = next(module for module in pipeline.model.t3.tfmr.modules() if type(module).__name__.endswith("Norm"))
+    return {"t3": norm.weight.dtype, "flow": block.norm1.weight.dtype}
 
 
 # -- what weights occupy -------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ def is_known(estimator: Any) -> bool:
     linears = [m for m in estimator.modules() if "Linear" in type(m).__name__]
     return (
         estimator.causal
-        and not estimator.meanflow
         and estimator.static_chunk_size == 0
         and all(isinstance(c, CausalConv1d) or c.kernel_size == (1,) for c in convolutions)
         and all(isinstance(block.ff.net[0], GELU) and block.attn2 is None for block in blocks)
@@ -61,12 +60,16 @@ class ChannelsLastEstimator:
         cond: Tensor | None = None,
         r: Tensor | None = None,
     ) -> Tensor:
-        """x, mu and cond [R, 80, T], mask [R, 1, T], t [R], spks [R, 80] -> velocity [R, 80, T], float32."""
-        if spks is None or cond is None or r is not None or not self.bears(mask):
+        """x, mu and cond [R, 80, T], mask [R, 1, T], t and r [R] or [1], spks [R, 80] -> velocity [R, 80, T], float32.
+
+        `r`, where the step ends, is known to a meanflow estimator alone.
+        """
+        if spks is None or cond is None or not self.bears(mask):
             self.n_masked += 1
             return self.masked(x=x, mask=mask, mu=mu, t=t, spks=spks, cond=cond, r=r)
         self.n_calls += 1
-        return self.velocity(torch.cat((x, mu, spks[:, :, None].expand_as(x), cond), dim=1), mask, self._times(t))
+        inputs = torch.cat((x, mu, spks[:, :, None].expand_as(x), cond), dim=1)
+        return self.velocity(inputs, mask, self._times(t.expand(len(x)), None if r is None else r.expand(len(x))))
 
     def bears(self, mask: Tensor) -> bool:
         """Whether this can do without a mask, or with one that counts."""
@@ -76,12 +79,18 @@ class ChannelsLastEstimator:
         """All inputs [R, 320, T], of which the mask may hide none -> velocity [R, 80, T]."""
         return self._layers(inputs.transpose(1, 2), times).transpose(1, 2)
 
-    def _times(self, t: Tensor) -> tuple[Tensor, ...]:
-        """What the time [R] adds in each ResNet, [R, 1, C]."""
+    def _times(self, t: Tensor, r: Tensor | None) -> tuple[Tensor, ...]:
+        """What the time [R] and the step's end [R] add in each ResNet, [R, 1, C]."""
+        embedded = self._embedded(t)
+        if self.estimator.meanflow:
+            assert r is not None
+            embedded = self.estimator.time_embed_mixer.forward(torch.cat((embedded, self._embedded(r)), dim=1))
+        return F.linear(mish(embedded), *self.time)[:, None].split(self.time_sizes, dim=-1)
+
+    def _embedded(self, t: Tensor) -> Tensor:
         estimator = self.estimator
         # Not called as a module, whose hook would round it as the other layers want it.
-        embedded = estimator.time_mlp.forward(estimator.time_embeddings(t))
-        return F.linear(mish(embedded), *self.time)[:, None].split(self.time_sizes, dim=-1)
+        return estimator.time_mlp.forward(estimator.time_embeddings(t))
 
     def _layers(self, x: Tensor, times: tuple[Tensor, ...]) -> Tensor:
         """Frames [R, T, C] through all layers."""

@@ -21,7 +21,7 @@ from chatterbox.tts import Conditionals
 from torch import Tensor
 
 from harness.pipeline import Pipeline
-from optimizations.flow.steps import UPSTREAM_STEPS, euler_steps
+from optimizations.flow.steps import euler_steps
 
 LOOKAHEAD = 3
 """Tokens ahead that the encoder's first layer looks at."""
@@ -44,6 +44,19 @@ def prompt_of(voice: Conditionals, device: torch.device, dtype: torch.dtype) -> 
     return Prompt(tokens.view(-1).long(), mel[0].to(dtype), speaker.view(-1).to(dtype))
 
 
+def noise_for(s3gen: Any, frames: int, prompt: int, device: torch.device) -> Tensor:
+    """What the solver starts from [1, 80, frames], of which `prompt` are the voice's, by upstream's draws.
+
+    For a meanflow the noise of the speech is drawn first, and then all of it once more, of which the prompt's stays.
+    """
+    n_mels, dtype = s3gen.flow.output_size, s3gen.dtype
+    speech = torch.randn(1, n_mels, frames - prompt, device=device, dtype=dtype) if s3gen.meanflow else None
+    noise = torch.randn(1, n_mels, frames, device=device, dtype=dtype)
+    if speech is not None:
+        noise[..., prompt:] = speech
+    return noise
+
+
 class PrefixFlow:
     """The mel of one utterance, pass by pass.
 
@@ -58,12 +71,12 @@ class PrefixFlow:
         self._dtype = s3gen.dtype
         self._prompt = prompt_of(voice, device, s3gen.dtype)
         frames = self._flow.token_mel_ratio * (len(self._prompt.tokens) + longest)
-        self._noise = torch.randn(1, self._flow.output_size, frames, device=device, dtype=s3gen.dtype)
+        self._noise = noise_for(s3gen, frames, self._flow.token_mel_ratio * len(self._prompt.tokens), device)
 
-    def __call__(self, tokens: Tensor, first: int, steps: int = UPSTREAM_STEPS) -> Tensor:
+    def __call__(self, tokens: Tensor, first: int, steps: int | None = None) -> Tensor:
         """The mel [1, 80, 2 (n - first)] of the utterance's tokens [n] from `first` on, by one pass.
 
-        It takes `steps` Euler steps, or as many as the whole utterance's mel takes, if that is fewer.
+        It takes `steps` Euler steps, or as many as the whole utterance's mel takes, if that is fewer or none are given.
         """
         ratio, prompt = self._flow.token_mel_ratio, self._prompt
         start = max(0, first - self._context)
@@ -78,7 +91,8 @@ class PrefixFlow:
             prompt_feat_len=None,
             embedding=prompt.speaker[None],
             finalize=True,
-            n_timesteps=min(steps, euler_steps(self._pipeline)),
+            meanflow=self._flow.decoder.estimator.meanflow,
+            n_timesteps=euler_steps(self._pipeline) if steps is None else min(steps, euler_steps(self._pipeline)),
             noised_mels=torch.cat(noise, dim=2),  # as long as prompt and speech: nothing is left of the solver's draw
         )
         return mel[:, :, ratio * (first - start) :].to(self._dtype)

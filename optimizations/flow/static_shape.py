@@ -80,46 +80,52 @@ def encode(encoder: Any, embedded: Tensor, lengths: Tensor) -> Tensor:
 
 @dataclass
 class State:
-    """What a step of the solver reads and writes, for B rows of T frames and twice as many with guidance."""
+    """What a step of the solver reads and writes, for B rows of T frames on one or, with guidance, two sides."""
 
     x: Tensor  # [B, 80, T]: the mel on its way from noise
     time: Tensor  # [1]
-    passing: Tensor  # [1]: the time from this step to the next
-    mask: Tensor  # [2B, 1, T]: 1 within a row
-    mu: Tensor  # [2B, 80, T]: the encoder's mel; zero on the unguided side, like the next two
-    speaker: Tensor  # [2B, 80]
-    prompt: Tensor  # [2B, 80, T]
-    visible: Tensor  # [2B, 1, T]: the mask as truth values
-    bounds: Tensor  # [4B + 1]: where the pieces of packed attention begin and end
+    until: Tensor  # [1]: the next step's time
+    mask: Tensor  # [sides B, 1, T]: 1 within a row
+    mu: Tensor  # [sides B, 80, T]: the encoder's mel; zero on the unguided side, like the next two
+    speaker: Tensor  # [sides B, 80]
+    prompt: Tensor  # [sides B, 80, T]
+    visible: Tensor  # [sides B, 1, T]: the mask as truth values
+    bounds: Tensor  # [2 sides B + 1]: where the pieces of packed attention begin and end
 
     @classmethod
-    def blank(cls, rows: int, n_mels: int, n_speaker: int, frames: int, like: Tensor) -> State:
+    def blank(cls, rows: int, sides: int, n_mels: int, n_speaker: int, frames: int, like: Tensor) -> State:
+        total = sides * rows
         return cls(
             x=like.new_zeros(rows, n_mels, frames),
             time=like.new_zeros(1),
-            passing=like.new_zeros(1),
-            mask=like.new_zeros(2 * rows, 1, frames),
-            mu=like.new_zeros(2 * rows, n_mels, frames),
-            speaker=like.new_zeros(2 * rows, n_speaker),
-            prompt=like.new_zeros(2 * rows, n_mels, frames),
-            visible=torch.zeros(2 * rows, 1, frames, dtype=torch.bool, device=like.device),
-            bounds=torch.zeros(4 * rows + 1, dtype=torch.int32, device=like.device),
+            until=like.new_zeros(1),
+            mask=like.new_zeros(total, 1, frames),
+            mu=like.new_zeros(total, n_mels, frames),
+            speaker=like.new_zeros(total, n_speaker),
+            prompt=like.new_zeros(total, n_mels, frames),
+            visible=torch.zeros(total, 1, frames, dtype=torch.bool, device=like.device),
+            bounds=torch.zeros(2 * total + 1, dtype=torch.int32, device=like.device),
         )
+
+    @property
+    def sides(self) -> int:
+        return len(self.mask) // len(self.x)
 
     def fill(self, noise: Tensor, mask: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor) -> None:
         """Begin: rows of up to T frames; what is behind them stays zero."""
         rows, _, frames = self.x.shape
         behind = (0, frames - mu.shape[2])
         self.x.copy_(F.pad(noise, behind))
-        self.mask.copy_(F.pad(mask, behind).repeat(2, 1, 1))
+        self.mask.copy_(F.pad(mask, behind).repeat(self.sides, 1, 1))
         self.mu[:rows] = F.pad(mu, behind)
         self.speaker[:rows] = speaker
         self.prompt[:rows] = F.pad(prompt, behind)
         self.visible.copy_(self.mask)
-        starts = frames * torch.arange(2 * rows, device=mu.device)
+        total = len(self.mask)
+        starts = frames * torch.arange(total, device=mu.device)
         ends = starts + self.visible[:, 0].sum(dim=1)
         self.bounds[:-1] = torch.stack((starts, ends), dim=1).flatten()
-        self.bounds[-1] = 2 * rows * frames
+        self.bounds[-1] = total * frames
 
 
 class StaticSolver:
@@ -144,46 +150,49 @@ class StaticSolver:
         meanflow: bool = False,
     ) -> tuple[Tensor, None]:
         """Upstream's arguments, random numbers and result: a mel [B, 80, T]."""
-        if meanflow or spks is None or cond is None:
+        if spks is None or cond is None:
             return self._upstream(mu, mask, n_timesteps, temperature, spks, cond, noised_mels, meanflow)
         noise = torch.randn_like(mu)
         if noised_mels is not None:
             noise[..., mu.shape[2] - noised_mels.shape[2] :] = noised_mels
         times = torch.linspace(0, 1, n_timesteps + 1, device=mu.device, dtype=mu.dtype)
-        if self.cfm.t_scheduler == "cosine":
+        if self.cfm.t_scheduler == "cosine" and not meanflow:
             times = 1 - torch.cos(times * 0.5 * torch.pi)
 
-        state = self._state(mu, spks)
+        state = self._state(mu, spks, sides=1 if meanflow else 2)
         state.fill(noise, mask, mu, spks, cond)
         for step in range(1 if self.graphs.is_preparing else n_timesteps):
             state.time.copy_(times[step : step + 1])
-            state.passing.copy_(times[step + 1 : step + 2] - times[step : step + 1])
-            self.graphs.run(STAGE, ("step", *state.x.shape), lambda: self._step(state))
+            state.until.copy_(times[step + 1 : step + 2])
+            self.graphs.run(STAGE, ("step", state.sides, *state.x.shape), lambda: self._step(state))
         return state.x[:, :, : mu.shape[2]].to(mu.dtype, copy=True), None
 
-    def _state(self, mu: Tensor, speaker: Tensor) -> State:
+    def _state(self, mu: Tensor, speaker: Tensor, sides: int) -> State:
         rows, n_mels, length = mu.shape
         frames = padded_length(length, self.bucket)
-        key = rows, frames
+        key = rows, sides, frames
         if key not in self._states:
             like = mu.new_zeros(0, dtype=self.cfm.estimator.dtype)
-            self._states[key] = State.blank(rows, n_mels, speaker.shape[1], frames, like)
+            self._states[key] = State.blank(rows, sides, n_mels, speaker.shape[1], frames, like)
         return self._states[key]
 
     def _step(self, state: State) -> None:
-        """One Euler step, with guidance."""
-        rate = self.cfm.inference_cfg_rate
+        """One Euler step: with guidance, or by a flow that does without and knows where it ends."""
+        rate, total, guided = self.cfm.inference_cfg_rate, len(state.mask), state.sides == 2
         with self._without_questions(state):
             velocity = self.cfm.estimator.forward(
-                x=state.x.repeat(2, 1, 1),
+                x=state.x.repeat(state.sides, 1, 1),
                 mask=state.mask,
                 mu=state.mu,
-                t=state.time.expand(len(state.mask)),
+                t=state.time.expand(total),
                 spks=state.speaker,
                 cond=state.prompt,
+                r=None if guided else state.until.expand(total),
             )
-        guided, free = velocity.chunk(2)
-        state.x += state.passing * ((1 + rate) * guided - rate * free)
+        if guided:
+            with_text, without = velocity.chunk(2)
+            velocity = (1 + rate) * with_text - rate * without
+        state.x += (state.until - state.time) * velocity
 
     @contextmanager
     def _without_questions(self, state: State) -> Iterator[None]:

@@ -21,7 +21,7 @@ from optimizations.common.graphs import DelayedFlag, Draws, Graphs
 from optimizations.common.kernels import for_device
 from optimizations.t3.decoder import Decoder
 from optimizations.t3.engines import Prefix, StaticEngine
-from optimizations.t3.sampling import SamplingTensors, guide, sample_by
+from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample_by
 from optimizations.t3.token_buffers import TokenBuffers
 
 STAGE = "generate_tokens"
@@ -32,7 +32,7 @@ PROMPT_BUCKET = 32
 class CapturedLoop:
     """Decodes for a `Decoder` whose engine is static, in steps that `graphs` runs.
 
-    On a GPU what follows the logits is one Triton kernel, unless there is a nucleus to sort for.
+    On a GPU what follows the logits is one Triton kernel, unless other filters than min-p want a sort.
 
     Batches are filled up to a power of two with rows that nobody wants, so that few numbers of rows occur; a step's
     time hardly depends on it. `poll` is the number of tokens between two looks at whether all is said.
@@ -105,6 +105,9 @@ class CapturedLoop:
         for made in range(1, limit + 1):
             if made == 1:
                 self._choose(buffers, hidden, self._times(buffers))
+                if not self.decoder.pipeline.start_stays_seen:
+                    start = self.decoder.t3.hp.start_speech_token
+                    buffers.seen[:, start] = buffers.token[:, 0] == start
             else:
                 self._advance(buffers, filled + made - 2)
             yield buffers.tokens[:n, :made]
@@ -210,7 +213,7 @@ class CapturedLoop:
         They are good until the next one. `position` is the slot that the newest token takes.
         """
         extent = self._extent(position)
-        shape = (len(buffers.token), self.decoder.sides, extent, self._nucleus)
+        shape = (len(buffers.token), self.decoder.sides, extent, self._filters)
         return self.graphs.run(STAGE, shape, lambda: self._step(buffers, extent))
 
     def _extent(self, position: int) -> int:
@@ -237,30 +240,32 @@ class CapturedLoop:
         return self._choose(buffers, self.engine.static_step(buffers.embeds, extent), times)
 
     @property
-    def _nucleus(self) -> bool:
-        return self.decoder.pipeline.sampling.top_p < 1
+    def _filters(self) -> Filters:
+        return Filters.of(self.decoder.pipeline.sampling)
 
     def _times(self, buffers: TokenBuffers) -> Tensor | None:
         """The next draw's random numbers [B, V] for the kernel; what works without it draws them itself."""
-        if self._kernels is None or self._nucleus:
+        if self._kernels is None or not self._filters.none:
             return None
         return torch.empty_like(buffers.seen, dtype=torch.float32).exponential_()
 
     def _choose(self, buffers: TokenBuffers, hidden: Tensor, times: Tensor | None) -> Tensor:
         """Sample a token for every row and write it down, with its embedding and its slot; returns the logits."""
         t3, logits, position = self.decoder.t3, self.decoder.logits(hidden), self.engine.position
-        table, positions, stop = t3.speech_emb.weight, t3.speech_pos_emb.emb.weight, t3.hp.stop_speech_token
+        table, positions, stop = t3.speech_emb.weight, self.decoder.speech_positions, t3.hp.stop_speech_token
         if times is not None:
             self._kernels.choose_tokens(logits, times, self._settings, buffers, position, table, positions, stop)
             return logits
         guided = guide(logits, self._settings.cfg_weight, self.decoder.sides).masked_fill(buffers.held, HELD_BACK)
-        buffers.token.copy_(sample_by(self._settings, guided, buffers.seen, self._nucleus))
+        buffers.token.copy_(sample_by(self._settings, guided, buffers.seen, self._filters))
         buffers.tokens.index_copy_(1, buffers.written, buffers.token)
         buffers.seen.scatter_(1, buffers.token, True)
         buffers.finished |= buffers.token == stop
         buffers.written += 1
         position += 1
-        embedding = t3.speech_emb(buffers.token) + positions.index_select(0, buffers.written)
+        embedding = t3.speech_emb(buffers.token)
+        if positions is not None:
+            embedding = embedding + positions.index_select(0, buffers.written)
         buffers.embeds.copy_(embedding.repeat(self.decoder.sides, 1, 1))
         return logits
 

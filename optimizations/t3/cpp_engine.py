@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaModel
+from transformers import GPT2Model, LlamaModel
 
 from harness.sampling import Sampling
 from optimizations.common.cpp import CompilerError, load
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import Int8Linear
+from optimizations.t3.sampling import Filters
 from optimizations.t3.sampling import sample as sample_by_operators
 
 SOURCE = Path(__file__).with_name("decode.cpp")
@@ -66,6 +67,8 @@ class Model(ctypes.Structure):
 
 def unsupported(tfmr: LlamaModel) -> str | None:
     """Why the C++ cannot run this transformer where it is, in words a user can act on; None if it can."""
+    if isinstance(tfmr, GPT2Model):
+        return "the C++ decode step is written for a Llama, and T3 is a GPT-2 here"
     config: Any = tfmr.config
     linears: list[Any] = [m for layer in tfmr.layers for m in layer.modules() if "Linear" in type(m).__name__]
     if tfmr.norm.weight.device.type != "cpu":
@@ -103,7 +106,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def sample(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
     """`sampling.sample` in one call, by the same random numbers; greedy choices and a nucleus are left to it."""
-    if sampling.temperature == 0 or sampling.top_p < 1:
+    if sampling.greedy or not Filters.of(sampling).none:
         return sample_by_operators(logits, seen, sampling)
     logits = logits.contiguous()
     times, ids = torch.empty_like(logits).exponential_(), torch.zeros(len(logits), 1, dtype=torch.long)
@@ -154,5 +157,5 @@ class CppEngine(StaticEngine):
             *(config.num_attention_heads, config.head_dim, self.capacity),
             tfmr.norm.variance_epsilon,
             (Layer * len(layers))(*layers),
-            *(tensor.data_ptr() for tensor in (tfmr.norm.weight, self._cos, self._sin)),
+            *(tensor.data_ptr() for tensor in (tfmr.norm.weight, *self.tables)),
         )

@@ -48,8 +48,6 @@ def decoder_of(pipeline: Pipeline, by: str) -> Decoder:
 
 Observer = Callable[[Sequence[Segment], list[int], list[Tensor]], None]
 """Called after each decode with the segments, their prompts' lengths and their tokens."""
-N_STARTS = 2
-"""Upstream opens the speech with two start tokens, both at position 0."""
 MAX_PREFIXES = 8
 """Voices whose prefix is kept; at full size one takes about 8 MB in float32."""
 
@@ -137,6 +135,17 @@ class Decoder:
         return 2 if self.pipeline.sampling.guided else 1
 
     @property
+    def speech_positions(self) -> Tensor | None:
+        """What a token's place in the speech adds to its embedding [positions, C]; None where the transformer knows."""
+        table = self.t3.speech_pos_emb
+        return None if table is None else table.emb.weight
+
+    def opening(self) -> int:
+        """Positions that a voice opens a prompt with."""
+        voice = next(iter(self.pipeline.voices.values()))
+        return self.t3.prepare_conditioning(voice.t3).shape[1]
+
+    @property
     def watched_heads(self) -> Heads:
         """The attention heads that the guard looks at."""
         return tuple(alignment_stream_analyzer.LLAMA_ALIGNED_HEADS) if self.guarded else ()
@@ -206,6 +215,8 @@ class Decoder:
                 logits[:, SPEECH_VOCAB_SIZE:] = HELD_BACK
             token = self.sample(logits, seen, sampling)
             tokens[:, step : step + 1] = token
+            if not self.pipeline.start_stays_seen:
+                seen[:, hp.start_speech_token] = False
             seen.scatter_(1, token, True)
             finished |= token == hp.stop_speech_token
             yield tokens[:, : step + 1]
@@ -242,7 +253,9 @@ class Decoder:
 
     def token_embedding(self, token: Tensor, position: int) -> Tensor:
         """Embeddings [sides of n, 1, C] of the tokens [n, 1]."""
-        embedding = self.t3.speech_emb(token) + self.t3.speech_pos_emb.emb.weight[position]
+        embedding = self.t3.speech_emb(token)
+        if self.speech_positions is not None:
+            embedding = embedding + self.speech_positions[position]
         return embedding.expand(self.sides, *embedding.shape).flatten(0, 1)
 
     def _trim(self, tokens: Tensor, pin: int | None) -> Tensor:
@@ -261,7 +274,7 @@ class Decoder:
         Returns the last hidden state [sides of n, C], each row's guard with its text's slots, and the prompts' lengths.
         """
         texts, sides = [self._text_embeddings(segment) for segment in segments], self.sides
-        n_texts = [text.shape[1] - N_STARTS for text in texts]
+        n_texts = [text.shape[1] - self.pipeline.n_starts for text in texts]
         prefix = None
         if self.reuse_prefix and isinstance(self.engine, StaticEngine):
             prefix = self.stacked_prefixes([segment.conditionals.t3 for segment in segments])
@@ -284,16 +297,19 @@ class Decoder:
                 (Guard(length, stop), slice(starts + offset, starts + offset + length))
                 for length, offset in zip(n_texts, pads, strict=True)
             ]
-        return read(embeds, pad, prefix), guards, [starts + n + N_STARTS for n in n_texts]
+        return read(embeds, pad, prefix), guards, [starts + text.shape[1] for text in texts]
 
     def _text_embeddings(self, segment: Segment) -> Tensor:
-        """[sides, n + 2, C]: the text, blank on the unconditional side, and upstream's two start tokens."""
+        """[sides, n + starts, C]: the text, blank on the unconditional side, and upstream's start tokens."""
         t3, tokens = self.t3, self.pipeline.text_tokens(segment.text, segment.language).long()[: self.sides]
         embedding = t3.text_emb(tokens)
         embedding[1:].zero_()
-        start = torch.full((self.sides, 1), t3.hp.start_speech_token, device=tokens.device)
-        begin = t3.speech_emb(start) + t3.speech_pos_emb.get_fixed_embedding(0)
-        return torch.cat((embedding + t3.text_pos_emb(tokens), begin, begin), dim=1)
+        starts = torch.full((self.sides, self.pipeline.n_starts), t3.hp.start_speech_token, device=tokens.device)
+        begin = t3.speech_emb(starts)
+        if t3.text_pos_emb is not None:
+            embedding = embedding + t3.text_pos_emb(tokens)
+            begin = begin + t3.speech_pos_emb.get_fixed_embedding(0)
+        return torch.cat((embedding, begin), dim=1)
 
     def stacked_prefixes(self, voices: Sequence[T3Cond]) -> Prefix:
         """Keys and values that the voices open with, [1, ...] where it is the same one, else a row each."""

@@ -5,7 +5,7 @@ Rows of shorter prompts are padded on the left (behind the voice's prefix, where
 write the same cache slot in every step; a row's positions still count its own tokens only.
 
 Decoding one token is a matrix-vector product per weight: at batch 2 the arithmetic is nothing, the weights' bytes
-and the kernel launches are everything. So the function does as little as possible besides: one rotation table, views
+and the kernel launches are everything. So the function does as little as possible besides: tables of positions, views
 instead of copies, none of what transformers' own model keeps a book of. The growing cache is what upstream has, two
 `cat`s per layer and token; the static one is written in place.
 """
@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import LlamaModel
+from torch import Tensor, nn
+
+from optimizations.t3.blocks import Blocks, Places, blocks_of
 
 Heads = tuple[tuple[int, int], ...]
 Prefix = list[tuple[Tensor, Tensor]]
@@ -65,8 +66,9 @@ class FlatEngine:
     is the time to launch its kernels.
     """
 
-    def __init__(self, tfmr: LlamaModel) -> None:
+    def __init__(self, tfmr: nn.Module) -> None:
         self.tfmr: Any = tfmr  # torch types a module's attributes `Tensor | Module`, which no layer of it is
+        self.blocks = blocks_of(tfmr)
         self.heads: Heads = ()
         self.sides = 2
         self.rows: list[Tensor] = []
@@ -76,32 +78,27 @@ class FlatEngine:
         self.valid_slots = torch.zeros(0, 0, dtype=torch.bool)
         """Which slots a row may look at, [R, capacity] on the device: all but its padding."""
         self._pad: Tensor | None = None
-        self._cos = self._sin = torch.empty(0)
+        self.tables: tuple[Tensor, ...] = ()
+        """What the blocks know of positions, for as many as there are slots."""
 
     @property
     def dtype(self) -> torch.dtype:
         """What the layers compute in."""
-        return self.tfmr.layers[0].input_layernorm.weight.dtype
-
-    def _tabulate_rotation(self, capacity: int, like: Tensor) -> None:
-        """Rotation as x * cos + swapped(x) * sin, with the sign of the swapped first half kept in the table."""
-        cos, sin = self.tfmr.rotary_emb(like, torch.arange(capacity, device=like.device)[None])
-        half = sin.shape[-1] // 2
-        self._cos, self._sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
+        return self.blocks.dtype
 
     def _run(self, embeds: Tensor, store: Store, newest: int) -> Tensor:
         """All layers over `embeds` [R, n, C] at the next slots -> last hidden state [R, C]."""
         start, end = self.length, self.length + embeds.shape[1]
         mask, causal = self._mask(start, end)
         visible = None if self._pad is None else self.valid_slots[:, :end]
-        hidden = self._layers(embeds, self._rotation(start, end), store, mask, causal, newest, visible)
+        hidden = self._layers(embeds, self._places(start, end), store, mask, causal, newest, visible)
         self.length = end
         return hidden
 
     def _layers(
         self,
         embeds: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        places: Places,
         store: Store,
         mask: Tensor | None,
         causal: bool,
@@ -111,40 +108,33 @@ class FlatEngine:
         """`embeds` [R, n, C] through all layers -> last hidden state [R, C].
 
         Args:
-            rotation: cosines and sines that broadcast over [R, heads, n, head_dim].
+            places: what the blocks know of the new positions.
             store: keeps a layer's new keys and values and gives those that attention reads.
             mask: of the new positions over the slots, as `scaled_dot_product_attention` takes it.
             newest: positions of which the watched heads' rows are kept,
             visible: and the slots [R, end) that those may look at, beside what causality says; None if all.
         """
-        cos, sin = rotation
-        x = embeds.to(self.dtype)
+        blocks = self.blocks
+        x = blocks.enter(embeds.to(self.dtype), places)
         self.rows = [torch.empty(0)] * len(self.heads)
-        for index, layer in enumerate(self.tfmr.layers):
-            attention = layer.self_attn
-            h = _rms_norm(x, layer.input_layernorm)
-            q, k, v = (
-                _heads(project(h), attention.head_dim)
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            q, k = q * cos + _swap_halves(q) * sin, k * cos + _swap_halves(k) * sin
+        for index, layer in enumerate(blocks.layers):
+            q, k, v = blocks.heads_of(layer, x, places)
             keys, values = store(index, k, v)
             for slot, (watched, head) in enumerate(self.heads):
                 if watched == index:
                     rows = q.shape[0] // self.sides
                     seen = None if visible is None else visible[:rows]
                     self.rows[slot] = attention_rows(q[:rows, head], keys[:rows, head], seen, min(newest, q.shape[2]))
-            h = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
-            x = x + attention.o_proj(h.transpose(1, 2).flatten(2))
-            h = _rms_norm(x, layer.post_attention_layernorm)
-            x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
-        return _rms_norm(x[:, -1], self.tfmr.norm)
+            attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
+            x = blocks.add_attended(layer, x, attended.transpose(1, 2).flatten(2))
+            x = blocks.add_inner(layer, x)
+        return blocks.leave(x[:, -1])
 
-    def _rotation(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+    def _places(self, start: int, end: int) -> Places:
         if self._pad is None:
-            return self._cos[start:end], self._sin[start:end]
+            return tuple(table[start:end] for table in self.tables)
         positions = (torch.arange(start, end, device=self.pads.device) - self.pads[:, None]).clamp_min_(0)
-        return self._cos[positions][:, None], self._sin[positions][:, None]
+        return tuple(table[positions] for table in self.tables)
 
     def _mask(self, start: int, end: int) -> tuple[Tensor | None, bool]:
         """The attention mask for the new slots, and whether plain causality says it all."""
@@ -153,7 +143,7 @@ class FlatEngine:
             return valid, False
         if start == 0 and valid is None:
             return None, True
-        slots = torch.arange(end, device=self._cos.device)
+        slots = torch.arange(end, device=self.blocks.norm.weight.device)
         mask = (slots <= slots[start:end, None])[None, None]
         if valid is not None:
             # A padded slot may look at itself, or its softmax would be over nothing.
@@ -164,7 +154,7 @@ class FlatEngine:
 class GrowingEngine(FlatEngine):
     """A cache that grows by `cat`, as upstream's: each token copies all that is there."""
 
-    def __init__(self, tfmr: LlamaModel) -> None:
+    def __init__(self, tfmr: nn.Module) -> None:
         super().__init__(tfmr)
         self._cache: list[tuple[Tensor, Tensor]] = []
 
@@ -175,7 +165,7 @@ class GrowingEngine(FlatEngine):
         return self._run(embeds, self._store, newest=2)
 
     def step(self, embeds: Tensor) -> Tensor:
-        if self.length >= len(self._cos):
+        if self.length >= len(self.tables[0]):
             self._tabulate(self.length + 1, embeds)
         return self._run(embeds, self._store, newest=1)
 
@@ -190,7 +180,7 @@ class GrowingEngine(FlatEngine):
     def _tabulate(self, length: int, like: Tensor) -> None:
         """Tables for `length` positions and as many to come."""
         capacity = 2 * length
-        self._tabulate_rotation(capacity, like.to(self.dtype))
+        self.tables = self.blocks.tables(capacity, like.to(self.dtype))
         if self._pad is not None:
             self.pads = self._pad
             self.valid_slots = torch.arange(capacity, device=like.device) >= self.pads[:, None]
@@ -209,7 +199,7 @@ class StaticEngine(FlatEngine):
     kept on the device, so that a recorded step can be run again as it is.
     """
 
-    def __init__(self, tfmr: LlamaModel, bucket: int = 256) -> None:
+    def __init__(self, tfmr: nn.Module, bucket: int = 256) -> None:
         super().__init__(tfmr)
         self.bucket = bucket
         self.keys: list[Tensor] = []
@@ -266,7 +256,7 @@ class StaticEngine(FlatEngine):
         to move on.
         """
         turned = (self.position - self.pads).clamp_min(0)
-        rotation = self._cos[turned][:, None, None], self._sin[turned][:, None, None]
+        places = tuple(table[turned][:, None] for table in self.tables)
         slots = torch.arange(extent, device=embeds.device)
         visible = self.valid_slots[:, :extent] & (slots <= self.position)
         # As numbers to add, worked out once: every layer would turn a mask of truth values into them for itself.
@@ -279,7 +269,7 @@ class StaticEngine(FlatEngine):
             values.index_copy_(2, self.position, v)
             return keys[:, :, :extent], values[:, :, :extent]
 
-        return self._layers(embeds, rotation, store, mask, causal=False, newest=1, visible=visible)
+        return self._layers(embeds, places, store, mask, causal=False, newest=1, visible=visible)
 
     def watched_row(self, queries: Tensor, index: int, head: int, extent: int) -> Tensor:
         """The newest attention row [R / sides, 1, extent] of a watched head of a static step, from its layer's rotated
@@ -302,7 +292,7 @@ class StaticEngine(FlatEngine):
     def reserve(self, rows: int, length: int) -> None:
         """Have memory for `length` positions in `rows` rows, for prompts to come."""
         self.length = 0
-        self._reserve(rows, length, self.tfmr.norm.weight)
+        self._reserve(rows, length, self.blocks.norm.weight)
         self._set_padding(None)
 
     def extend(self, filled: int, length: int) -> None:
@@ -326,9 +316,9 @@ class StaticEngine(FlatEngine):
         dtype, held = self.dtype, self._memory
         if not held.fits(rows, length, dtype, like.device):
             capacity = held.capacity if length <= held.capacity else -(-(length + 1) // self.bucket) * self.bucket
-            self._memory = held.grown(self.tfmr.config, max(rows, held.rows), capacity, dtype, like.device, self.length)
+            self._memory = held.grown(self.blocks, max(rows, held.rows), capacity, dtype, like.device, self.length)
             self.moves += 1
-            self._tabulate_rotation(capacity, like.to(dtype))
+            self.tables = self.blocks.tables(capacity, like.to(dtype))
             if self.position.device != like.device:
                 self.position = torch.zeros(1, dtype=torch.long, device=like.device)
         elif self.keys and self.keys[0].shape[0] == rows:
@@ -374,15 +364,15 @@ class _Memory:
         return self.rows >= rows and self.capacity >= length
 
     def grown(
-        self, config: Any, rows: int, capacity: int, dtype: torch.dtype, device: torch.device, filled: int
+        self, blocks: Blocks, rows: int, capacity: int, dtype: torch.dtype, device: torch.device, filled: int
     ) -> _Memory:
         """Memory of that size with the first `filled` slots of this one."""
-        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+        shape = (rows, blocks.heads, capacity, blocks.head_dim)
 
         def layers(old: list[Tensor]) -> list[Tensor]:
             # Zeros, because a masked slot still takes part with weight 0, and 0 times what lies in fresh memory
             # may be NaN.
-            new = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+            new = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(len(blocks.layers))]
             for grown, held in zip(new, old, strict=False):
                 grown[: held.shape[0], :, :filled] = held[:, :, :filled]
             return new
@@ -393,17 +383,3 @@ class _Memory:
             torch.zeros(rows, dtype=torch.long, device=device),
             torch.ones(rows, capacity, dtype=torch.bool, device=device),
         )
-
-
-def _heads(x: Tensor, head_dim: int) -> Tensor:
-    """[R, n, heads * head_dim] -> [R, heads, n, head_dim]"""
-    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
-
-
-def _swap_halves(x: Tensor) -> Tensor:
-    """The two halves of the last dimension exchanged, in one kernel and without `cat`."""
-    return x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-
-
-def _rms_norm(x: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)

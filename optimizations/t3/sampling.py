@@ -1,12 +1,14 @@
 """From logits to the next speech token, for a batch, without a host round trip.
 
 Upstream runs transformers' processors on one row; these are the same formulas (repetition penalty, temperature,
-min-p, top-p, in that order) written for a batch of rows, so that the same logits and the same random numbers give
-the same tokens. The draw itself is the one that `torch.multinomial` makes, without the checks for which it asks the
-device.
+min-p, top-k, top-p, in that order, or with the penalty last) written for a batch of rows, so that the same logits and
+the same random numbers give the same tokens. The draw itself is the one that `torch.multinomial` makes, without the
+checks for which it asks the device.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,29 +52,56 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
     Returns:
         ids [B, 1], int64.
     """
-    logits = penalize(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
+    if not sampling.penalizes_last:
+        logits = penalize(logits, seen, sampling.repetition_penalty)
+    if sampling.greedy:
         return logits.argmax(dim=-1, keepdim=True)
     if sampling.temperature != 1.0:
         logits = logits / sampling.temperature
     logits = keep_min_p(logits, sampling.min_p)
+    if sampling.top_k:
+        logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1.0:
         logits = keep_top_p(logits, sampling.top_p)
+    if sampling.penalizes_last:
+        logits = penalize(logits, seen, sampling.repetition_penalty)
     return draw(torch.softmax(logits, dim=-1))
 
 
-def sample_by(settings: SamplingTensors, logits: Tensor, seen: Tensor, nucleus: bool) -> Tensor:
-    """`sample`, by numbers that may change between replays.
+@dataclass(frozen=True)
+class Filters:
+    """What of a `Sampling` decides which operators there are, and so is fixed in a captured step."""
 
-    Only whether there is a nucleus at all (top-p below 1) is fixed: it costs a sort, which most do without.
-    """
-    logits = penalize(logits, seen, settings.repetition_penalty)
+    nucleus: bool
+    """Whether there is one at all (top-p below 1): it costs a sort, which most do without."""
+    top_k: int
+    penalizes_last: bool
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> Filters:
+        return cls(sampling.top_p < 1, sampling.top_k, sampling.penalizes_last)
+
+    @property
+    def none(self) -> bool:
+        """Whether each token is judged by itself and by the likeliest one alone."""
+        return not (self.nucleus or self.top_k or self.penalizes_last)
+
+
+def sample_by(settings: SamplingTensors, logits: Tensor, seen: Tensor, filters: Filters) -> Tensor:
+    """`sample`, by numbers that may change between replays."""
+    if not filters.penalizes_last:
+        logits = penalize(logits, seen, settings.repetition_penalty)
+    best = logits.argmax(dim=-1, keepdim=True)
     greedy = settings.temperature == 0
     logits = logits / (settings.temperature + greedy)  # by 1 where there is nothing to draw
     logits = keep_min_p(logits, settings.min_p)
-    if nucleus:
+    if filters.top_k:
+        logits = keep_top_k(logits, filters.top_k)
+    if filters.nucleus:
         logits = keep_top_p(logits, settings.top_p)
-    return torch.where(greedy, logits.argmax(dim=-1, keepdim=True), draw(torch.softmax(logits, dim=-1)))
+    if filters.penalizes_last:
+        logits = penalize(logits, seen, settings.repetition_penalty)
+    return torch.where(greedy, best, draw(torch.softmax(logits, dim=-1)))
 
 
 def draw(probabilities: Tensor) -> Tensor:
@@ -94,6 +123,12 @@ def keep_min_p(logits: Tensor, min_p: float | Tensor) -> Tensor:
     probabilities = torch.softmax(logits, dim=-1)
     best = probabilities.amax(dim=-1, keepdim=True)
     return logits.masked_fill(probabilities < min_p * best, -torch.inf)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the `k` likeliest ids, and those as likely as the last of them."""
+    last = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < last, -torch.inf)
 
 
 def keep_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:

@@ -231,7 +231,7 @@ def attend(engine: StaticEngine, index: int, qkv: Tensor, queries: Tensor, loop:
     launch(
         rope_attention,
         (rows * heads,),
-        *(qkv, engine._cos, engine._sin, keys, engine.values[index], engine.position, engine.pads),
+        *(qkv, *engine.tables, keys, engine.values[index], engine.position, engine.pads),
         *(engine.valid_slots.view(torch.uint8), attended, queries, engine.capacity, head_dim**-0.5 * LOG2_E),
         H=heads,
         D=head_dim,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor, nn
-from transformers import LlamaModel
+from transformers import GPT2Model, LlamaModel
 
 from optimizations.common.launching import can_overlap, launch
 from optimizations.t3 import triton_batched, triton_decode
@@ -47,6 +47,8 @@ TILES_OF_8_BITS: dict[str, Tile] = TILES | {
 
 def unsupported(tfmr: LlamaModel) -> str | None:
     """Why the kernels cannot run this transformer where it is, in words a user can act on; None if they can."""
+    if isinstance(tfmr, GPT2Model):
+        return "the Triton decode kernels are written for a Llama, and T3 is a GPT-2 here"
     config: Any = tfmr.config
     weights = [p for layer in tfmr.layers for p in layer.parameters()]
     linears = [m for layer in tfmr.layers for m in layer.modules() if "Linear" in type(m).__name__]
@@ -175,7 +177,7 @@ class TritonEngine(StaticEngine):
             *(b.x if index else b.embeds, norm.weight),
             *(projection.weight for projection in projections),
             *(scale_of(projection) for projection in projections),
-            *(self._cos, self._sin, b.q, self.keys[index], self.values[index]),
+            *(*self.tables, b.q, self.keys[index], self.values[index]),
             *(self.position, self.pads, self.capacity, norm.variance_epsilon),
         )
         sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs, "SCALED": self.scaled}

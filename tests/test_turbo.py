@@ -1,0 +1,201 @@
+"""Turbo: one row, a GPT-2, a flow of two steps; what works on it, and that it says upstream's very words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+import optimizations
+from harness import checkpoints
+from harness.errors import UserError
+from harness.pipeline import Pipeline, Segment, Teacher
+from harness.sampling import TURBO
+from optimizations.common.graphs import Uncaptured
+from optimizations.cuda_graphs import CudaGraphs
+
+TEXT = "The boat is late. We wait."
+TEXTS = ["Yes.", "We will meet at the old bridge.", "Where did you leave the keys?"]
+SHORT = replace(TURBO, max_new_tokens=24)
+GREEDY = replace(SHORT, temperature=0.0)
+WAYS: dict[str, dict[str, dict]] = {
+    "alignment_analyzer": {"alignment_analyzer": {}},
+    "kv_cache": {"kv_cache": {}},
+    "kv_cache without prefixes": {"kv_cache": {"prefix_reuse": False}},
+    "captured": {"kv_cache": {"bucket": 64}, "cuda_graphs": {"poll": 8}},
+}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Pipeline:
+    return checkpoints.load("tiny_turbo", "cpu")
+
+
+@pytest.fixture
+def tiny(loaded: Pipeline) -> Iterator[Pipeline]:
+    yield loaded
+    loaded.reset()
+    loaded.sampling = TURBO
+
+
+def apply(pipeline: Pipeline, **plugins: dict) -> list:
+    """In the catalogue's order; nothing is captured on a CPU: a "replay" runs the function over the same buffers."""
+    applied = []
+    for name in optimizations.names():
+        if name in plugins:
+            plugin = optimizations.create(name, plugins[name])
+            if isinstance(plugin, CudaGraphs):
+                plugin.apply_with(pipeline, Uncaptured)
+            else:
+                assert plugin.unavailable(pipeline) is None
+                plugin.apply(pipeline)
+            applied.append(plugin)
+    return applied
+
+
+def said(pipeline: Pipeline, texts: list[str], n_tokens: int | None = None, seed: int = 4) -> list[list[int]]:
+    """Speech tokens of each text; what follows T3 is left out."""
+    voice = pipeline.stages["condition"]("random")
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        spoken = pipeline.stages["generate_tokens"]([Segment(text, voice, i, n_tokens) for i, text in enumerate(texts)])
+    return [tokens.tolist() for tokens in spoken]
+
+
+def mel_of(pipeline: Pipeline, n_tokens: int = 21, seed: int = 5) -> torch.Tensor:
+    voice = pipeline.stages["condition"]("random")
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        return pipeline.stages["tokens_to_mel"]([torch.arange(n_tokens) * 300], [voice])[0]
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def test_the_baseline_is_upstreams_generate_bit_for_bit(tiny, monkeypatch):
+    inference = tiny.model.t3.inference_turbo
+    monkeypatch.setattr(tiny.model.t3, "inference_turbo", lambda **kwargs: inference(**kwargs | {"max_gen_len": 23}))
+    torch.manual_seed(3)
+    expected = tiny.model.generate(TEXT)
+    tiny.sampling = SHORT
+    utterance = tiny.synthesize(TEXT, "random", seed=3)
+    assert torch.equal(torch.from_numpy(utterance.wave), expected[0])
+    assert utterance.n_tokens == 24
+    assert utterance.audio_s == (24 + 3) / 25, "three tokens of silence end each segment"
+
+
+def test_a_pinned_length_is_kept_and_a_teacher_is_obeyed(tiny):
+    assert [len(tokens) for tokens in said(tiny, TEXTS, n_tokens=7)] == [7, 7, 7]
+    for plugins in ({}, WAYS["kv_cache"], WAYS["captured"]):
+        apply(tiny, **plugins)
+        teacher = Teacher(torch.tensor([5, 4000, 17]))
+        segment = Segment(TEXT, tiny.stages["condition"]("random"), 0, 3, teacher)
+        with torch.inference_mode():
+            (tokens,) = tiny.stages["generate_tokens"]([segment])
+        assert tokens.tolist() == [5, 4000, 17]
+        heard = torch.stack(teacher.logits)
+        if not plugins:
+            baseline = heard
+        torch.testing.assert_close(heard, baseline, atol=1e-4, rtol=1e-4)
+        tiny.reset()
+
+
+def test_a_short_clip_is_refused_in_one_line(tiny, tmp_path):
+    import soundfile
+
+    soundfile.write(tmp_path / "short.wav", torch.zeros(24000).numpy(), 24000)
+    with pytest.raises(UserError, match="longer than 5 seconds"):
+        tiny.synthesize(TEXT, str(tmp_path / "short.wav"), seed=0, n_tokens=4)
+
+
+@pytest.mark.parametrize("sampling", [SHORT, GREEDY, replace(SHORT, top_k=0, top_p=1.0, repetition_penalty=1.8)])
+@pytest.mark.parametrize("way", WAYS)
+def test_it_says_upstreams_very_words(tiny, way, sampling):
+    """With upstream's random numbers, whose penalty spares the start token from the second token on."""
+    tiny.sampling = sampling
+    expected = said(tiny, [TEXT]), said(tiny, [TEXT], n_tokens=30)
+    apply(tiny, **WAYS[way])
+    assert (said(tiny, [TEXT]), said(tiny, [TEXT], n_tokens=30)) == expected
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_says_what_each_text_says_alone(tiny, way):
+    tiny.sampling = GREEDY
+    expected = said(tiny, TEXTS)
+    apply(tiny, batching={"size": 4}, **WAYS[way])
+    assert said(tiny, TEXTS) == expected
+
+
+def test_a_voice_opens_with_376_positions_that_are_kept(tiny):
+    (plugin,) = apply(tiny, kv_cache={})
+    said(tiny, [TEXT, TEXT], n_tokens=4)
+    decoder = tiny.stages["generate_tokens"]
+    assert decoder.opening() == 376
+    assert decoder.n_prefix_hits == 1
+    assert plugin.evidence(tiny).active
+
+
+@pytest.mark.parametrize(
+    "plugins", [{"flat_estimator": {}}, {"cuda_graphs": {}}, {"cuda_graphs": {}, "flat_estimator": {}}]
+)
+@pytest.mark.parametrize("steps", [2, 1])
+def test_the_flow_gives_upstreams_mel(tiny, plugins, steps):
+    if steps == 1:
+        apply(tiny, flow_steps={})
+    expected = mel_of(tiny)
+    apply(tiny, **plugins)
+    assert relative_error(mel_of(tiny), expected) < 1e-4
+
+
+def test_rows_of_a_flow_are_what_they_are_alone(tiny):
+    voice = tiny.stages["condition"]("random")
+    rows = [torch.arange(n) * 300 for n in (20, 12)]
+    with torch.inference_mode():
+        torch.manual_seed(2)
+        alone = tiny.stages["tokens_to_mel"](rows, [voice] * 2)
+        apply(tiny, batching={"size": 4})
+        torch.manual_seed(2)
+        together = tiny.stages["tokens_to_mel"](rows, [voice] * 2)
+    assert all(relative_error(a, b) < 1e-4 for a, b in zip(together, alone, strict=True))
+
+
+def test_half_precision_leaves_time_and_solver_alone(tiny):
+    exact = mel_of(tiny)
+    plugin = optimizations.create("mixed_precision", {"parts": ["t3", "flow"]})
+    if reason := plugin.unavailable(tiny):
+        pytest.skip(reason)
+    plugin.apply(tiny)
+    assert 0 < relative_error(mel_of(tiny), exact) < 0.1
+    assert plugin.evidence(tiny).active
+    apply(tiny, flat_estimator={})
+    assert 0 < relative_error(mel_of(tiny), exact) < 0.1
+
+
+@pytest.mark.slow
+def test_every_optimization_is_active_or_says_why_not(tiny):
+    said: dict[str, str] = {}
+    for name in optimizations.names():
+        plugin = optimizations.create(name, {"estimator": False} if name == "compile" else {})
+        reason = plugin.unavailable(tiny)
+        if reason is None:
+            plugin.apply(tiny)
+            tiny.synthesize(TEXT, "random", seed=0, n_tokens=5)
+            evidence = plugin.evidence(tiny)
+            reason = "" if evidence.active else evidence.reason
+        assert reason is not None, name
+        said[name] = reason
+        tiny.reset()
+    active = {name for name, reason in said.items() if not reason}
+    assert active >= {
+        "alignment_analyzer",
+        "kv_cache",
+        "inference_mode",
+        "flat_estimator",
+        "flow_steps",
+        "gpu_watermark",
+    }
+    assert "GPT-2" in said["quantization"]
+    assert "silence" in said["streaming"]
