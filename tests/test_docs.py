@@ -94,7 +94,7 @@ def test_the_catalogue_tells_of_every_optimization_what_it_does_and_what_was_mea
         assert "measured alone on" in entry or "No reference run has it on alone." in entry
     assert "32.3 % less time in sequential calls | **confirmed**" in told["alignment_analyzer"]
     assert re.search(r"\| NVIDIA H200 \| `random` \| 0\.\d+ .*faster .*report\.html", told["alignment_analyzer"])
-    assert "| `steps` | `null` | from 1 to 10 |" in told["flow_steps"]
+    assert "| `steps` | `None` | from 1 to 10 |" in told["flow_steps"]
 
 
 def test_every_claim_of_the_campaigns_has_its_verdict():
