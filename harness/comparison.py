@@ -1,26 +1,26 @@
 """The combo against its reference: pairs of rows that did the same work in the same round."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from harness import stats
-from harness.figures import judged, similarities, timed
+from harness import checks, stats
+from harness.checks import Pair
+from harness.figures import TIMED, is_marked, judged, timed
+from harness.records import Child
 from harness.results import Comparison, Measurement, Score, Variant
 from harness.scenarios.base import Figure
 
-DURATION_TOLERANCE = 0.01  # relative; the same speech tokens must give the same length of audio ...
-TOKEN_S = 0.04  # ... up to one speech token, which is what joining segments may cost a short clip
-Pair = tuple[Measurement, Measurement]
-"""What the two variants made of the same work, the reference's first."""
-SINGLE = ("first_call_s", "model_memory_mb")
-"""Figures that each process has once: their ratio has no interval, and therefore no verdict."""
+LOST_SHARE, LOST_CLIPS = 0.05, 1.5
+"""The watermark is lost where it is found in a share of clips that is smaller by so much, and more than a clip."""
 
 
 def compare(
     rows: Sequence[Measurement],
     scores: Sequence[Score],
     variants: dict[str, Variant],
+    children: Mapping[str, Sequence[Child]],
     names: tuple[str, str | None],
     thresholds: dict[str, float],
     compared: Sequence[Figure],
@@ -33,17 +33,22 @@ def compare(
     reference, candidate = names
     if candidate is None:
         return found
+    both = (reference, candidate)
+    intervals: dict[str, tuple[stats.Interval, int]] = {}
     base, other = variants[reference], variants[candidate]
     if base.status == other.status == "ok":
         paired = pairs(rows, reference, candidate)
-        found |= _compare_speed(paired, compared, thresholds)
+        intervals |= _speed(paired, compared)
+        intervals |= _once(rows, children, both)
         if base.memory_kind == other.memory_kind:
-            found |= _compare_peaks(paired, thresholds)
-        for name in SINGLE:
-            found[name] = _compare_single(name, base, other, thresholds[name])
-    if base.n_scored and other.n_scored:
-        found |= _compare_quality(rows, scores, (reference, candidate), thresholds)
-    return found
+            intervals |= _peaks(paired, base.memory_kind)
+            intervals |= _model_memory(children, both, base.memory_kind)
+    intervals |= _quality(rows, scores, both)
+    return found | {
+        name: _judge(name, interval, thresholds[name], rounds)
+        for name, (interval, rounds) in intervals.items()
+        if name in thresholds
+    }
 
 
 def not_measured(name: str) -> Comparison:
@@ -59,6 +64,148 @@ def pairs(rows: Iterable[Measurement], reference: str, candidate: str) -> list[P
     return [(known[row.pair], row) for row in speed if row.variant == candidate and row.pair in known]
 
 
+def withdrawn(record: Comparison, reason: str | None) -> Comparison:
+    """A gain in time that was got by something which nobody asked for; any other verdict stands."""
+    if reason is None or record.verdict not in stats.GOOD:
+        return record
+    return replace(record, verdict=f"withdrawn: {reason}")
+
+
+def objection(comparison: dict[str, Comparison], pairs: Sequence[Pair]) -> str | None:
+    """Why what was timed does not count as the work that was asked for, in a few words; None if it does."""
+    reasons = checks.withdrawals(pairs)
+    for name, record in comparison.items():
+        if name.endswith(TIMED) and record.verdict == "worse":
+            what = "their similarity" if name.startswith("sim_") else "their word error rate"
+            reasons.append(f"the timed clips are worse than the reference's: {what} by {record.value:+.3f}")
+    return "; ".join(reasons) or None
+
+
+def watermark_loss(scores: Sequence[Score], reference: str, candidate: str) -> str | None:
+    """Whether the candidate's clips bear the watermark less often than the reference's."""
+    before, after = (
+        [is_marked(score) for score in scores if score.variant == name and score.watermark is not None]
+        for name in (reference, candidate)
+    )
+    if not before or not after:
+        return None
+    was, now = sum(before) / len(before), sum(after) / len(after)
+    if was - now <= max(LOST_SHARE, LOST_CLIPS / len(after)):
+        return None
+    return (
+        f"the watermark is lost: it was found in {sum(after)} of {len(after)} judged clips, and in {sum(before)} of "
+        f"{len(before)} of {reference}'s."
+    )
+
+
+# -- figures, each with its interval and the rounds behind it ------------------------------------------------------
+
+
+def _speed(pairs: Sequence[Pair], compared: Sequence[Figure]) -> dict[str, tuple[stats.Interval, int]]:
+    """The scenario's figures, call by call."""
+    if not pairs:
+        return {}
+    spoken = _calls(pairs)
+    texts = [call[0][0].text_id for call in spoken]
+    processes = [call[0][0].process for call in spoken]
+    base, other = ([[pair[side] for pair in call] for call in spoken] for side in (0, 1))
+    found = {}
+    for figure in compared:
+        amount, amount_after = ([figure.amount(rows) for rows in side] for side in (base, other))
+        per, per_after = ([figure.per(rows) for rows in side] if figure.per else None for side in (base, other))
+        interval = stats.ratio_of_sums(amount, amount_after, texts, per, per_after, processes=processes)
+        found[figure.name] = interval, _rounds(pairs)
+    return found
+
+
+def _peaks(pairs: Sequence[Pair], kind: str) -> dict[str, tuple[stats.Interval, int]]:
+    """Peak memory: what an allocator counts is compared call by call, a resident set process by process."""
+    peaks = [(base.peak_memory_mb, row.peak_memory_mb, row) for (base, row), *_ in _calls(pairs)]
+    known = [(before, after, row) for before, after, row in peaks if before and after]
+    if not known:
+        return {}
+    if kind == "vram":
+        columns = _columns([(before, after, row.text_id) for before, after, row in known])
+        interval = stats.ratio_of_peaks(*columns, processes=[row.process for _, _, row in known])
+        return {"peak_memory_mb": (interval, _rounds(pairs))}
+    highest: dict[int, tuple[float, float]] = {}
+    for before, after, row in known:
+        most = highest.get(row.process, (0.0, 0.0))
+        highest[row.process] = max(most[0], before), max(most[1], after)
+    return {"peak_memory_mb": (stats.ratio_over_processes(*_columns(list(highest.values()))), 1)}
+
+
+def _once(
+    rows: Sequence[Measurement], children: Mapping[str, Sequence[Child]], names: tuple[str, str]
+) -> dict[str, tuple[stats.Interval, int]]:
+    """What a process has once: loading and its first call."""
+    found = {}
+    loads = [[child.load_s for child in children.get(name, ())] for name in names]
+    firsts = [_first_calls(rows, name) for name in names]
+    per_process = {
+        "load_s": list(zip(*loads, strict=False)),
+        "first_call_s": [(firsts[0][number], after) for number, after in firsts[1].items() if number in firsts[0]],
+    }
+    for name, values in per_process.items():
+        if known := [(before, after) for before, after in values if before and after]:
+            found[name] = stats.ratio_over_processes(*_columns(known)), 1
+    return found
+
+
+def _first_calls(rows: Sequence[Measurement], name: str) -> dict[int, float]:
+    """Seconds of a variant's first call, by its process."""
+    firsts = [row for row in rows if row.variant == name and row.pass_name == "first" and row.ok]
+    return {row.process: row.time_s for row in firsts if row.time_s}
+
+
+def _model_memory(
+    children: Mapping[str, Sequence[Child]], names: tuple[str, str], kind: str
+) -> dict[str, tuple[stats.Interval, int]]:
+    """Bytes that PyTorch has allocated for the model are counted, not sampled: their ratio is its own interval."""
+    held = [[child.model_memory_mb for child in children.get(name, ())] for name in names]
+    known = [(before, after) for before, after in zip(*held, strict=False) if _positive(before) and _positive(after)]
+    if not known:
+        return {}
+    interval = stats.ratio_over_processes(*_columns(known))
+    if kind == "vram" and interval.bounds is None:
+        interval = replace(interval, low=interval.estimate, high=interval.estimate)
+    return {"model_memory_mb": (interval, 1)}
+
+
+def _positive(value: float | None) -> bool:
+    return value is not None and value > 0
+
+
+def _quality(
+    rows: Sequence[Measurement], scores: Sequence[Score], names: tuple[str, str]
+) -> dict[str, tuple[stats.Interval, int]]:
+    """Paired by text, voice and seed, the free-running clips and, apart from them, those that were timed."""
+    found = {}
+    for step, ending in (("quality", ""), ("speed", TIMED)):
+        own = [score for score in scores if score.pass_name == step]
+        before, after = (
+            judged(
+                [row for row in rows if row.variant == name and row.pass_name == step],
+                [score for score in own if score.variant == name],
+            )
+            for name in names
+        )
+        if not any(score.variant == names[0] for score in own):
+            continue
+        seeds = len({work[2] for work in before if work in after}) if step == "quality" else 1
+        for name in ("wer", *dict.fromkeys(name for score in own for name in score.similarity)):
+            values = [(before[w].figure(name), after[w].figure(name), w[0]) for w in before if w in after]
+            if known := [value for value in values if value[0] is not None and value[1] is not None]:
+                found[name + ending] = stats.mean_delta(*_columns(known)), seeds
+    marks = {name: {(s.pass_name, *s.work): s for s in scores if s.variant == name} for name in names}
+    both = [(marks[names[0]][key], after) for key, after in marks[names[1]].items() if key in marks[names[0]]]
+    asked = [(b, a) for b, a in both if b.watermark is not None and a.watermark is not None]
+    if asked:
+        columns = [(float(is_marked(before)), float(is_marked(after)), after.text_id) for before, after in asked]
+        found["watermark"] = stats.mean_delta(*_columns(columns)), 1
+    return found
+
+
 def _calls(pairs: Sequence[Pair]) -> list[list[Pair]]:
     """Pairs by the calls that spoke them: what shares a measurement is one pair of figures, not many."""
     found: dict[tuple[Any, ...], list[Pair]] = {}
@@ -67,92 +214,11 @@ def _calls(pairs: Sequence[Pair]) -> list[list[Pair]]:
     return list(found.values())
 
 
-def duration_problem(rows: Iterable[Measurement], reference: str, candidate: str) -> str | None:
-    """How the candidate's audio differs in length although both spoke the same number of speech tokens."""
-
-    def off(pair: Pair) -> float:
-        base, row = pair
-        return abs((row.audio_s or 0.0) - (base.audio_s or 0.0))
-
-    same_work = [
-        (base, row)
-        for base, row in pairs(rows, reference, candidate)
-        if base.pinned_tokens is not None and base.pinned_tokens == row.pinned_tokens
-    ]
-    wrong = [p for p in same_work if off(p) > max(DURATION_TOLERANCE * (p[0].audio_s or 0.0), TOKEN_S)]
-    if not wrong:
-        return None
-    base, row = max(wrong, key=off)
-    return (
-        f"for the same {row.pinned_tokens} speech tokens of text {row.text_id} it returned "
-        f"{row.audio_s:.2f} s of audio and {reference} {base.audio_s:.2f} s "
-        f"({len(wrong)} of {len(same_work)} pairs differ): an error, not a speed-up."
-    )
+def _rounds(pairs: Sequence[Pair]) -> int:
+    return len({(base.process, base.round) for base, _ in pairs})
 
 
-def _compare_speed(
-    pairs: Sequence[Pair], compared: Sequence[Figure], thresholds: dict[str, float]
-) -> dict[str, Comparison]:
-    """The scenario's figures, call by call."""
-    if not pairs:
-        return {}
-    spoken = _calls(pairs)
-    texts = [call[0][0].text_id for call in spoken]
-    base, other = ([[pair[side] for pair in call] for call in spoken] for side in (0, 1))
-    rounds = len({call[0][0].round for call in spoken})
-    found = {}
-    for figure in compared:
-        amount, amount_after = ([figure.amount(rows) for rows in side] for side in (base, other))
-        per, per_after = ([figure.per(rows) for rows in side] if figure.per else None for side in (base, other))
-        interval = stats.ratio_of_sums(amount, amount_after, texts, per, per_after)
-        found[figure.name] = _judge(figure.name, interval, thresholds[figure.name], rounds)
-    return found
-
-
-def _compare_peaks(pairs: Sequence[Pair], thresholds: dict[str, float]) -> dict[str, Comparison]:
-    peaks = [(base.peak_memory_mb, row.peak_memory_mb, row.text_id) for (base, row), *_ in _calls(pairs)]
-    known = [peak for peak in peaks if peak[0] and peak[1]]
-    if not known:
-        return {}
-    interval, rounds = stats.ratio_of_peaks(*_columns(known)), len({base.round for base, _ in pairs})
-    return {"peak_memory_mb": _judge("peak_memory_mb", interval, thresholds["peak_memory_mb"], rounds)}
-
-
-def _compare_single(name: str, base: Variant, other: Variant, threshold: float) -> Comparison:
-    """A ratio of two single figures.
-
-    Bytes that PyTorch has allocated for the model are counted, not sampled: their ratio is its own interval.
-    """
-    before, after = base.figure(name), other.figure(name)
-    if not before or after is None or (name == "model_memory_mb" and base.memory_kind != other.memory_kind):
-        return not_measured(name)
-    ratio = after / before
-    bound = ratio if name == "model_memory_mb" and base.memory_kind == "vram" else None
-    return _judge(name, stats.Interval(ratio, bound, bound, 1), threshold)
-
-
-def _compare_quality(
-    rows: Sequence[Measurement], scores: Sequence[Score], names: tuple[str, str], thresholds: dict[str, float]
-) -> dict[str, Comparison]:
-    """Paired by text, voice and seed."""
-    before, after = (
-        judged(
-            [row for row in rows if row.variant == name and row.pass_name == "quality"],
-            [score for score in scores if score.variant == name],
-        )
-        for name in names
-    )
-    found = {}
-    for name in ("wer", *similarities(scores)):
-        values = [(before[w].figure(name), after[w].figure(name), w[0]) for w in before if w in after]
-        known = [value for value in values if value[0] is not None and value[1] is not None]
-        if known:
-            seeds = len({work[2] for work in before if work in after})
-            found[name] = _judge(name, stats.mean_delta(*_columns(known)), thresholds[name], seeds)
-    return found
-
-
-def _judge(name: str, interval: stats.Interval, threshold: float, rounds: int = 1) -> Comparison:
+def _judge(name: str, interval: stats.Interval, threshold: float, rounds: int) -> Comparison:
     """The metric's verdict, and what the run could have found; `rounds` says how often each work was repeated."""
     if not math.isfinite(interval.estimate):  # of figures so far apart that their quotient is none
         return not_measured(name)

@@ -11,46 +11,74 @@ from harness import stats
 from harness.records import Child
 from harness.results import Measurement, Score, Variant
 
+MARKED = 0.5
+"""The detector's confidence from which on a clip bears the watermark."""
+TIMED = "_timed"
+"""Ends the name of a quality metric that is about clips which were timed."""
 MOSTLY_WRONG = 0.5
 """A word error rate above this: more was misunderstood than understood."""
 
 
-def figures(rows: Sequence[Measurement], scores: Sequence[Score], child: Child, n_quality: int) -> Variant:
-    """All figures of the variant that wrote `rows`; `child` is its entry of children.json.
+def figures(rows: Sequence[Measurement], scores: Sequence[Score], children: Sequence[Child], n_quality: int) -> Variant:
+    """All figures of the variant that wrote `rows` and whose clips have `scores`.
 
-    `n_quality` is the number of clips that the quality pass was meant to make.
+    `children` are its processes, its entry of children.json; `n_quality` is the number of clips that the quality pass
+    was meant to make.
     """
     speed = timed(rows)
-    status, error = child.status, child.error
+    failed = next((child for child in children if child.status != "ok"), None)
+    status, error = (failed.status, failed.error) if failed else ("ok", None)
+    unmeasured = next((child.quality_unmeasured_reason for child in children if child.quality_unmeasured_reason), None)
     if status == "ok" and not speed and any(row.pass_name == "speed" for row in rows):
         status, error = "failed", "no utterance of the speed pass succeeded"
+    kinds = [*(child.memory_kind for child in children), *(row.memory_kind for row in rows)]
     variant = Variant(
         status=status,
         error=error,
-        load_s=child.load_s,
-        process_to_first_utterance_s=child.process_to_first_utterance_s,
-        model_memory_mb=max(child.model_memory_mb or 0.0, 0.0) or None,
-        memory_kind=child.memory_kind or next((row.memory_kind for row in rows), "rss"),
-        trained=child.trained is not False,
+        load_s=_mean(child.load_s for child in children),
+        process_to_first_utterance_s=_mean(child.process_to_first_utterance_s for child in children),
+        model_memory_mb=_mean(child.model_memory_mb for child in children if (child.model_memory_mb or 0.0) > 0),
+        memory_kind=next((kind for kind in kinds if kind), "rss"),
+        trained=all(child.trained is not False for child in children),
         first_call_s=_mean_time(rows, "first"),
         warmup_time_s=_mean_time([row for row in rows if row.batch_size == 1], "warmup"),
         n_speed=len(speed),
         n_expected=n_quality,
+        repeated_request_ratio=repeated_request_ratio(rows),
     )
     if speed:
         _add_speed(variant, speed)
     quality = [row for row in rows if row.pass_name == "quality"]
-    variant.quality_note = _quality_note(variant, quality, scores, child.quality_unmeasured_reason)
+    free = [score for score in scores if score.pass_name == "quality"]
+    variant.quality_note = _quality_note(variant, quality, free, unmeasured)
     variant.similarity = dict.fromkeys(similarities(scores))
-    if scores and not child.quality_unmeasured_reason:
-        _add_quality(variant, list(judged(quality, scores).values()))
+    if free and not unmeasured:
+        _add_quality(variant, list(judged(quality, free).values()))
+    _add_timed_quality(variant, [score for score in scores if score.pass_name == "speed"])
+    marks = [is_marked(score) for score in scores if score.watermark is not None]
+    variant.watermark = statistics.fmean(marks) if marks else None
     return variant
+
+
+def repeated_request_ratio(rows: Iterable[Measurement]) -> float | None:
+    """Time of the requests that were spoken a second time, by the time that they took at first."""
+    times: dict[str, dict[tuple, float]] = {"speed": {}, "repeat": {}}
+    for row in rows:
+        if row.pass_name in times and row.ok and row.time_s:
+            times[row.pass_name][row.process, *row.work] = row.time_s
+    both = [(times["speed"][key], again) for key, again in times["repeat"].items() if key in times["speed"]]
+    return sum(again for _, again in both) / sum(first for first, _ in both) if both else None
+
+
+def is_marked(score: Score) -> bool:
+    """Whether the watermark was found in the clip; only of those that were asked about it."""
+    return (score.watermark or 0.0) >= MARKED
 
 
 def timed(rows: Iterable[Measurement]) -> list[Measurement]:
     """Rows of the speed pass that have something to say about time."""
     speed = [row for row in rows if row.pass_name == "speed" and row.ok]
-    return [row for row in speed if row.generation_time_s and row.audio_s]
+    return [row for row in speed if row.time_s and row.audio_s]
 
 
 def calls(rows: Sequence[Measurement]) -> list[list[Measurement]]:
@@ -81,23 +109,28 @@ def judged(rows: Iterable[Measurement], scores: Iterable[Score]) -> dict[tuple[s
 
 
 def similarities(scores: Iterable[Score]) -> list[str]:
-    """The names of the similarity metrics that were measured."""
-    return list(dict.fromkeys(name for score in scores for name in score.similarity))
+    """The names of the similarity metrics that were measured; of timed clips, under names of their own."""
+    names = (f"{name}{TIMED if score.pass_name == 'speed' else ''}" for score in scores for name in score.similarity)
+    return sorted(dict.fromkeys(names), key=lambda name: name.endswith(TIMED))
 
 
 def _mean_time(rows: Iterable[Measurement], step: str) -> float | None:
-    times = [row.generation_time_s for row in rows if row.pass_name == step and row.ok]
-    known = [time for time in times if time is not None]
+    return _mean(row.time_s for row in rows if row.pass_name == step and row.ok)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 def _add_speed(variant: Variant, rows: Sequence[Measurement]) -> None:
     spoken = calls(rows)
-    times = np.array([sum(row.generation_time_s or 0.0 for row in call) for call in spoken])
+    times = np.array([sum(row.time_s or 0.0 for row in call) for call in spoken])
     audio = np.array([sum(row.audio_s or 0.0 for row in call) for call in spoken])
     texts = [call[0].text_id for call in spoken]
-    rtf = stats.per_unit(times, audio, texts)
-    time = stats.per_unit(times, [float(len(call)) for call in spoken], texts)
+    processes = [call[0].process for call in spoken]
+    rtf = stats.per_unit(times, audio, texts, processes=processes)
+    time = stats.per_unit(times, [float(len(call)) for call in spoken], texts, processes=processes)
     variant.rtf, variant.intervals["rtf"] = rtf.estimate, rtf.bounds
     variant.generation_time_s, variant.intervals["generation_time_s"] = time.estimate, time.bounds
     variant.rtf_p50, variant.rtf_p90 = (float(quantile) for quantile in np.quantile(times / audio, [0.5, 0.9]))
@@ -125,20 +158,32 @@ def _quality_note(
 def _add_quality(variant: Variant, scores: Sequence[Score]) -> None:
     variant.n_scored = len(scores)
     variant.n_missing = sum(score.missing for score in scores)
-    for name in ("wer", *variant.similarity):
-        known = [(value, score.text_id) for score in scores if (value := score.figure(name)) is not None]
-        if not known:
-            continue
-        interval = stats.mean([value for value, _ in known], [text for _, text in known])
-        variant.intervals[name] = interval.bounds
-        if name == "wer":
-            variant.wer = interval.estimate
-        else:
-            variant.similarity[name] = interval.estimate
+    _add_means(variant, scores, "")
     errors = sum(score.substitutions + score.deletions + score.insertions for score in scores)
     words = sum(score.hits + score.substitutions + score.deletions for score in scores)
     variant.wer_corpus = errors / words if words else None
     variant.heard = heard(scores)
+
+
+def _add_timed_quality(variant: Variant, scores: Sequence[Score]) -> None:
+    """Of the clips that were timed and kept; a missing one has word error rate 1."""
+    variant.n_timed = len(scores)
+    _add_means(variant, list(judged([], scores).values()), TIMED)
+
+
+def _add_means(variant: Variant, scores: Sequence[Score], ending: str) -> None:
+    """Mean and interval of every quality metric whose name has that ending."""
+    own = [name for name in variant.similarity if name.endswith(TIMED) == bool(ending)]
+    for name in ("wer", *(name.removesuffix(TIMED) for name in own)):
+        known = [(value, score.text_id) for score in scores if (value := score.figure(name)) is not None]
+        if not known:
+            continue
+        interval = stats.mean([value for value, _ in known], [text for _, text in known])
+        variant.intervals[name + ending] = interval.bounds
+        if name == "wer":
+            setattr(variant, name + ending, interval.estimate)
+        else:
+            variant.similarity[name + ending] = interval.estimate
 
 
 def heard(scores: Sequence[Score]) -> dict[str, Any]:

@@ -39,8 +39,7 @@ _THROTTLING = {
     "HwPowerBrakeSlowdown": "power brake",
 }
 
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
+_PROC = Path("/proc")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size ("high water mark") to the current one
 
 
@@ -78,16 +77,19 @@ def memory_kind(device: torch.device) -> str:
     return "vram" if device.type == "cuda" else "rss"
 
 
-def reset_peak(device: torch.device) -> None:
-    """Start a new peak. On a CPU without Linux's `clear_refs`, a peak is the process's so far."""
+def reset_peak(device: torch.device, pid: int | None = None) -> None:
+    """Start a new peak, on a CPU the process's of that id. Without Linux's `clear_refs`, that is its peak so far."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR_REFS.exists():
-        _CLEAR_REFS.write_text(_RESET_PEAK)
+        return
+    try:
+        (_PROC / str(pid or os.getpid()) / "clear_refs").write_text(_RESET_PEAK)
+    except OSError:  # another system, or a process that has ended, which its next answer tells
+        return
 
 
-def peak(device: torch.device) -> Memory:
-    """The peak since `reset_peak`."""
+def peak(device: torch.device, pid: int | None = None) -> Memory:
+    """The peak since `reset_peak`. Raises psutil.Error for a process that has ended."""
     if device.type == "cuda":
         detail = {
             "allocated_mb": torch.cuda.max_memory_allocated(device) / MB,
@@ -96,17 +98,91 @@ def peak(device: torch.device) -> Memory:
         # what the driver books for this process: weights, caches, fragments and the CUDA context itself
         process_mb = gpu.process_mb(os.getpid()) if (gpu := _gpu(device)) else None
         return Memory("vram", detail["allocated_mb"], detail | ({"process_mb": process_mb} if process_mb else {}))
-    return Memory("rss", _peak_rss_mb(), {"current_mb": psutil.Process().memory_info().rss / MB})
+    current_mb = psutil.Process(pid).memory_info().rss / MB
+    return Memory("rss", _peak_rss_mb(pid) or current_mb, {"current_mb": current_mb})
 
 
-def _peak_rss_mb() -> float:
-    if _STATUS.exists():
-        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
-        return int(fields["VmHWM"].split()[0]) * 1024 / MB
+def _peak_rss_mb(pid: int | None) -> float | None:
+    """The high water mark of a process; of another process None, where the system does not tell."""
+    status = _PROC / str(pid or os.getpid()) / "status"
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(fields["VmHWM"].split()[0]) * 1024 / MB if "VmHWM" in fields else None
+    if pid not in (None, os.getpid()):
+        return None
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
+
+
+def allocated_mb(device: torch.device) -> float:
+    """What PyTorch holds on a GPU now."""
+    return torch.cuda.memory_allocated(device) / MB
+
+
+# -- what a process holds and does, seen from outside --------------------------------------------------------------
+
+
+def hooks(model: Any) -> int:
+    """Forward hooks on all modules of a model, whose parts are attributes of an object that may be no module."""
+    parts = [model, *vars(model).values()] if hasattr(model, "__dict__") else []
+    modules = {id(module): module for part in parts if isinstance(part, torch.nn.Module) for module in part.modules()}
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules.values())
+
+
+def holdings(pid: int) -> dict[str, float]:
+    """Resident memory, threads and open files of a process; empty where the system does not tell."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            files = float(process.num_fds()) if hasattr(process, "num_fds") else 0.0
+            return {"memory_mb": process.memory_info().rss / MB, "threads": process.num_threads(), "files": files}
+    except (psutil.Error, OSError):
+        return {}
+
+
+class CpuMeter:
+    """CPU seconds of a process, its helpers included, by the kernel's account, which no process can alter.
+
+    `helpers` are its threads but the first, and the processes that it started. Reading takes microseconds; new
+    processes are looked for by `refresh` only, which takes milliseconds. None where the system does not tell.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._others: list[int] = []
+
+    def refresh(self) -> None:
+        try:
+            self._others = [child.pid for child in psutil.Process(self._pid).children(recursive=True)]
+        except psutil.Error:
+            self._others = []
+
+    def total_s(self) -> float | None:
+        own = _cpu_s(self._pid)
+        return None if own is None else own + sum(_cpu_s(pid) or 0.0 for pid in self._others)
+
+    def helpers_s(self) -> float | None:
+        total, first = self.total_s(), self._first_thread_s()
+        return None if total is None or first is None else total - first
+
+    def _first_thread_s(self) -> float | None:
+        try:
+            spent, *_ = (_PROC / f"{self._pid}/task/{self._pid}/schedstat").read_text().split()
+        except (OSError, ValueError):
+            return None
+        return int(spent) / 1e9
+
+
+def _cpu_s(pid: int) -> float | None:
+    """By Linux's clock of a process, whose id is made of the process's (clock_getcpuclockid(3))."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:  # it has ended
+        return None
 
 
 def held_mb(device: torch.device) -> float:

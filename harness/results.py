@@ -47,7 +47,7 @@ SCHEMA_FILE = Path(__file__).parent / "schema" / "summary.schema.json"
 BASELINE = "baseline"
 MERGED = "merged.json"  # beside the folders of several hosts (`harness.merge`)
 FAILURES = "failures.txt"  # of a sweep: why some of its jobs left no results
-PASSES = ("first", "warmup", "speed", "quality")
+PASSES = ("first", "warmup", "speed", "quality", "repeat")
 NO_EVIDENCE = "no evidence was taken yet"  # of an optimization that was applied, and asked for nothing since
 SIMILARITY = "sim_"  # every similarity metric is named after its speaker model: sim_resemblyzer, ...
 
@@ -61,7 +61,13 @@ class Measurement:
 
     `pass_name` is one of PASSES (the column is called "pass", a Python keyword). `pinned_tokens` is the
     number of speech tokens the run was held to, None when it ran free. `position` tells whether the
-    variant ran first (0) or second (1) in its round. A failed row keeps its error; its figures are None.
+    variant ran first (0) or second (1) in its round, `process` which pair of processes it was. A failed row keeps its
+    error; its figures are None.
+
+    `generation_time_s` is by the child's clock and `parent_time_s` by the experiment's, from question to answer;
+    figures go by `time_s`, the longer. `flaw` says what is wrong with the audio. `silent_share`, `repetition` (of
+    itself) and `likeness` (to an earlier clip of the same item) are what `harness.hearing` finds in it. `counts` holds
+    what the process held after the call. `audio_sha` fixes a clip that was kept.
 
     A call may speak several utterances at once: `batch_size` of them. Each has its own row, whose times are its
     share of the call's, in proportion to its audio; so a call's time is counted once, however its rows are summed.
@@ -73,12 +79,14 @@ class Measurement:
     text: str
     voice: str
     seed: int
+    process: int = 0
     round: int = 0
     position: int = 0
     repeat: int = 0
     status: str = "ok"
     error: str | None = None
     generation_time_s: float | None = None
+    parent_time_s: float | None = None
     audio_s: float | None = None
     n_tokens: int | None = None
     pinned_tokens: int | None = None
@@ -91,9 +99,15 @@ class Measurement:
     memory_kind: str = "rss"
     memory: dict[str, float] = field(default_factory=dict)
     audio: str | None = None
+    audio_sha: str | None = None
     level_dbfs: float | None = None
     silent: bool = False
     non_finite: bool = False
+    silent_share: float | None = None
+    repetition: float | None = None
+    likeness: float | None = None
+    flaw: str | None = None
+    counts: dict[str, float] = field(default_factory=dict)
     started_s: float | None = None
     text_sha: str = ""
 
@@ -102,19 +116,24 @@ class Measurement:
         return self.status == "ok"
 
     @property
+    def time_s(self) -> float | None:
+        """Seconds that both clocks support: the longer of the two, for a child's alone is only its word."""
+        return max((seconds for seconds in (self.generation_time_s, self.parent_time_s) if seconds), default=None)
+
+    @property
     def work(self) -> tuple[str, str, int]:
         """What was asked for; two variants are compared on the same work."""
         return self.text_id, self.voice, self.seed
 
     @property
-    def pair(self) -> tuple[str, str, int, int, int]:
+    def pair(self) -> tuple[str, str, int, int, int, int]:
         """What the other variant's row of the same round shares with this one."""
-        return *self.work, self.round, self.repeat
+        return *self.work, self.round, self.repeat, self.process
 
     @property
     def call(self) -> tuple[Any, ...]:
-        """Equal for the rows of one variant and pass that one call spoke."""
-        return (self.seed, self.round, self.repeat) if self.batch_size > 1 else self.pair
+        """Equal for the rows of one variant that one call of the speed pass spoke."""
+        return (self.process, self.round, self.repeat) if self.batch_size > 1 else self.pair
 
     def to_row(self) -> dict[str, Any]:
         row = asdict(self)
@@ -444,15 +463,16 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add one line, on disk before this returns; an unfinished line left by a crash is removed first."""
-    line = json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+def append_row(path: Path, row: dict[str, Any]) -> bytes:
+    """Add one line, on disk before this returns; an unfinished line left by a crash is removed first. The line."""
+    line = (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
     path.touch()
     with path.open("r+b") as stream:
         stream.truncate(_end_of_last_line(stream))
         stream.seek(0, os.SEEK_END)
-        stream.write(line.encode())
+        stream.write(line)
         stream.flush()
+    return line
 
 
 def _end_of_last_line(stream) -> int:
@@ -496,6 +516,8 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self._rows = hashlib.sha256()
+        self._clips: dict[str, str] = {}
 
     @classmethod
     def create(cls, results: Path, combo: str, pipeline: str, now: datetime.datetime | None = None) -> Self:
@@ -542,7 +564,7 @@ class RunFolder:
         return self.path / "summary.json"
 
     def clip(self, variant: str, text_id: str, voice: str, seed: int) -> Path:
-        """Where the quality pass puts a clip, relative to the folder (the row's `audio`).
+        """Where a clip that is kept goes, relative to the folder (the row's `audio`).
 
         A voice given as a path of a reference clip goes by its file name and, as a/me.wav is not b/me.wav, its path.
         """
@@ -552,7 +574,31 @@ class RunFolder:
         return Path("audio") / slug(variant) / f"{slug(text_id)}-{name}-s{seed}.wav"
 
     def add_measurement(self, row: Measurement) -> None:
-        append_row(self.utterances_file, row.to_row())
+        self._rows.update(append_row(self.utterances_file, row.to_row()))
+
+    def add_clip(self, row: Measurement, wave: Any, sample_rate: int) -> tuple[str, str]:
+        """Keep the row's wave [samples] as 16-bit PCM: its path in the folder, and a fingerprint of the file."""
+        import numpy as np
+        import soundfile
+
+        path = self.clip(row.variant, row.text_id, row.voice, row.seed)
+        place = self.path / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(place, np.nan_to_num(wave), sample_rate, subtype="PCM_16")
+        self._clips[str(path)] = _fingerprint(place)
+        return str(path), self._clips[str(path)]
+
+    def altered(self) -> str | None:
+        """The first file of those that this object has written rows or clips to that is not as it left it."""
+        written = self.utterances_file.read_bytes() if self.utterances_file.exists() else b""
+        if hashlib.sha256(written).digest() != self._rows.digest():
+            return self.utterances_file.name
+        changed = (
+            name
+            for name, mark in self._clips.items()
+            if not (self.path / name).is_file() or _fingerprint(self.path / name) != mark
+        )
+        return next(changed, None)
 
     def add_score(self, row: Score) -> None:
         append_row(self.scores_file, row.to_row())
@@ -675,6 +721,10 @@ class RunFolder:
         if changed := integrity.problems(self.path, record):
             summary.distrust(changed)
         return summary
+
+
+def _fingerprint(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def is_run(path: Path) -> bool:

@@ -106,7 +106,6 @@ class Workload:
 class Thresholds:
     rtf: float = number(above=0)
     memory: float = number(above=0)
-    rss: float = number(above=0)
     wer: float = number(above=0)
     sim: float = number(above=0)
 
@@ -121,6 +120,7 @@ class Measure:
     offline_baseline_items: int = number(least=1)
     warmup_calls: int = number(least=0)
     pinned_tokens: int | None = number(None, least=1, most=MOST_TOKENS)
+    requests_seed: int | None = number(None, least=0)
     tokens_per_character: float = number(above=0)
     load_limit_s: float = number(above=0)
     call_limit_s: float = number(above=0)

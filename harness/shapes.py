@@ -101,7 +101,7 @@ FILES: dict[str, Any] = {
     "job.yaml": Job,
     "environment.json": Environment,
     "plan.json": dict[str, Plan],
-    "children.json": dict[str, Child],
+    "children.json": dict[str, list[Child] | Child],
     "optimizations.json": dict[str, dict[str, Record]],
     "timing.json": Timing,
     "fidelity.json": Fidelity,

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import secrets
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import psutil
+import torch
+
+from harness import measure
+from harness.answers import SEALED_EVERY, Account, Answer, Order, seal
 from harness.config import Toggles
-from harness.records import Child, Plan
+from harness.hearing import Listener
+from harness.records import Child
 from harness.results import Measurement
+from harness.scenarios.base import Heard
 from harness.worker import ChildError, Setup, Worker
+
+PINGS = 9
+"""Empty calls that tell how long a question and its answer take on their way."""
+BROKEN = "it answered with what no worker says"
 
 
 class Side:
-    """A variant on its way. `statuses` holds what became of each of its optimizations, as far as that is known."""
+    """A variant in one process. `statuses` holds what became of its optimizations, as far as that is known.
 
-    def __init__(self, name: str, toggles: Toggles) -> None:
-        self.name, self.toggles = name, toggles
-        self.child, self.plan = Child(), Plan()
+    Whatever the process says of a call is a claim. The time is taken here; memory on a CPU and CPU time are read from
+    the kernel; waves have to be those that were there when the clock stopped.
+    """
+
+    def __init__(self, name: str, toggles: Toggles, device: str) -> None:
+        self.name, self.toggles, self.device = name, toggles, torch.device(device)
+        self.child = Child()
+        self.listener = Listener()
         self.statuses: dict[str, dict[str, Any]] = {}
         self.worker: Worker | None = None
         self.last_error: str | None = None
+        self._idle_since: float | None = None
 
     @property
     def alive(self) -> bool:
@@ -29,24 +49,42 @@ class Side:
     def pid(self) -> int:
         return self.worker.pid if self.worker else 0
 
+    # -- before and after the calls -----------------------------------------------------------------------------------
+
     def load(self, setup: Setup, limit_s: float) -> tuple[dict[str, Any], list[str]] | None:
         """Start the process and load the pipeline: the device and the voices, as the process describes them.
 
         None if it failed, which the child's record says.
         """
         self.worker = Worker(setup)
+        self.meter = measure.CpuMeter(self.pid)
         loaded = self.ask("load", limit_s=limit_s)
         if loaded is None:
             return None
-        device, voices, self.statuses = loaded.pop("device"), loaded.pop("voices"), loaded.pop("optimizations")
-        self.child = Child(**loaded, process_to_first_utterance_s=loaded["imports_s"] + loaded["load_s"])
-        return device, voices
+        self.statuses = loaded["optimizations"]
+        self.child.update(loaded)
+        self.child.load_s = max(self.child.load_s or 0.0, self.worker.answered_in_s)
+        self.child.process_to_first_utterance_s = (self.child.imports_s or 0.0) + self.child.load_s
+        return loaded["device"], loaded["voices"]
 
     def count_first_utterance(self, row: Measurement) -> None:
         """Add the first call to the time that the process has needed so far."""
-        self.child.process_to_first_utterance_s = (self.child.process_to_first_utterance_s or 0.0) + (
-            row.generation_time_s or 0.0
-        )
+        self.child.process_to_first_utterance_s = (self.child.process_to_first_utterance_s or 0.0) + (row.time_s or 0.0)
+
+    def time_the_pipe(self, method: str, limit_s: float) -> None:
+        """Note how long empty calls take: a question and its answer on their way."""
+        taken = []
+        for _ in range(PINGS):
+            if self.alive and self.ask(method, [], 0, limit_s=limit_s) is not None and self.worker:
+                taken.append(self.worker.answered_in_s)
+        if taken:
+            self.child.round_trips_s.append(statistics.median(taken))
+
+    def begin_steady_state(self) -> None:
+        """From here on, CPU time is booked, in calls and between them."""
+        self.meter.refresh()
+        self.child.cpu_in_calls_s = self.child.cpu_between_calls_s = 0.0
+        self._idle_since = None
 
     def collect_evidence(self, limit_s: float) -> None:
         """Ask the optimizations for what they have to show."""
@@ -64,6 +102,84 @@ class Side:
         off = {"enabled": False, "status": "off", "reason": None, "evidence": {}}
         return {name: self.statuses.get(name, lost if name in self.toggles else off) for name in names}
 
+    def stop(self) -> None:
+        """End the process, if there is one."""
+        if self.worker is not None:
+            self.worker.stop()
+
+    # -- a call -------------------------------------------------------------------------------------------------------
+
+    def speak(self, method: str, orders: Sequence[Order], limit_s: float) -> Heard:
+        """Have the orders spoken in one call: what the process claims, and what was found from outside."""
+        offset = secrets.randbelow(SEALED_EVERY)
+        self.ask("prepare", limit_s=limit_s)
+        if self.device.type == "cpu":
+            measure.reset_peak(self.device, self.pid)
+        start_s = self._book_idle_time()
+        claim = self.ask(method, list(orders), offset, limit_s=limit_s)
+        heard = Heard(parent_s=self.worker.answered_in_s if self.worker and claim else limit_s)
+        if claim is None:
+            heard.error = self.last_error
+            return heard
+        answered_s, helpers_s = self.meter.total_s(), self.meter.helpers_s()
+        try:
+            answer = Answer.of(claim)
+            heard.error, heard.seconds, heard.said = answer.error, answer.seconds, answer.utterances
+            if len(orders) != len(answer.utterances) and not answer.error:
+                raise ValueError(f"{len(answer.utterances)} utterances, and {len(orders)} were asked for")
+            self._take_account(heard, offset, limit_s)
+        except (KeyError, TypeError, ValueError, AttributeError, ChildError) as error:
+            heard.error = f"{BROKEN}: {error}" if not isinstance(error, ChildError) else str(error)
+        self._book(start_s, answered_s, helpers_s)
+        return heard
+
+    def _take_account(self, heard: Heard, offset: int, limit_s: float) -> None:
+        """Memory, counts and waves of the call that was just answered."""
+        claim = self.ask("account", limit_s=limit_s)
+        if claim is None:
+            heard.error = heard.error or self.last_error
+            return
+        account = Account.of(claim)
+        assert self.worker is not None
+        blocks = self.worker.receive(account.n_waves, limit_s)
+        heard.waves = [np.frombuffer(block, dtype=np.float32) for block in blocks]
+        heard.counts = measure.holdings(self.pid) | account.counts
+        if account.memory is not None:
+            heard.memory_kind, heard.peak_memory_mb = str(account.memory["kind"]), float(account.memory["peak_mb"])
+            heard.memory = {str(name): float(value) for name, value in account.memory["detail"].items()}
+        else:
+            try:
+                peak = measure.peak(self.device, self.pid)
+            except psutil.Error:
+                return
+            heard.memory_kind, heard.peak_memory_mb, heard.memory = peak.kind, peak.peak_mb, peak.detail
+        if not heard.error:
+            if len(heard.waves) != len(heard.said):
+                raise ValueError(f"{len(heard.waves)} waves of {len(heard.said)} utterances")
+            heard.unsealed = [
+                seal(wave, offset) != said.seal for wave, said in zip(heard.waves, heard.said, strict=True)
+            ]
+
+    # -- CPU time, by the kernel's account ----------------------------------------------------------------------------
+
+    def _book_idle_time(self) -> float | None:
+        """What the process has used since its last call was accounted for, when it had nothing to do."""
+        now_s = self.meter.total_s()
+        if now_s is not None and self._idle_since is not None:
+            self.child.cpu_between_calls_s += now_s - self._idle_since
+        return now_s
+
+    def _book(self, start_s: float | None, answered_s: float | None, helpers_s: float | None) -> None:
+        """What it used in the call, and what its helpers used while the call was accounted for."""
+        self._idle_since = self.meter.total_s()
+        helpers_now_s = self.meter.helpers_s()
+        if start_s is not None and answered_s is not None:
+            self.child.cpu_in_calls_s += answered_s - start_s
+        if helpers_s is not None and helpers_now_s is not None:
+            self.child.cpu_between_calls_s += max(0.0, helpers_now_s - helpers_s)
+
+    # -- the pipe -----------------------------------------------------------------------------------------------------
+
     def ask(self, method: str, *arguments: Any, limit_s: float) -> Any:
         """The child's answer; None if it failed. Its record says so where that was the end of the variant."""
         if self.worker is None:
@@ -75,8 +191,3 @@ class Side:
                 self.child.fail(str(error))
             self.last_error = str(error)
             return None
-
-    def stop(self) -> None:
-        """End the process, if there is one."""
-        if self.worker is not None:
-            self.worker.stop()

@@ -99,9 +99,6 @@ METRICS = {
     "watermark": Metric("delta", 0.02, below="worse", above="better"),
 }
 SIMILARITY = Metric("delta", 0.02, below="worse", above="better")
-RSS_THRESHOLD = 0.15
-"""Of memory that is a process's resident set. It depends on the process, which one pair cannot tell: the same combo's
-ratio was anything from 0.91 to 1.05 in six runs, each with an interval of half a per cent."""
 GOOD = ("faster", "less", "better")
 BAD = ("slower", "more", "worse")
 

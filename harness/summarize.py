@@ -1,8 +1,8 @@
 """From a run's rows to its summary: the one place where figures are computed.
 
 Nothing is dropped to make a figure look better. What is missing becomes null with a warning; what failed
-in the quality pass counts as word error rate 1; a variant whose audio is shorter for the same speech
-tokens has failed, however fast it was.
+in the quality pass counts as word error rate 1; a variant whose time cannot be believed has failed, however
+fast it was (`harness.checks`).
 """
 
 import datetime
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness import stats
-from harness.comparison import SINGLE, compare, duration_problem
+from harness import checks, stats
+from harness.comparison import compare, objection, pairs, watermark_loss, withdrawn
 from harness.figures import calls, figures, similarities, timed
 from harness.records import Child
 from harness.results import BASELINE, NO_EVIDENCE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
@@ -22,6 +22,8 @@ from harness.workload import SINGLE_STREAM
 
 TIMING = ("job_s", "loading_s", "measured_s", "evidence_s", "scoring_s", "orchestration_s", "orchestration_share")
 
+PER_PROCESS = ("load_s", "first_call_s", "model_memory_mb")
+"""Figures that each process has once; on a CPU, so is peak memory."""
 UNPROVEN = "the run ended before its optimizations were asked for evidence: no figure is credited to them."
 
 
@@ -31,8 +33,7 @@ def build_summary(folder: RunFolder) -> Summary:
     Works on whatever a run left behind, also an interrupted one. Raises UserError for damaged files.
     """
     rows, row_warnings = folder.measurements()
-    judged, score_warnings = folder.scores()
-    scores = [score for score in judged if score.pass_name == "quality"]
+    scores, score_warnings = folder.scores()
     children, child_warnings = _children(folder)
     timing, _ = without_impossible(folder.read_json("timing.json"))
     job, environment = folder.job(), folder.read_json("environment.json")
@@ -50,24 +51,36 @@ def build_summary(folder: RunFolder) -> Summary:
     candidate = next((name for name in names if name != reference), None)
     variants: dict[str, Variant] = {}
     gaps: list[str] = [] if candidate else [f"only {reference} left rows: there is nothing to compare."]
+    paired = pairs(rows, reference, candidate) if candidate else []
     for name in names:
-        own = [row for row in rows if row.variant == name]
-        child, plan = children.get(name, Child()), plans.get(name) or _least_plan(rows)
-        variant = figures(own, [s for s in scores if s.variant == name], child, plan.get("quality", 0))
-        if name == candidate and (problem := duration_problem(rows, reference, name)):
-            variant.status, variant.error = "failed", problem
+        own, ours = [row for row in rows if row.variant == name], children.get(name, [])
+        plan = plans.get(name) or _least_plan(rows)
+        variant = figures(own, [s for s in scores if s.variant == name], ours, plan.get("quality", 0))
+        problems = checks.failures(own, ours)
+        if name == candidate:
+            problems += checks.pair_failures(paired, reference)
+            problems += [loss for loss in [watermark_loss(scores, reference, name)] if loss]
+        if problems and variant.status == "ok":
+            variant.status, variant.error = "failed", " ".join(problems)
         variants[name] = variant
         gaps += _gaps(name, own, plan)
-        if not child.quality_unmeasured_reason:
-            gaps += _unscored(name, variant, folder)
+        if not any(child.quality_unmeasured_reason for child in ours):
+            gaps += _unscored(name, variant, own, folder)
         warnings += _variant_warnings(name, variant, own)
 
-    thresholds = _thresholds(job, similarities(scores), variants[reference].memory_kind)
+    thresholds = _thresholds(job, similarities(scores))
     manner = (job.get("workload") or {}).get("scenario") or SINGLE_STREAM
-    comparison = compare(rows, scores, variants, (reference, candidate), thresholds, scenario(manner).compared)
+    comparison = compare(
+        rows, scores, variants, children, (reference, candidate), thresholds, scenario(manner).compared
+    )
+    reason = objection(comparison, paired)
+    for metric in ("rtf", "generation_time_s"):
+        comparison[metric] = withdrawn(comparison[metric], reason)
+    warnings += [f"{candidate}: {reason}."] if reason else []
     optimizations = _records(folder, job.get("optimizations") or {}, candidate or "")
     switched_on = {name: {"enabled": True} for name in job.get("against_optimizations") or {}}
     against_optimizations = _records(folder, switched_on, reference)
+    warnings += _keeps_results(variants[reference], variants[candidate], candidate) if candidate else []
     gaps += [UNPROVEN] if any(record.get("reason") == NO_EVIDENCE for record in optimizations.values()) else []
     idle = _is_idle(optimizations)
     if idle:
@@ -93,6 +106,7 @@ def build_summary(folder: RunFolder) -> Summary:
         scenario=manner,
         against=reference,
         against_optimizations=against_optimizations,
+        processes=max((len(ours) for ours in children.values()), default=1) or 1,
         created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         git=_git(environment.get("git")),
         config_hash=str(environment.get("config_hash") or ""),
@@ -106,13 +120,16 @@ def build_summary(folder: RunFolder) -> Summary:
     )
 
 
-def _children(folder: RunFolder) -> tuple[dict[str, Child], list[str]]:
-    """What each variant's process said of itself, as far as it can be true, and warnings about the rest."""
-    children, warnings = {}, []
-    for name, record in folder.read_json("children.json").items():
-        possible, wrong = without_impossible(record)
-        children[name] = Child.from_dict(possible)
-        warnings += [f"{name}: figures that cannot be are left out: {', '.join(wrong)}."] if wrong else []
+def _children(folder: RunFolder) -> tuple[dict[str, list[Child]], list[str]]:
+    """What is known of each variant's processes, as far as it can be true, and warnings about the rest."""
+    children: dict[str, list[Child]] = {}
+    warnings = []
+    for name, records in folder.read_json("children.json").items():
+        children[name] = []
+        for record in records if isinstance(records, list) else [records]:  # a single one, before there were several
+            possible, wrong = without_impossible(record)
+            children[name].append(Child.from_dict(possible))
+            warnings += [f"{name}: figures that cannot be are left out: {', '.join(wrong)}."] if wrong else []
     return children, warnings
 
 
@@ -183,13 +200,16 @@ def _gaps(name: str, rows: Sequence[Measurement], expected: dict[str, int]) -> l
     return warnings
 
 
-def _unscored(name: str, variant: Variant, folder: RunFolder) -> list[str]:
-    missing = variant.n_expected - variant.n_scored
-    if missing <= 0:
-        return []
+def _unscored(name: str, variant: Variant, rows: Sequence[Measurement], folder: RunFolder) -> list[str]:
+    kept = sum(row.pass_name == "speed" and row.audio is not None for row in rows)
     return [
-        f"{name}: {missing} of {variant.n_expected} clips of the quality pass have no score; "
+        f"{name}: {expected - scored} of {expected} {what} have no score; "
         f"`python -m harness score {folder.path}` scores what is there."
+        for what, expected, scored in (
+            ("clips of the quality pass", variant.n_expected, variant.n_scored),
+            ("timed clips that were kept", kept, variant.n_timed),
+        )
+        if scored < expected
     ]
 
 
@@ -243,8 +263,9 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
     if variant.status == "failed":
         warnings.append(f"{name} failed: {last_line(variant.error)}")
     spoken = calls(timed(rows))
-    times = [sum(row.generation_time_s or 0.0 for row in call) for call in spoken]
-    warnings += stats.noise_warnings(name, stats.noise(times, [call[0].work for call in spoken]))
+    paces = [sum(row.time_s or 0.0 for row in call) / sum(row.audio_s or 0.0 for row in call) for call in spoken]
+    alike = [call[0].work[:2] if len(call) == 1 else "a batch" for call in spoken]
+    warnings += stats.noise_warnings(name, stats.noise(paces, alike))
     quality = [row for row in rows if row.pass_name == "quality"]
     if capped := [f"{row.text_id} (voice {row.voice}, seed {row.seed})" for row in quality if row.hit_token_cap]:
         warnings.append(
@@ -264,12 +285,21 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
     return warnings
 
 
-def _thresholds(job: dict[str, Any], similarity_names: Iterable[str], memory_kind: str) -> dict[str, float]:
+def _keeps_results(reference: Variant, variant: Variant, name: str) -> list[str]:
+    """What is to be said of a variant that answers a request again in much less time than the reference does."""
+    before, after = reference.repeated_request_ratio, variant.repeated_request_ratio
+    if not before or after is None or after >= checks.REPEATED_FAST * before:
+        return []
+    return [
+        f"{name}: a request that it had spoken before took {after:.0%} of its time (the reference's: {before:.0%}): it "
+        "keeps results, which helps no figure of the speed pass, for no request comes twice there."
+    ]
+
+
+def _thresholds(job: dict[str, Any], similarity_names: Iterable[str]) -> dict[str, float]:
     """The practical threshold of every metric; `measure.thresholds` in the configuration overrides."""
     given, _ = _given_thresholds(job)
     memory = given.get("memory", stats.METRICS["peak_memory_mb"].threshold)
-    if memory_kind == "rss":
-        memory = given.get("rss", stats.RSS_THRESHOLD)
     time = given.get("rtf", stats.METRICS["rtf"].threshold)
     similarity = given.get("sim", stats.SIMILARITY.threshold)
     return {
@@ -303,15 +333,23 @@ def _unmeasured(
     reference, candidate = names
     reasons: dict[str, list[str]] = {}
     for name, record in comparison.items():
+        kind = variants[reference].memory_kind if name.startswith(("peak_memory", "energy")) else "vram"
         noted = stats.metric(name).kind == "delta" and any(variant.quality_note for variant in variants.values())
-        if record.verdict != stats.NOT_MEASURED or noted or (name in SINGLE and record.value is not None):
+        if record.verdict != stats.NOT_MEASURED or noted:
             continue
         if record.value is not None and idle:
             reason = "no optimization was active, so what differs is not their doing"
+        elif record.value is not None and (name in PER_PROCESS or kind == "rss"):
+            reason = (
+                f"a process has it once, and {record.n} pair{'s' * (record.n > 1)} of processes cannot tell how much "
+                f"it varies ({stats.MIN_PROCESSES} can: measure.processes={stats.MIN_PROCESSES})"
+            )
         elif record.value is not None:
             reason = f"{record.n} pairs are too few for an interval ({stats.MIN_PAIRS} are needed)"
         elif candidate is None or variants[candidate].status == "failed":
             reason = "the combo failed"
+        elif name.startswith("energy") and kind == "rss":
+            reason = "only a GPU counts its energy"
         elif variants[reference].figure(name) is None or variants[candidate].figure(name) is None:
             reason = "no rows have it"
         else:

@@ -1,8 +1,8 @@
 """One variant's process, from both ends of its pipe.
 
 `Worker` is the parent's end: it starts the process, asks, waits no longer than a limit, and turns a child
-that raises, hangs or dies into a `ChildError` that says how. `serve` is the child's end: it holds a
-`Variant`, one pipeline with its optimizations, and answers until the pipe closes.
+that raises, hangs or dies into a `ChildError` that says how. It has the only clock that decides. `serve` is the
+child's end: it holds a `Variant`, one pipeline with its optimizations, and answers until the pipe closes.
 
 Children come from a forkserver that has imported the heavy packages once and has not touched CUDA. Each is a
 fresh process with its own environment variables, set before its CUDA starts, so that nothing a plugin changes
@@ -12,7 +12,7 @@ can leak into the reference beside it.
 from __future__ import annotations
 
 import faulthandler
-import math
+import json
 import multiprocessing
 import os
 import signal
@@ -20,60 +20,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from harness.answers import encode
 from harness.errors import UserError
-from harness.fitting import fit
-from harness.plugins import import_catalogue, import_path
-from harness.results import slug
+from harness.variant import Setup, Variant
 
 PRELOADED = ["harness.preload"]
-IMPORTS_S = time.time() - psutil.Process().create_time()
-"""From this process's start to here. `preload` imports this module last, and its children inherit the figure: what
-a process of their own would have spent on importing the packages."""
-SILENCE_DBFS = -60.0
 TRACE_MARGIN_S = 2.0
 """A child writes where it hangs this long before the parent ends it."""
 LOG_TAIL_LINES = 40
-
-
-@dataclass(frozen=True)
-class Setup:
-    """All that a child needs to become one variant. `plugins` maps names to parameters, enabled ones only."""
-
-    variant: str
-    folder: Path
-    loader: str
-    loader_arguments: dict[str, Any]
-    device: str
-    plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
-    plugin_modules: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-    threads: int | None = None
-
-    @property
-    def log(self) -> Path:
-        """Where everything goes that the child prints."""
-        return self.folder / "logs" / f"{slug(self.variant)}.log"
-
-
-@dataclass(frozen=True)
-class Order:
-    """One utterance to speak. `audio` says where to keep the clip in the run's folder; None: nowhere."""
-
-    text: str
-    voice: str
-    seed: int
-    n_tokens: int | None = None
-    audio: str | None = None
 
 
 class ChildError(RuntimeError):
@@ -109,11 +69,15 @@ def _context() -> ForkServerContext:
 
 
 class Worker:
-    """The parent's handle on one variant's process."""
+    """The parent's handle on one variant's process.
+
+    `answered_in_s` is how long the last answer took to arrive, by this process's clock.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.failure: str | None = None
+        self.answered_in_s = 0.0
         setup.log.parent.mkdir(parents=True, exist_ok=True)
         context = _context()
         self._connection, theirs = context.Pipe()
@@ -138,18 +102,39 @@ class Worker:
         if self.failure:
             raise ChildError(f"not attempted, the process had ended before: {self.failure}")
         try:
+            start = time.perf_counter()
             self._connection.send((method, arguments, limit_s))
-            if not wait([self._connection, self._process.sentinel], timeout=limit_s + TRACE_MARGIN_S):
-                raise self._end(f"{method} did not answer within {limit_s:g} s and was ended")
-            status, answer = self._connection.recv()
+            self._await(method, limit_s)
+            self.answered_in_s = time.perf_counter() - start
+            status, answer = json.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError):
-            self._process.join()
-            raise self._end(f"the process died in {method}: {_exit_words(self._process.exitcode)}") from None
+            raise self._died(method) from None
+        except ValueError:
+            raise self._end(f"{method} was answered with what no worker says") from None
         if status == "user_error":
             raise UserError(answer)
         if status == "error":
             raise ChildError(answer)
         return answer
+
+    def receive(self, blocks: int, limit_s: float) -> list[bytes]:
+        """The blocks of bytes that follow an answer. Raises ChildError as `ask` does."""
+        try:
+            received = []
+            for _ in range(blocks):
+                self._await("sending audio", limit_s)
+                received.append(self._connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise self._died("sending audio") from None
+        return received
+
+    def _await(self, method: str, limit_s: float) -> None:
+        if not wait([self._connection, self._process.sentinel], timeout=limit_s + TRACE_MARGIN_S):
+            raise self._end(f"{method} did not answer within {limit_s:g} s and was ended")
+
+    def _died(self, method: str) -> ChildError:
+        self._process.join()
+        return self._end(f"the process died in {method}: {_exit_words(self._process.exitcode)}")
 
     def stop(self) -> None:
         """End the process, whatever it is doing; nothing to do for one that has ended."""
@@ -205,7 +190,9 @@ def serve(connection: Connection, setup: Setup) -> None:
         except Exception:
             answer = "error", traceback.format_exc()
         faulthandler.cancel_dump_traceback_later()
-        connection.send(answer)
+        connection.send_bytes(encode(answer))
+        for block in variant.take_waves() if method == "account" else ():
+            connection.send_bytes(block)
 
 
 def _end_with_parent() -> None:
@@ -222,147 +209,3 @@ def _redirect_output(path: Path) -> Any:
         stream.flush()
         os.dup2(log.fileno(), stream.fileno())
     return log
-
-
-class Variant:
-    """One pipeline with its optimizations, inside its own process."""
-
-    def __init__(self, setup: Setup, inherited: Mapping[str, str] | None = None) -> None:
-        """`inherited` are the environment's variables as they would have been without the optimizations."""
-        self.setup = setup
-        self.inherited = inherited or {}
-
-    def load(self) -> dict[str, Any]:
-        """Load the pipeline and apply the optimizations; what that cost, and what became of each."""
-        import torch
-
-        from harness import environment, measure
-
-        start = time.perf_counter()
-        if self.setup.threads:
-            torch.set_num_threads(self.setup.threads)
-        self.device = torch.device(self.setup.device)
-        held = measure.held_mb(self.device)
-        load = import_path(self.setup.loader)
-        create: Any = import_catalogue(self.setup.plugin_modules).create if self.setup.plugins else None
-        self.fitted = fit(
-            lambda: load(device=self.setup.device, **self.setup.loader_arguments),
-            self.setup.plugins,
-            create,
-            self.inherited,
-        )
-        self.pipeline = self.fitted.pipeline
-        measure.synchronize(self.device)
-        load_s = time.perf_counter() - start
-        return {
-            "imports_s": IMPORTS_S,
-            "load_s": load_s,
-            "model_memory_mb": measure.held_mb(self.device) - held,
-            "memory_kind": measure.memory_kind(self.device),
-            "trained": self.pipeline.trained,
-            "voices": sorted(self.pipeline.voices),
-            "device": environment.describe_device(self.device),
-            "optimizations": self.fitted.statuses,
-        }
-
-    def speak(self, orders: Sequence[Order]) -> list[dict[str, Any]]:
-        """Speak in one call: for each utterance the figures of a row of utterances.jsonl, and its share of the call.
-
-        An utterance's share is that of its audio, so that shares add up to the call, in every figure of time.
-        """
-        from harness import measure
-
-        measure.reset_peak(self.device)
-        start = time.perf_counter()
-        try:
-            utterances, seconds = measure.timed(self.device, lambda: self._synthesize(orders))
-        except UserError:
-            raise
-        except Exception:
-            failed = {"status": "failed", "error": traceback.format_exc(), "batch_size": len(orders)}
-            return [failed | {"wall_s": (time.perf_counter() - start) / len(orders)} for _ in orders]
-        memory = measure.peak(self.device)
-        audio_s = sum(utterance.audio_s for utterance in utterances)
-        shares = [utterance.audio_s / audio_s if audio_s else 1 / len(orders) for utterance in utterances]
-        return [
-            {
-                **self._row(order, utterance),
-                "generation_time_s": seconds * share,
-                "stages_s": {stage: spent * share for stage, spent in utterance.stages_s.items()},
-                "batch_size": len(orders),
-                "peak_memory_mb": memory.peak_mb,
-                "memory_kind": memory.kind,
-                "memory": memory.detail,
-                "wall_s": seconds * share,
-            }
-            for order, utterance, share in zip(orders, utterances, shares, strict=True)
-        ]
-
-    def _synthesize(self, orders: Sequence[Order]) -> list[Any]:
-        if len(orders) == 1:
-            (order,) = orders
-            return [self.pipeline.synthesize(order.text, order.voice, order.seed, n_tokens=order.n_tokens)]
-        from harness.pipeline import Request
-
-        requests = [Request(order.text, order.voice, order.seed, order.n_tokens) for order in orders]
-        return self.pipeline.synthesize_batch(requests)
-
-    def _row(self, order: Order, utterance: Any) -> dict[str, Any]:
-        """What is an utterance's own; its clip is written where the order says."""
-        if order.audio:
-            _write_wave(self.setup.folder / order.audio, utterance.wave, utterance.sample_rate)
-        return {
-            "status": "ok",
-            "audio_s": utterance.audio_s,
-            "n_tokens": utterance.n_tokens,
-            "n_segments": len(utterance.segments),
-            "hit_token_cap": utterance.hit_token_cap,
-            "eos": None if order.n_tokens else not utterance.hit_token_cap,
-            "audio": order.audio,
-            **_sound(utterance.wave),
-        }
-
-    def state(self) -> dict[str, Any]:
-        """The device's clocks, temperature and processes, as this process sees them."""
-        from harness import measure
-
-        return measure.device_state(self.device)
-
-    def record_stages(self, cases: Sequence[Any], seed: int, path: Path) -> bool:
-        """Speak `harness.quality.replay.Case`s and keep in `path` what went from stage to stage."""
-        from harness.quality import replay
-
-        replay.save(path, replay.record(self.pipeline, cases, seed))
-        return True
-
-    def replay_stages(self, cases: Sequence[Any], seed: int, inputs: Path, path: Path) -> bool:
-        """Keep in `path` what each stage makes of the recorded inputs."""
-        from harness.quality import replay
-
-        replay.save(path, replay.replay(self.pipeline, cases, replay.load(inputs, replay.Inputs), seed))
-        return True
-
-    def evidence(self) -> dict[str, dict[str, Any]]:
-        """After the runs: what each optimization shows for having been active."""
-        return self.fitted.evidence()
-
-
-def _sound(wave: Any) -> dict[str, Any]:
-    """Level [dBFS, rms], and whether the wave [samples] is silent or holds NaN or infinity."""
-    import numpy as np
-
-    if wave.size == 0:
-        return {"level_dbfs": None, "silent": True, "non_finite": False}
-    if not np.isfinite(wave).all():
-        return {"level_dbfs": None, "silent": False, "non_finite": True}
-    rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
-    level = 20 * math.log10(rms) if rms > 0 else None
-    return {"level_dbfs": level, "silent": level is None or level < SILENCE_DBFS, "non_finite": False}
-
-
-def _write_wave(path: Path, wave: Any, sample_rate: int) -> None:
-    import numpy as np
-    import soundfile
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.nan_to_num(wave), sample_rate, subtype="PCM_16")

@@ -63,6 +63,7 @@ class Case:
     memory_kind: str = "rss"
     texts: int = 8
     rounds: int = 2
+    processes: int = 1
     seeds: int = 3
     first_seed: int = 1
     noise: float = 0.01
@@ -111,7 +112,8 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
             "packages": {"torch": "2.11.0", "chatterbox-tts": "0.1.7"},
         },
     )
-    expected = {"first": 1, "warmup": 2, "speed": case.texts * case.rounds, "quality": case.texts * case.seeds}
+    expected = {"first": 1, "warmup": 2, "speed": case.texts * case.rounds}
+    expected = {step: n * case.processes for step, n in expected.items()} | {"quality": case.texts * case.seeds}
     folder.write_json(
         "plan.json",
         {name: dict(expected) for name in (case.against, variant_name(case))},
@@ -123,7 +125,9 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
     if case.scored and case.unmeasured is None:
         for score in _scores(case, variants, rng):
             folder.add_score(score)
-    folder.write_json("children.json", {name: _child(case, effect) for name, effect in variants.items()})
+    folder.write_json(
+        "children.json", {name: [_child(case, effect)] * case.processes for name, effect in variants.items()}
+    )
     statuses = dict.fromkeys(case.enabled, ("active", None)) | case.statuses
     records = {
         name: {
@@ -174,7 +178,9 @@ def _child(case: Case, effect: Effect) -> dict:
 
 
 def _measurements(case: Case, variants: dict[str, Effect], rng: np.random.Generator):
-    def row(variant: str, effect: Effect, step: str, text: int, seed: int, round_: int, slow: float = 1.0):
+    def row(
+        variant: str, effect: Effect, step: str, text: int, seed: int, round_: int, process: int = 0, slow: float = 1.0
+    ):
         pinned = 60 + 5 * text
         audio = pinned / 25 * (effect.audio if step == "speed" else 1.0)
         seconds = 0.5 * pinned / 25 * effect.time * slow * float(np.exp(rng.normal(0, case.noise)))
@@ -185,6 +191,7 @@ def _measurements(case: Case, variants: dict[str, Effect], rng: np.random.Genera
             text=f"This is sentence number {text}.",
             voice="rms",
             seed=seed,
+            process=process,
             round=round_,
             generation_time_s=seconds,
             audio_s=audio,
@@ -199,12 +206,13 @@ def _measurements(case: Case, variants: dict[str, Effect], rng: np.random.Genera
         )
 
     for name, effect in variants.items():
-        yield row(name, effect, "first", 0, 1, 0, slow=4.0)
-        for index in range(2):
-            yield row(name, effect, "warmup", index, 1, 0, slow=1.2)
-        for round_ in range(case.rounds):
-            for text in range(case.texts):
-                yield row(name, effect, "speed", text, 1, round_)
+        for process in range(case.processes):
+            yield row(name, effect, "first", 0, 1, 0, process, slow=4.0)
+            for index in range(2):
+                yield row(name, effect, "warmup", index, 1, 0, process, slow=1.2)
+            for round_ in range(case.rounds):
+                for text in range(case.texts):
+                    yield row(name, effect, "speed", text, 1, round_, process)
         for seed in seeds_of(case):
             for text in range(case.texts):
                 yield row(name, effect, "quality", text, seed, 0)

@@ -238,9 +238,9 @@ def change_json(file: str, change: Callable[[dict], None]) -> Edit:
 def child_values() -> st.SearchStrategy[Edit]:
     def one(name: str) -> st.SearchStrategy[Edit]:
         def edit(of_baseline: bool, value: object) -> Edit:
-            def change(children: dict) -> None:
-                for variant, child in children.items():
-                    if (variant == BASELINE) == of_baseline:
+            def change(children: dict[str, list[dict]]) -> None:
+                for variant, processes in children.items():
+                    for child in processes if (variant == BASELINE) == of_baseline else []:
                         child[name] = value
 
             return change_json("children.json", change)

@@ -84,7 +84,7 @@ def test_a_sweep_is_ranked_and_shared_out(tmp_path):
     text = report_of(
         tmp_path,
         alone("kv_cache", effect=Effect(time=0.7)),
-        alone("quantization", effect=Effect(time=1.2, memory=0.6)),
+        alone("quantization", effect=Effect(time=1.2, memory=0.6), processes=5),
         alone("vocos", effect=Effect(time=0.9, wer=0.3)),
         alone("warmup", effect=Effect()),
     )

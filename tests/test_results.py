@@ -162,12 +162,13 @@ def test_a_clean_run_has_every_figure(tmp_path):
     assert (rtf.verdict, rtf.n) == ("faster", 16)
     assert rtf.low < 0.6 < rtf.high
     assert rtf.value == pytest.approx(combo.rtf / base.rtf)
-    assert summary.comparison["peak_memory_mb"].verdict == "less"
+    # a process has its peak of resident memory, loading and its first call once: a ratio, and no certainty about it
+    assert summary.comparison["peak_memory_mb"].value == pytest.approx(0.8, rel=0.01)
     assert summary.comparison["wer"].verdict == "no detectable change"
     assert summary.comparison["sim_resemblyzer"].verdict == "no detectable change"
-    # one load and one first call per process: a ratio, and no certainty about it
     assert summary.comparison["first_call_s"].value == pytest.approx(0.6, rel=0.1)
-    assert summary.comparison["first_call_s"].verdict == "not measured"
+    for name in ("peak_memory_mb", "first_call_s", "load_s", "model_memory_mb"):
+        assert summary.comparison[name].verdict == "not measured"
 
 
 def test_the_same_code_twice_is_no_change_in_anything(tmp_path):
@@ -194,11 +195,16 @@ def test_counted_gpu_memory_of_the_model_has_a_verdict_and_resident_memory_has_n
     assert rss.comparison["model_memory_mb"].verdict == "not measured"
 
 
-def test_resident_memory_has_to_change_by_more_than_processes_differ(tmp_path):
-    effect = Effect(memory=0.91)
-    verdicts = {kind: make_summary(tmp_path, Case(effect=effect, memory_kind=kind)) for kind in ("vram", "rss")}
-    assert verdicts["vram"].comparison["peak_memory_mb"].verdict == "less"
-    assert verdicts["rss"].comparison["peak_memory_mb"].verdict == "no detectable change"
+def test_several_processes_give_what_a_process_has_once_its_verdict(tmp_path):
+    summary = make_summary(tmp_path, Case(effect=Effect(time=0.6, memory=0.9), processes=5))
+    verdicts = {
+        name: summary.comparison[name].verdict for name in ("peak_memory_mb", "model_memory_mb", "first_call_s")
+    }
+    assert verdicts == {"peak_memory_mb": "less", "model_memory_mb": "less", "first_call_s": "faster"}
+    assert summary.processes == summary.comparison["peak_memory_mb"].n == 5
+    few = make_summary(tmp_path, Case(effect=Effect(memory=0.9), processes=4), minute=1)
+    assert few.comparison["peak_memory_mb"].verdict == "not measured"
+    assert any("4 pairs of processes cannot tell" in warning for warning in few.warnings)
 
 
 def test_thresholds_come_from_the_configuration(tmp_path):
@@ -228,7 +234,7 @@ def test_a_child_that_died_leaves_the_baseline_figures(tmp_path):
     for row in rows:
         folder.add_measurement(row)
     children = folder.read_json("children.json")
-    children["production"] |= {"status": "failed", "error": "Traceback ...\nMemoryError: no more"}
+    children["production"][0] |= {"status": "failed", "error": "Traceback ...\nMemoryError: no more"}
     folder.write_json("children.json", children)
     summary = build_summary(folder)
     assert summary.status == "failed"

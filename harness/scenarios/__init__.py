@@ -1,10 +1,10 @@
 """How utterances are handed to the pipeline: one file a scenario, and everything that a scenario decides in it."""
 
-from harness.scenarios.base import Call, Request, Scenario, Turn
+from harness.scenarios.base import Call, Heard, Request, Scenario, Turn
 from harness.scenarios.offline import Offline
 from harness.scenarios.single_stream import SingleStream
 
-__all__ = ["Call", "Request", "Scenario", "Turn", "scenario"]
+__all__ = ["Call", "Heard", "Request", "Scenario", "Turn", "scenario"]
 
 _SCENARIOS: dict[str, Scenario] = {one.name: one for one in (SingleStream(), Offline())}
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
+from harness.answers import Said
 from harness.results import Measurement
 from harness.workload import Item
 
+UNSEALED = "its audio was not yet there when the clock stopped"
 Turn = dict[str, list[Item]]
 """What each variant speaks in one call, the one right after the other."""
 
@@ -27,7 +31,7 @@ class Call:
     """What one variant is asked to speak at once, and where in the experiment that stands.
 
     `step` is one of results.PASSES; `position` tells whether the variant is the first (0) or the second (1) of its
-    turn; `keep`, whether the clips are kept.
+    turn; `kept` are the items whose clips are kept, of which the variant knows nothing.
     """
 
     variant: str
@@ -35,7 +39,26 @@ class Call:
     requests: tuple[Request, ...]
     round: int = 0
     position: int = 0
-    keep: bool = False
+    kept: frozenset[Item] = frozenset()
+
+
+@dataclass
+class Heard:
+    """What came of a call: `parent_s` by the experiment's clock, the rest by the child's word or from outside.
+
+    `waves` are mono float32 [samples]; `unsealed` marks those that are not what they were when the clock stopped.
+    """
+
+    parent_s: float
+    seconds: float = 0.0
+    said: tuple[Said, ...] = ()
+    error: str | None = None
+    waves: list[np.ndarray] = field(default_factory=list)
+    unsealed: list[bool] = field(default_factory=list)
+    memory_kind: str = "rss"
+    peak_memory_mb: float | None = None
+    memory: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +72,7 @@ class Figure:
 
 def generation_s(rows: Sequence[Measurement]) -> float:
     """Seconds that a call took, given its rows."""
-    return sum(row.generation_time_s or 0.0 for row in rows)
+    return sum(row.time_s or 0.0 for row in rows)
 
 
 def audio_s(rows: Sequence[Measurement]) -> float:
@@ -91,23 +114,54 @@ class Scenario:
         """What a reader of the figures has to know of this scenario, as a warning."""
         return None
 
-    def rows(self, call: Call, answers: Sequence[dict[str, Any]], started_s: float) -> list[Measurement]:
-        """The rows of a call; `answers` holds each request's columns, as the worker's method gave them."""
+    def rows(self, call: Call, heard: Heard) -> list[Measurement]:
+        """The rows of a call, one a request.
+
+        A request's share of the call is that of its audio, so that shares add up to the call, in every figure of time.
+        """
+        n = len(call.requests)
+        if heard.error:
+            failed = {"status": "failed", "error": heard.error, "batch_size": n, "parent_time_s": heard.parent_s / n}
+            return [self._row(call, request, failed) for request in call.requests]
+        lengths = [len(wave) / said.sample_rate for wave, said in zip(heard.waves, heard.said, strict=True)]
+        whole = sum(lengths)
         return [
-            Measurement(
-                variant=call.variant,
-                pass_name=call.step,
-                text_id=request.item.text_id,
-                text=request.item.text,
-                voice=request.item.voice,
-                seed=request.seed,
-                round=call.round,
-                position=call.position,
-                repeat=call.round,
-                pinned_tokens=request.n_tokens,
-                started_s=started_s,
-                text_sha=request.item.text_sha,
-                **answer,
+            self._row(
+                call,
+                request,
+                {
+                    "audio_s": length,
+                    "n_tokens": said.n_tokens,
+                    "n_segments": said.n_segments,
+                    "hit_token_cap": said.hit_token_cap,
+                    "eos": None if request.n_tokens else not said.hit_token_cap,
+                    "generation_time_s": heard.seconds * share,
+                    "parent_time_s": heard.parent_s * share,
+                    "stages_s": {stage: spent * share for stage, spent in said.stages_s.items()},
+                    "batch_size": n,
+                    "peak_memory_mb": heard.peak_memory_mb,
+                    "memory_kind": heard.memory_kind,
+                    "memory": heard.memory,
+                    "counts": heard.counts,
+                    "flaw": UNSEALED if unsealed else None,
+                },
             )
-            for request, answer in zip(call.requests, answers, strict=True)
+            for request, said, length, unsealed in zip(call.requests, heard.said, lengths, heard.unsealed, strict=True)
+            for share in [length / whole if whole else 1 / n]
         ]
+
+    def _row(self, call: Call, request: Request, columns: dict[str, Any]) -> Measurement:
+        return Measurement(
+            variant=call.variant,
+            pass_name=call.step,
+            text_id=request.item.text_id,
+            text=request.item.text,
+            voice=request.item.voice,
+            seed=request.seed,
+            round=call.round,
+            position=call.position,
+            repeat=call.round,
+            pinned_tokens=request.n_tokens,
+            text_sha=request.item.text_sha,
+            **columns,
+        )

@@ -1,0 +1,155 @@
+"""Whether a variant's speed can be believed: its process's word against the parent's clock and ears.
+
+Each check reads rows and records, and says in one sentence what is wrong, or nothing. Two kinds of consequence:
+
+    failures      the figures are not what they claim to be: the variant has failed
+    withdrawals   the figures are true, and of something that nobody asked for: "faster" is withdrawn
+
+What is odd in a wave is odd beside the reference's wave of the same request, and where it happens now and then in
+honest speech, it has to happen often.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from harness.figures import calls
+from harness.records import Child
+from harness.results import Measurement
+
+Pair = tuple[Measurement, Measurement]
+"""What the two variants made of the same request, the reference's first."""
+
+DURATION_TOLERANCE = 0.01  # relative; the same speech tokens must give the same length of audio ...
+TOKEN_S = 0.04  # ... up to one speech token, which is what joining segments may cost a short clip
+LEAST_ALLOWANCE_S, MOST_ALLOWANCE_S = 0.010, 0.05
+ROUND_TRIPS = 3
+"""The two clocks may differ by as many empty round trips, within the bounds above, and by CLOCK_SHARE of the call, in
+every second call: a host that is busy delays some, and no figure goes by the child's clock where it says less."""
+CLOCK_SHARE = 0.02
+OFTEN = 0.25
+"""Share of calls, or of clips, from which on something is no accident."""
+IDLE_SHARE, IDLE_CALL_S = 0.05, 0.005
+"""CPU time that a process may use between its calls: this share of what it uses in them, and so much for each."""
+COPY, NO_COPY = 0.97, 0.94
+"""Likeness above which a wave is a copy, if the reference's of the same request stays below the other bound."""
+SILENT_MORE = 0.30
+LEVEL_DB = 12.0
+REPEATED_FAST = 0.7
+"""A variant keeps results if it answers a request again in less than this share of what the reference needs then."""
+
+
+def failures(rows: Sequence[Measurement], children: Sequence[Child]) -> list[str]:
+    """What is wrong with one variant's speed pass by itself; `children` are its processes."""
+    speed = [row for row in rows if row.pass_name == "speed" and row.ok]
+    found = [_flaws(speed), _clocks(speed, children), *map(_goes_on, children, [speed] * len(children))]
+    return [problem for problem in found if problem]
+
+
+def pair_failures(pairs: Sequence[Pair], reference: str) -> list[str]:
+    """What is wrong with the candidate's speed pass beside the reference's."""
+    found = [
+        _duration(pairs, reference),
+        _copies(pairs, lambda row: row.repetition, "say something twice"),
+        _copies(pairs, lambda row: row.likeness, "are those of an earlier request again"),
+    ]
+    return [problem for problem in found if problem]
+
+
+def withdrawals(pairs: Sequence[Pair]) -> list[str]:
+    """Why a candidate is not called faster although it took less time."""
+    silent = [row for base, row in pairs if row.silent and not base.silent]
+    broken = [row for base, row in pairs if row.non_finite and not base.non_finite]
+    gaps = [
+        row
+        for base, row in pairs
+        if row.silent_share is not None and row.silent_share > (base.silent_share or 0.0) + SILENT_MORE
+    ]
+    off = [
+        row
+        for base, row in pairs
+        if row.level_dbfs is not None
+        and base.level_dbfs is not None
+        and abs(row.level_dbfs - base.level_dbfs) > LEVEL_DB
+    ]
+    found = [(silent, "are silent", 0.0), (broken, "are not finite", 0.0)]
+    found += [(gaps, "are silent for long", OFTEN), (off, f"differ by more than {LEVEL_DB:g} dB in level", OFTEN)]
+    return [
+        f"{len(rows)} of {len(pairs)} timed clips {what}"
+        for rows, what, share in found
+        if len(rows) > share * len(pairs)
+    ]
+
+
+# -- one variant by itself -----------------------------------------------------------------------------------------
+
+
+def _flaws(rows: Sequence[Measurement]) -> str | None:
+    flawed = [row for row in rows if row.flaw]
+    return f"{len(flawed)} of {len(rows)} timed clips: {flawed[0].flaw}." if flawed else None
+
+
+def _clocks(rows: Sequence[Measurement], children: Sequence[Child]) -> str | None:
+    """Whether the child's clock and the parent's tell the same."""
+    trips = [seconds for child in children for seconds in child.round_trips_s]
+    trip_s = statistics.median(trips) if trips else 0.0
+    allowance_s = min(max(LEAST_ALLOWANCE_S, ROUND_TRIPS * trip_s), MOST_ALLOWANCE_S)
+    clocks = [
+        (sum(row.generation_time_s or 0.0 for row in call), sum(row.parent_time_s or 0.0 for row in call))
+        for call in calls([row for row in rows if row.parent_time_s is not None])
+    ]
+    off = [(own, ours) for own, ours in clocks if abs(own - ours) > allowance_s + CLOCK_SHARE * ours]
+    if len(off) <= len(clocks) / 2:
+        return None
+    own_s, ours_s = (sum(side) for side in zip(*off, strict=True))
+    return (
+        f"by its own clock {len(off)} calls took {own_s:.2f} s, and by the parent's {ours_s:.2f} s: the two have to "
+        f"agree within {1000 * allowance_s:.0f} ms a call (an empty one takes {1000 * trip_s:.1f} ms on its way) and "
+        f"{CLOCK_SHARE:.0%}."
+    )
+
+
+def _goes_on(child: Child, rows: Sequence[Measurement]) -> str | None:
+    """Whether a process works on after it has answered."""
+    allowed_s = IDLE_SHARE * child.cpu_in_calls_s + IDLE_CALL_S * len(calls(rows))
+    if child.cpu_between_calls_s <= allowed_s:
+        return None
+    return (
+        f"its process worked on after it had answered: {child.cpu_between_calls_s:.2f} s of CPU time between its "
+        f"calls, {child.cpu_in_calls_s:.2f} s in them."
+    )
+
+
+# -- beside the reference ------------------------------------------------------------------------------------------
+
+
+def _duration(pairs: Sequence[Pair], reference: str) -> str | None:
+    """How the candidate's audio differs in length although both spoke the same number of speech tokens."""
+
+    def off(pair: Pair) -> float:
+        base, row = pair
+        return abs((row.audio_s or 0.0) - (base.audio_s or 0.0))
+
+    same_work = [
+        (base, row) for base, row in pairs if base.pinned_tokens is not None and base.pinned_tokens == row.pinned_tokens
+    ]
+    wrong = [p for p in same_work if off(p) > max(DURATION_TOLERANCE * (p[0].audio_s or 0.0), TOKEN_S)]
+    if not wrong:
+        return None
+    base, row = max(wrong, key=off)
+    return (
+        f"for the same {row.pinned_tokens} speech tokens of text {row.text_id} it returned "
+        f"{row.audio_s:.2f} s of audio and {reference} {base.audio_s:.2f} s "
+        f"({len(wrong)} of {len(same_work)} pairs differ): an error, not a speed-up."
+    )
+
+
+def _copies(pairs: Sequence[Pair], likeness: Callable[[Measurement], float | None], what: str) -> str | None:
+    known = [
+        (before, after) for base, row in pairs if (after := likeness(row)) is not None for before in [likeness(base)]
+    ]
+    copies = [after for before, after in known if after > COPY and (before or 0.0) < NO_COPY]
+    if len(copies) <= OFTEN * len(known):
+        return None
+    return f"{len(copies)} of {len(known)} timed clips {what}, and the reference's do not."
