@@ -87,7 +87,7 @@ def leased(device: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[
     finally:
         lock.close()
         if gpu is not None:
-            os.environ.pop(VISIBLE)
+            os.environ.pop(VISIBLE, None)
             os.environ.update({} if before is None else {VISIBLE: before})
 
 

@@ -37,15 +37,21 @@ def short_tmp():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+AS_IF_OF_TWO = (
+    "import sys; import run_sweep; from hydra_plugins import designs; designs.count_devices = lambda _: 2; "
+    "sys.exit(run_sweep.main())"
+)
+"""joblib runs as many jobs at once as there are devices; one at a time it runs in the command's own process."""
+
+
 def start(tmp_path: Path, short_tmp: str, launcher: str) -> subprocess.Popen:
     if not importlib.util.find_spec(f"hydra_plugins.hydra_{launcher}_launcher"):
         pytest.skip(f"uv sync --extra {launcher}")
     folders = [f"results_dir={tmp_path / 'results'}", f"reports_dir={tmp_path / 'reports'}"]
-    script = [sys.executable, str(ROOT / "run_sweep.py"), *SWEEP, f"hydra/launcher={launcher}", *folders]
+    script = [sys.executable, "-c", AS_IF_OF_TWO, *SWEEP, f"hydra/launcher={launcher}", *folders]
+    environment = os.environ | {"TMPDIR": short_tmp, "PYTHONPATH": str(ROOT)}
     with (tmp_path / "output").open("a") as output:
-        return subprocess.Popen(
-            script, env=os.environ | {"TMPDIR": short_tmp}, stdout=output, stderr=output, cwd=tmp_path
-        )
+        return subprocess.Popen(script, env=environment, stdout=output, stderr=output, cwd=tmp_path)
 
 
 def ends_well(tmp_path: Path, process: subprocess.Popen) -> Path:
@@ -62,13 +68,15 @@ def ends_well(tmp_path: Path, process: subprocess.Popen) -> Path:
 def test_a_launcher_runs_a_design(tmp_path, short_tmp, launcher):
     ends_well(tmp_path, start(tmp_path, short_tmp, launcher))
     assert len(list((tmp_path / "reports").glob("*/report.md"))) == 1
+    if launcher == "joblib":
+        assert "waits until no other job measures on cpu" in (tmp_path / "output").read_text()
 
 
 def test_a_killed_worker_and_then_a_killed_parent_lose_only_what_was_being_measured(tmp_path, short_tmp):
     process = start(tmp_path, short_tmp, "joblib")
     (folder,) = _until(lambda: list(tmp_path.glob("results/*")))
     _until(lambda: plan.done(folder))
-    _measuring(process).kill()
+    _until(lambda: _measuring(process)).kill()
     assert process.wait(120) == 1
     assert "The same command goes on with them." in (tmp_path / "output").read_text()
     kept = plan.done(folder)
@@ -85,9 +93,9 @@ def test_a_killed_worker_and_then_a_killed_parent_lose_only_what_was_being_measu
 
 
 def _measuring(process: subprocess.Popen) -> psutil.Process | None:
-    """The launcher's process that measures: it has a forkserver of its own."""
+    """The launcher's process that measures: it has a forkserver of its own, with children."""
     workers = [one for one in psutil.Process(process.pid).children() if "loky" in " ".join(one.cmdline())]
-    return next((one for one in workers if any("forkserver" in " ".join(c.cmdline()) for c in one.children())), None)
+    return next((one for one in workers if any(child.children() for child in one.children())), None)
 
 
 def _until(what, seconds: float = 300):
