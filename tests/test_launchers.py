@@ -38,18 +38,26 @@ def short_tmp():
 
 
 AS_IF_OF_TWO = (
-    "import sys; import run_sweep; from hydra_plugins import designs; designs.count_devices = lambda _: 2; "
-    "sys.exit(run_sweep.main())"
+    "import sys; from harness import devices; devices.count_devices = lambda _: 2; "
+    "import run_sweep; sys.exit(run_sweep.main())"
 )
 """joblib runs as many jobs at once as there are devices; one at a time it runs in the command's own process."""
 
 
-def start(tmp_path: Path, short_tmp: str, launcher: str) -> subprocess.Popen:
+FAKES = [
+    *("+sweep=leave_one_out", "optimizations.fake_fast.enabled=true", "optimizations.fake_together.enabled=true"),
+    *("plugin_modules=[fakes]", "pipeline.loader=fakes.load", "pipeline.name=untrained", "device=cpu"),
+    *("workload=smoke", "measure.min_rounds=40", "measure.max_rounds=40"),
+]
+"""Jobs of a few seconds, in which there is time to be killed."""
+
+
+def start(tmp_path: Path, short_tmp: str, launcher: str, sweep: list[str]) -> subprocess.Popen:
     if not importlib.util.find_spec(f"hydra_plugins.hydra_{launcher}_launcher"):
         pytest.skip(f"uv sync --extra {launcher}")
     folders = [f"results_dir={tmp_path / 'results'}", f"reports_dir={tmp_path / 'reports'}"]
-    script = [sys.executable, "-c", AS_IF_OF_TWO, *SWEEP, f"hydra/launcher={launcher}", *folders]
-    environment = os.environ | {"TMPDIR": short_tmp, "PYTHONPATH": str(ROOT)}
+    script = [sys.executable, "-c", AS_IF_OF_TWO, *sweep, f"hydra/launcher={launcher}", *folders]
+    environment = os.environ | {"TMPDIR": short_tmp, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     with (tmp_path / "output").open("a") as output:
         return subprocess.Popen(script, env=environment, stdout=output, stderr=output, cwd=tmp_path)
 
@@ -66,14 +74,14 @@ def ends_well(tmp_path: Path, process: subprocess.Popen) -> Path:
 
 @pytest.mark.parametrize("launcher", ["joblib", "ray"])
 def test_a_launcher_runs_a_design(tmp_path, short_tmp, launcher):
-    ends_well(tmp_path, start(tmp_path, short_tmp, launcher))
+    ends_well(tmp_path, start(tmp_path, short_tmp, launcher, SWEEP))
     assert len(list((tmp_path / "reports").glob("*/report.md"))) == 1
     if launcher == "joblib":
         assert "waits until no other job measures on cpu" in (tmp_path / "output").read_text()
 
 
 def test_a_killed_worker_and_then_a_killed_parent_lose_only_what_was_being_measured(tmp_path, short_tmp):
-    process = start(tmp_path, short_tmp, "joblib")
+    process = start(tmp_path, short_tmp, "joblib", FAKES)
     (folder,) = _until(lambda: list(tmp_path.glob("results/*")))
     _until(lambda: plan.done(folder))
     _until(lambda: _measuring(process)).kill()
@@ -82,13 +90,13 @@ def test_a_killed_worker_and_then_a_killed_parent_lose_only_what_was_being_measu
     kept = plan.done(folder)
     assert kept
 
-    process = start(tmp_path, short_tmp, "joblib")
+    process = start(tmp_path, short_tmp, "joblib", FAKES)
     worker = _until(lambda: _measuring(process))
     process.send_signal(signal.SIGKILL)
     process.wait()
     _until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
-    assert ends_well(tmp_path, start(tmp_path, short_tmp, "joblib")) == folder
+    assert ends_well(tmp_path, start(tmp_path, short_tmp, "joblib", FAKES)) == folder
     assert all(plan.done(folder)[key] == run for key, run in kept.items()), "what was done is not measured again"
 
 
