@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from transformers import LlamaModel
+from transformers import GPT2Model, LlamaModel
 
 from harness.pipeline import Pipeline
 from harness.settings import choice
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.probe import profile_stages
 from optimizations.t3 import cpp_engine
+from optimizations.t3.blocks import by_outputs
 from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.t3.engines import Engine, StaticEngine
 
@@ -32,6 +33,15 @@ OURS = (
     "product_residual",
     "rmsnorm_gate_up_silu",
     "final_rmsnorm",
+    "speech_head",
+)
+OURS_OF_GPT2 = (
+    "enter",
+    "layernorm_qkv",
+    "attention",
+    "product_residual",
+    "layernorm_gelu",
+    "final_layernorm",
     "speech_head",
 )
 """The kernels of a decode step for few rows, as the profiler names them: a probe speaks alone."""
@@ -124,7 +134,8 @@ class Compile(Optimization):
         steps_before = _native_steps(pipeline)
         profiles = profile_stages(pipeline, ("generate_tokens", "tokens_to_mel"))
         kernels = profiles["generate_tokens"].kernels
-        ours = {name: kernels[name] for name in OURS if kernels[name]}
+        wanted = OURS_OF_GPT2 if isinstance(pipeline.model.t3.tfmr, GPT2Model) else OURS
+        ours = {name: kernels[name] for name in wanted if kernels[name]}
         fused = {
             stage: sum(n for name, n in (seen.kernels + seen.ops).items() if name.startswith(INDUCTOR))
             for stage, seen in profiles.items()
@@ -138,7 +149,7 @@ class Compile(Optimization):
         }
         missing = []
         decode = self._decode(pipeline)
-        if decode == "triton" and not ours.keys() >= set(OURS):
+        if decode == "triton" and not ours.keys() >= set(wanted):
             missing.append("the decode step's kernels")
         if decode == "native" and not in_cpp:
             missing.append("a decode step in C++")
@@ -163,7 +174,9 @@ def _native_steps(pipeline: Pipeline) -> int:
 def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
     """The Triton engine in the place of the static one, and its product for the head."""
     kernels: Any = import_module(TRITON_ENGINE)
-    _take_over(pipeline, decoder, kernels.TritonEngine)
+    for weight, laid_out in by_outputs(pipeline.model.t3.tfmr):
+        pipeline.set_data(weight, laid_out)
+    _take_over(pipeline, decoder, kernels.engine_for)
     engine: Any = decoder.engine
     _use_for_few(pipeline, partial(kernels.head_logits, tile=engine.tiles["speech_head"]), kernels.few)
 
@@ -186,7 +199,7 @@ def _use_for_few(pipeline: Pipeline, product: Callable[..., Tensor], few: Callab
     def forward(hidden: Tensor) -> Tensor:
         return product(head, hidden) if hidden.dim() == 2 and few(len(hidden)) else layers(hidden)
 
-    if isinstance(head, nn.Linear) and head.bias is None:
+    if isinstance(head, nn.Linear):
         pipeline.swap(head, "forward", forward)
 
 

@@ -9,12 +9,14 @@ captured step can index by what is on the device.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2Model
+from transformers.pytorch_utils import Conv1D
 
 Places = tuple[Tensor, ...]
 """Rows of `Blocks.tables` for the positions in question, each [n, ...] or [R, n, ...]."""
@@ -156,3 +158,10 @@ def _rms_norm(x: Tensor, norm: Any) -> Tensor:
 
 def _layer_norm(x: Tensor, norm: Any) -> Tensor:
     return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+
+def by_outputs(tfmr: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """The weights [inputs, outputs] of a GPT-2's products that lie by inputs, each with itself laid out by outputs."""
+    for module in tfmr.modules():
+        if isinstance(module, Conv1D) and not module.weight.T.is_contiguous():
+            yield module.weight, module.weight.data.T.contiguous().T

@@ -116,7 +116,9 @@ def _scales(scale, outputs, SCALED: tl.constexpr):
 @triton.jit
 def _beside(r, R: tl.constexpr):
     """The row that goes with row r: the next one, or r itself where an odd number of rows ends."""
-    if R % 2 == 0:
+    if R == 1:
+        return r
+    elif R % 2 == 0:
         return r + 1
     else:
         return tl.minimum(r + 1, R - 1)
@@ -322,21 +324,24 @@ def product_residual(
     rows,  # [R, K]
     weight,  # [C, K]
     scale,  # [C] float32: scales of 8-bit weights
+    bias,  # [C]: not read without BIAS
     residual,  # [R, C]
     x,  # out: [R, C] float32; may be `residual`
     R: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
     B: tl.constexpr,
+    BIAS: tl.constexpr,
     SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """B outputs of residual + weight @ rows."""
+    """B outputs of residual + weight @ rows + bias."""
     outputs = tl.program_id(0) * B + tl.arange(0, B)
     if OVERLAP:
         gdc_launch_dependents()
     tile = _weights(weight, outputs, K, SCALED)
     scales = _scales(scale, outputs, SCALED)
+    added = tl.load(bias + outputs).to(tl.float32) if BIAS else 0.0
     if OVERLAP:
         gdc_wait()
     for r in tl.range(0, R, 2):
@@ -348,8 +353,9 @@ def product_residual(
         row = _numbers(rows + r * K, K, SCALED)
         other = _numbers(rows + beside * K, K, SCALED)
         y, other_y = _dots(tile, row, other, SCALED)
-        tl.store(x + first, before + y * scales)
-        tl.store(x + second, other_before + other_y * scales)
+        tl.store(x + first, before + y * scales + added)
+        if R > 1:
+            tl.store(x + second, other_before + other_y * scales + added)
 
 
 @triton.jit
@@ -420,11 +426,13 @@ def final_rmsnorm(
 def speech_head(
     hidden,  # [R, C]
     weight,  # [V, C]
+    bias,  # [V]: not read without BIAS
     logits,  # out: [R, V] float32
     V,
     R: tl.constexpr,
     C: tl.constexpr,
     B: tl.constexpr,
+    BIAS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """B logits; V need not be a multiple of B."""
@@ -434,6 +442,7 @@ def speech_head(
     if OVERLAP:
         gdc_launch_dependents()
     tile = tl.load(weight + outputs[:, None] * C + k[None, :], mask=inside[:, None], other=0.0)
+    added = tl.load(bias + outputs, mask=inside, other=0.0).to(tl.float32) if BIAS else 0.0
     if OVERLAP:
         gdc_wait()
     for r in tl.range(0, R, 2):
@@ -441,5 +450,6 @@ def speech_head(
         row = tl.load(hidden + r * C + k).to(tl.float32)
         other = tl.load(hidden + beside * C + k).to(tl.float32)
         y, other_y = _dots(tile, row, other, False)
-        tl.store(logits + r * V + outputs, y, mask=inside)
-        tl.store(logits + beside * V + outputs, other_y, mask=inside)
+        tl.store(logits + r * V + outputs, y + added, mask=inside)
+        if R > 1:
+            tl.store(logits + beside * V + outputs, other_y + added, mask=inside)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor, nn
-from transformers import GPT2Model, LlamaModel
+from transformers import GPT2Model
+from transformers.pytorch_utils import Conv1D
 
 from optimizations.common.launching import can_overlap, launch
-from optimizations.t3 import triton_batched, triton_decode
+from optimizations.t3 import triton_batched, triton_decode, triton_gpt2
+from optimizations.t3.blocks import blocks_of
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import Int8Linear
 
@@ -37,7 +39,10 @@ TILES: dict[str, Tile] = {
     "rmsnorm_gate_up_silu": Tile(4, 2),
     "down_residual": Tile(2, 8),
     "speech_head": Tile(4, 4),
+    "layernorm_qkv": Tile(4, 2),
+    "layernorm_gelu": Tile(4, 2),
 }
+"""The last two are a GPT-2's."""
 TILES_OF_8_BITS: dict[str, Tile] = TILES | {
     "rmsnorm_qkv_rope": Tile(2, 2),
     "attention": Tile(32, 1),
@@ -45,16 +50,15 @@ TILES_OF_8_BITS: dict[str, Tile] = TILES | {
 }
 
 
-def unsupported(tfmr: LlamaModel) -> str | None:
+def unsupported(tfmr: nn.Module) -> str | None:
     """Why the kernels cannot run this transformer where it is, in words a user can act on; None if they can."""
-    if isinstance(tfmr, GPT2Model):
-        return "the Triton decode kernels are written for a Llama, and T3 is a GPT-2 here"
     config: Any = tfmr.config
-    weights = [p for layer in tfmr.layers for p in layer.parameters()]
-    linears = [m for layer in tfmr.layers for m in layer.modules() if "Linear" in type(m).__name__]
+    layers: Any = blocks_of(tfmr).layers
+    weights = [p for layer in layers for p in layer.parameters()]
+    linears = [m for layer in layers for m in layer.modules() if type(m) is Conv1D or "Linear" in type(m).__name__]
     if weights[0].device.type != "cuda" and not triton.knobs.runtime.interpret:
         return f"Triton kernels need a CUDA device, and T3 is on {weights[0].device}"
-    if any(type(linear) not in (nn.Linear, Int8Linear) for linear in linears):
+    if any(type(linear) not in (nn.Linear, Conv1D, Int8Linear) for linear in linears):
         return (
             "the Triton kernels read plain weights or those of int8_weights, and T3's are bitsandbytes': switch "
             "quantization off for t3"
@@ -62,14 +66,19 @@ def unsupported(tfmr: LlamaModel) -> str | None:
     dtypes = {weight.dtype for weight in weights}
     if len(dtypes) > 1 or not dtypes <= set(FLOATS):
         return f"the Triton kernels want one floating dtype in all layers of T3, which has {sorted(map(str, dtypes))}"
-    sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
+    if isinstance(tfmr, GPT2Model):
+        sizes = (config.hidden_size, config.n_inner or 4 * config.hidden_size, config.hidden_size // config.n_head)
+    else:
+        sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
     if any(size & (size - 1) for size in sizes):
         return f"the Triton kernels want powers of two for width, MLP and head size, which are {sizes}"
+    if isinstance(tfmr, GPT2Model):
+        return None
     grouped = config.num_key_value_heads != config.num_attention_heads
     if grouped or config.num_attention_heads * config.head_dim != config.hidden_size:
         return "the Triton kernels want as many key heads as query heads, together as wide as the model"
     if any(linear.bias is not None for linear in linears):
-        return "the Triton kernels add no bias, and T3's layers have one"
+        return "the Triton kernels add no bias to a Llama's products, and T3's layers have one"
     return None
 
 
@@ -105,7 +114,7 @@ class TritonEngine(StaticEngine):
 
     def __init__(
         self,
-        tfmr: LlamaModel,
+        tfmr: nn.Module,
         bucket: int = 256,
         tiles: Tiles | None = None,
         overlap: bool | None = None,
@@ -113,9 +122,9 @@ class TritonEngine(StaticEngine):
         """`tiles`: None for those that were fastest. `overlap`: start kernels before the ones in front of them have
         ended; None: where the device can."""
         super().__init__(tfmr, bucket)
-        self.scaled = isinstance(tfmr.layers[0].mlp.down_proj, Int8Linear)
+        self.scaled = any(isinstance(module, Int8Linear) for module in tfmr.modules())
         self.tiles = tiles or (TILES_OF_8_BITS if self.scaled else TILES)
-        self.overlap = can_overlap(tfmr.norm.weight.device) if overlap is None else overlap
+        self.overlap = can_overlap(self.blocks.norm.weight.device) if overlap is None else overlap
         self._arrived: Tensor | None = None  # of attention's programs for each row's head; 0 between launches
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
@@ -134,10 +143,11 @@ class TritonEngine(StaticEngine):
 
     def static_step(self, embeds: Tensor, extent: int) -> Tensor:
         if not few(len(embeds)):
-            return super().static_step(embeds, extent) if self.scaled else triton_batched.step(self, embeds, extent)
+            return self.many(embeds, extent)
         buffers = self.buffers(embeds[:, 0].contiguous(), extent)
         self.rows = [torch.empty(0)] * len(self.heads)
-        for index in range(len(self.tfmr.layers)):
+        self.enter(buffers)
+        for index in range(len(self.blocks.layers)):
             self.qkv(index, buffers)
             for slot, (watched, head) in enumerate(self.heads):
                 if watched == index:
@@ -148,9 +158,19 @@ class TritonEngine(StaticEngine):
             self.down(index, buffers)
         return self.final_norm(buffers)
 
+    def many(self, embeds: Tensor, extent: int) -> Tensor:
+        """`static_step` for more rows than these kernels take."""
+        return super().static_step(embeds, extent) if self.scaled else triton_batched.step(self, embeds, extent)
+
+    @property
+    def inner(self) -> int:
+        """Width of the MLP."""
+        size: int = self.tfmr.config.intermediate_size
+        return size
+
     def buffers(self, embeds: Tensor, extent: int) -> Buffers:
         """What the kernels of one step hand on, from embeddings [R, C] on, which stay as they are."""
-        like, heads = self.keys[0], self.tfmr.config.num_attention_heads
+        like, heads = self.keys[0], self.blocks.heads
         x = torch.empty_like(embeds, dtype=torch.float32)
         if self._arrived is None:  # once and for any number of rows, as captured steps know where it lies
             self._arrived = torch.zeros(MAX_ROWS * heads, dtype=torch.int32, device=x.device)
@@ -163,11 +183,14 @@ class TritonEngine(StaticEngine):
             totals=torch.empty_like(parts),
             sums=parts.new_empty(*parts.shape, like.shape[3]),
             attended=torch.empty_like(x),
-            activated=like.new_empty(len(x), self.tfmr.config.intermediate_size),
+            activated=like.new_empty(len(x), self.inner),
             hidden=like.new_empty(x.shape),
         )
 
     # -- one launch each -----------------------------------------------------------------------------------------
+
+    def enter(self, b: Buffers) -> None:
+        """What a Llama's first layer reads needs nothing added."""
 
     def qkv(self, index: int, b: Buffers) -> None:
         layer, (rows, width) = self.tfmr.layers[index], b.x.shape
@@ -212,8 +235,10 @@ class TritonEngine(StaticEngine):
         self._add_product(b.activated, self.tfmr.layers[index].mlp.down_proj, b.x, b.x, self.tiles["down_residual"])
 
     def _add_product(self, rows: Tensor, product: Any, before: Tensor, x: Tensor, tile: Tile) -> None:
-        width, args = x.shape[1], (rows, product.weight, scale_of(product), before, x)
-        sizes = {"R": len(rows), "C": width, "K": rows.shape[1], "B": tile.outputs, "SCALED": self.scaled}
+        width, biased = x.shape[1], product.bias is not None
+        args = rows, matrix_of(product), scale_of(product), product.bias if biased else x, before, x
+        sizes = {"R": len(rows), "C": width, "K": rows.shape[1], "B": tile.outputs}
+        sizes |= {"BIAS": biased, "SCALED": self.scaled}
         run(triton_decode.product_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
     def final_norm(self, b: Buffers) -> Tensor:
@@ -221,6 +246,71 @@ class TritonEngine(StaticEngine):
         args = b.x, norm.weight, b.hidden, norm.variance_epsilon
         run(triton_decode.final_rmsnorm, (rows,), args, {"C": width}, 4, self.overlap)
         return b.hidden
+
+
+class GPT2Engine(TritonEngine):
+    """The same for a GPT-2, by the kernels of `triton_gpt2.py`; many rows go through the layers."""
+
+    def _reserve(self, rows: int, length: int, like: Tensor) -> None:
+        StaticEngine._reserve(self, rows, length, like)
+
+    def many(self, embeds: Tensor, extent: int) -> Tensor:
+        return StaticEngine.static_step(self, embeds, extent)
+
+    @property
+    def inner(self) -> int:
+        return 4 * self.tfmr.config.hidden_size if self.tfmr.config.n_inner is None else self.tfmr.config.n_inner
+
+    def enter(self, b: Buffers) -> None:
+        rows, width = b.x.shape
+        args = b.embeds, self.tables[0], self.position, self.pads, b.x
+        run(triton_gpt2.enter, (rows,), args, {"C": width}, 4, self.overlap)
+
+    def qkv(self, index: int, b: Buffers) -> None:
+        layer, (rows, width) = self.blocks.layers[index], b.x.shape
+        norm, product, tile = layer.ln_1, layer.attn.c_attn, self.tiles["layernorm_qkv"]
+        args = (
+            *(b.x, norm.weight, norm.bias, matrix_of(product), scale_of(product), product.bias),
+            *(b.q, self.keys[index], self.values[index], self.position, self.capacity, norm.eps),
+        )
+        sizes = {"R": rows, "C": width, "D": self.blocks.head_dim, "B": tile.outputs, "SCALED": self.scaled}
+        run(triton_gpt2.layernorm_qkv, (3 * width // tile.outputs,), args, sizes, tile.warps, self.overlap)
+
+    def output(self, index: int, b: Buffers) -> None:
+        self._add_product(b.attended, self.blocks.layers[index].attn.c_proj, b.x, b.x, self.tiles["o_residual"])
+
+    def gate_up(self, index: int, b: Buffers) -> None:
+        layer, (rows, width), inner = self.blocks.layers[index], b.x.shape, b.activated.shape[1]
+        norm, product, tile = layer.ln_2, layer.mlp.c_fc, self.tiles["layernorm_gelu"]
+        args = (
+            *(b.x, norm.weight, norm.bias, matrix_of(product), scale_of(product), product.bias),
+            *(b.activated, norm.eps),
+        )
+        sizes = {"R": rows, "C": width, "M": inner, "B": tile.outputs, "SCALED": self.scaled}
+        run(triton_gpt2.layernorm_gelu, (inner // tile.outputs,), args, sizes, tile.warps, self.overlap)
+
+    def down(self, index: int, b: Buffers) -> None:
+        self._add_product(b.activated, self.blocks.layers[index].mlp.c_proj, b.x, b.x, self.tiles["down_residual"])
+
+    def final_norm(self, b: Buffers) -> Tensor:
+        norm, (rows, width) = self.blocks.norm, b.x.shape
+        args = b.x, norm.weight, norm.bias, b.hidden, norm.eps
+        run(triton_gpt2.final_layernorm, (rows,), args, {"C": width}, 4, self.overlap)
+        return b.hidden
+
+
+def engine_for(tfmr: nn.Module, bucket: int = 256, tiles: Tiles | None = None) -> TritonEngine:
+    """The engine for one of T3's transformers."""
+    return (GPT2Engine if isinstance(tfmr, GPT2Model) else TritonEngine)(tfmr, bucket, tiles)
+
+
+def matrix_of(product: Any) -> Tensor:
+    """A product's weights [outputs, inputs], or the words of 8-bit ones, an output behind the other in memory."""
+    if not isinstance(product, Conv1D):
+        return product.weight
+    matrix: Tensor = product.weight.T
+    assert matrix.is_contiguous(), "its weights have to be laid out by outputs: see `blocks.by_outputs`"
+    return matrix
 
 
 def scale_of(product: Any) -> Tensor:
@@ -236,9 +326,9 @@ def run(kernel: Any, grid: tuple[int, ...], args: tuple, sizes: dict[str, int], 
 def head_logits(linear: nn.Linear, hidden: Tensor, tile: Tile = TILES["speech_head"]) -> Tensor:
     """The head's logits [R, V], float32, of hidden states [R, C]."""
     (rows, width), size = hidden.shape, linear.out_features
-    logits = torch.empty(rows, size, device=hidden.device)
-    args = hidden.contiguous(), linear.weight, logits, size
-    sizes = {"R": rows, "C": width, "B": tile.outputs}
+    logits, biased = torch.empty(rows, size, device=hidden.device), linear.bias is not None
+    args = hidden.contiguous(), linear.weight, linear.bias if biased else logits, logits, size
+    sizes = {"R": rows, "C": width, "B": tile.outputs, "BIAS": biased}
     grid = (triton.cdiv(size, tile.outputs),)
     run(triton_decode.speech_head, grid, args, sizes, tile.warps, can_overlap(hidden.device))
     return logits

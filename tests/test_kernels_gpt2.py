@@ -1,0 +1,183 @@
+"""The Triton kernels of a GPT-2's decode step: in Triton's interpreter on a CPU, and as they are on a GPU."""
+
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+from interpreter import interpreted
+from llamas import WIDTH, prompts, walk
+from transformers import GPT2Config, GPT2Model
+
+import optimizations
+from harness import checkpoints
+from harness.pipeline import Segment
+from harness.sampling import TURBO
+from optimizations.common.modules import cast_parameters
+from optimizations.t3.blocks import by_outputs
+from optimizations.t3.engines import StaticEngine
+
+TEXT = "Good morning, how are you today?"
+
+
+def tiny(dtype=torch.float32):
+    """Two layers of random weights, none of which is what another could stand in for."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=8, n_embd=WIDTH, n_head=2, n_layer=2, n_positions=400, activation_function="gelu_new"
+    )
+    model = GPT2Model(config).eval()
+    for name, parameter in model.named_parameters():
+        if "ln_" in name and name.endswith("weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        else:
+            torch.nn.init.normal_(parameter, std=0.1)
+        parameter.data = parameter.data.to(dtype)
+    for weight, laid_out in by_outputs(model):
+        weight.data = laid_out
+    return model
+
+
+@pytest.fixture
+def fused():
+    """Makes engines of few large programs, as the interpreter takes its time for every one."""
+    engine = import_module("optimizations.t3.triton_engine")
+    tiles = {name: engine.Tile(64 if name == "attention" else 32, 1) for name in engine.TILES}
+    return lambda model: engine.engine_for(model, 64, tiles)
+
+
+def relative_error(a, b):
+    return ((a.float() - b.float()).norm() / b.float().norm()).item()
+
+
+@interpreted
+@pytest.mark.parametrize(("rows", "length"), [(1, 70), (3, 5)])
+def test_steps_are_the_static_engines(fused, rows, length):
+    model = tiny()
+    expected = walk(StaticEngine(model, 64), rows, length)
+    torch.testing.assert_close(walk(fused(model), rows, length), expected, atol=1e-5, rtol=1e-5)
+
+
+@interpreted
+def test_rows_padded_behind_a_prefix(fused):
+    model, pad = tiny(), torch.tensor([0, 4])
+    with torch.inference_mode():
+        prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
+    expected = walk(StaticEngine(model, 64), 2, 12, pad, prefix)
+    torch.testing.assert_close(walk(fused(model), 2, 12, pad, prefix), expected, atol=1e-5, rtol=1e-5)
+    unpadded = walk(StaticEngine(model, 64), 2, 12, None, prefix)
+    assert relative_error(unpadded, expected) > 1e-2, "padding must matter for this test to say anything"
+
+
+@interpreted
+def test_half_precision_stays_closer_to_float32_than_the_layers_do(fused):
+    exact = walk(StaticEngine(tiny(), 64), 1, 20)
+    layers = walk(StaticEngine(tiny(torch.bfloat16), 64), 1, 20)
+    kernels = walk(fused(tiny(torch.bfloat16)), 1, 20)
+    assert kernels.dtype == torch.bfloat16
+    assert relative_error(kernels, exact) < relative_error(layers, exact) < 0.05
+
+
+@interpreted
+def test_the_heads_bias_is_added():
+    engine = import_module("optimizations.t3.triton_engine")
+    for rows in (1, 2, 3):
+        head, hidden = torch.nn.Linear(64, 37), torch.randn(rows, 64)
+        torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
+
+
+def apply(pipeline, name, **params):
+    plugin = optimizations.create(name, params)
+    assert plugin.unavailable(pipeline) is None
+    plugin.apply(pipeline)
+    return plugin
+
+
+def spoken(pipeline, n_tokens):
+    torch.manual_seed(0)
+    segment = Segment(TEXT, pipeline.stages["condition"]("random"), 0, n_tokens)
+    return pipeline.stages["generate_tokens"]([segment])[0].tolist()
+
+
+@pytest.mark.slow
+@interpreted
+def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
+    engine = import_module("optimizations.t3.triton_engine")
+    for name in engine.TILES:
+        monkeypatch.setitem(engine.TILES, name, engine.Tile(32 if name == "layernorm_qkv" else 128, 1))
+    turbo = checkpoints.load("tiny_turbo", "cpu")
+    expected = spoken(turbo, 3)
+    apply(turbo, "kv_cache")
+    apply(turbo, "compile", decode="triton", estimator=False)
+    assert isinstance(turbo.stages["generate_tokens"].engine, engine.GPT2Engine)
+    assert spoken(turbo, 3) == expected
+    turbo.reset()
+    assert spoken(turbo, 3) == expected
+
+
+# -- on a GPU ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return checkpoints.load("random_turbo", "cuda")
+
+
+@pytest.fixture
+def turbo(loaded):
+    yield loaded
+    loaded.reset()
+    loaded.sampling = TURBO
+
+
+@pytest.mark.gpu
+def test_gpu_greedy_float32_tokens_are_upstreams(turbo):
+    """Upstream's own loop, the static cache, the kernels, and the kernels captured: 500 of 500."""
+    turbo.sampling = replace(TURBO, temperature=0.0)
+    expected = spoken(turbo, 500)
+    assert len(expected) == 500
+    for names in (("kv_cache",), ("kv_cache", "compile"), ("kv_cache", "compile", "cuda_graphs")):
+        for name in names:
+            apply(turbo, name, **({"estimator": False} if name == "compile" else {}))
+        assert spoken(turbo, 500) == expected, names
+        turbo.reset()
+
+
+@pytest.mark.gpu
+def test_gpu_sampled_tokens_are_those_of_the_layers(turbo):
+    """Captured, with Turbo's own filters, the same draws."""
+    apply(turbo, "kv_cache")
+    expected = spoken(turbo, 100)
+    apply(turbo, "compile", estimator=False)
+    apply(turbo, "cuda_graphs")
+    tokens = spoken(turbo, 100)
+    assert sum(a == b for a, b in zip(tokens, expected, strict=True)) >= 90
+
+
+@pytest.mark.gpu
+def test_gpu_kernels_that_start_early_compute_the_same_bits(turbo):
+    """Were anything read before it is written, steps in close succession would show it."""
+    cast_parameters(turbo, turbo.model.t3.tfmr, torch.bfloat16)
+    for weight, laid_out in by_outputs(turbo.model.t3.tfmr):
+        turbo.set_data(weight, laid_out)
+    engine = import_module("optimizations.t3.triton_engine")
+    embeds = torch.randn(1, 700, 1024, generator=torch.Generator().manual_seed(5)).cuda()
+    walks = []
+    for overlap in (True, False):
+        kernels = engine.GPT2Engine(turbo.model.t3.tfmr, overlap=overlap)
+        with torch.inference_mode():
+            kernels.reserve(1, 700)
+            hidden = [kernels.prefill(embeds[:, :50], None, None)]
+            newest = embeds[:, 50:51].clone()
+            kernels.static_step(newest, kernels.capacity)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                output = kernels.static_step(newest, kernels.capacity)
+                kernels.position += 1
+            for i in range(50, 700):
+                newest.copy_(embeds[:, i : i + 1])
+                graph.replay()
+                hidden.append(output.clone())
+            walks.append(torch.stack(hidden))
+    assert walks[0].isfinite().all()
+    assert torch.equal(*walks)
