@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import posixpath
 import re
@@ -170,6 +171,26 @@ def _text(node: ast.expr) -> str:
     return str(ast.literal_eval(node))
 
 
+def gate_campaign() -> str:
+    """How often the gate was right: the table that tests/gate_campaign.py wrote, where it was run."""
+    path = DOCS / "gate_campaign.json"
+    if not path.is_file():
+        return "Not measured yet."
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [kind, *(str(counts[name]) for name in ("gates", "right", "repetitions", "seconds_median", "seconds_most"))]
+        for kind, counts in found["kinds"].items()
+        if counts["gates"]
+    ]
+    where = f"{', '.join(found['cpus'])}, {found['cores_of_each']} cores for each gate, {found['at_once']} at once"
+    return _printed(
+        [
+            Paragraph(f"On {where}, at {', '.join(found['commits'])}:"),
+            Table(["planted", "gates", "right", "repetitions", "seconds, median", "most"], rows),
+        ]
+    )
+
+
 def command_line() -> str:
     """Every command with its own help, and every file of the configuration with its own first lines."""
     blocks: list[Block] = [Heading(2, "`run_sweep.py`"), Paragraph(_fenced(cleandoc(run_sweep.__doc__ or "")))]
@@ -218,6 +239,7 @@ def _printed(blocks: Sequence[Block]) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "catalogue": catalogue,
     "claimed": claimed,
+    "gate campaign": gate_campaign,
     "frauds": frauds,
     "command line": command_line,
 }

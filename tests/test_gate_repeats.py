@@ -41,7 +41,7 @@ def test_only_what_is_undecided_is_repeated_at_length():
     assert time_only["measure"]["processes"] == 5
     assert time_only["workload"]["seeds"] == [4]
     quality_only = next_job([a_job(min_rounds=4, max_rounds=12)], ["wer", "sim_resemblyzer"])
-    assert quality_only["measure"] == {"processes": 1, "min_rounds": 1, "max_rounds": 1}
+    assert quality_only["measure"] == {"processes": 1, "min_rounds": 1, "max_rounds": 1, "requests_seed": None}
     assert quality_only["workload"]["seeds"] == [4, 5, 6]
     assert next_job([a_job()], ["wer_timed"])["measure"]["processes"] == 5  # of the clips that are timed
 
@@ -69,16 +69,17 @@ def test_whatever_is_undecided_the_next_job_is_the_same_but_for_effort_and_fresh
 # -- together ------------------------------------------------------------------------------------------------------
 
 
-def test_all_rows_of_all_runs_count_and_rounds_are_told_apart(tmp_path):
+def test_all_rows_of_all_runs_count_and_processes_are_told_apart(tmp_path):
     runs = [make_run(tmp_path, Case(seed=n, first_seed=1 + 10 * n), minute=n) for n in range(3)]
     folder = pooled(runs, tmp_path / "together")
     rows, scores = folder.measurements()[0], folder.scores()[0]
     assert len(rows) == sum(len(run.measurements()[0]) for run in runs)
     assert len(scores) == sum(len(run.scores()[0]) for run in runs)
-    assert {row.round for row in rows if row.pass_name == "speed"} == set(range(6))
+    assert {row.process for row in rows} == {0, 1, 2}
     together = read_all(runs).summary
     assert together.status == "ok"
     assert together.run_id == runs[0].run_id
+    assert together.processes == 3
     assert together.comparison["rtf"].n == sum(run.summary().comparison["rtf"].n for run in runs)
 
 
@@ -204,3 +205,7 @@ def test_where_it_cannot_be_measured_again_it_stays_undecided(tmp_path, gate, ca
     assert gate(run, "--limit", "rtf:5%", "--retries", "5", "--budget-s", "600", again=refuses) == 3
     assert "this code is another commit" in capsys.readouterr().out
     assert read(run).summary.status == "ok"
+
+
+def test_a_repetition_draws_requests_of_its_own_even_where_the_run_was_told_which():
+    assert next_job([a_job(requests_seed=7)], ["rtf"])["measure"]["requests_seed"] is None

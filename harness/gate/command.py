@@ -113,7 +113,7 @@ def judge(folder: RunFolder, options: argparse.Namespace, again: Again) -> Judge
         run = read_all(runs)
         findings = check(run, rules, reference)
     if len(runs) > 1:
-        told.append(f"with {len(runs) - 1} repetitions")
+        told.append(f"with {len(runs) - 1} repetitions, {run.summary.processes} pairs of processes in all")
     repeat = repeating(folder, run, found[0] if found else None, options)
     return Judgement(run, reference, findings, repeat, [*told, *notes(run, reference)])
 

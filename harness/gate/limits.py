@@ -160,7 +160,8 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as a gate's rules ({' '.join(str(error).split())})") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: holds no gate's rules; configs/gate/default.yaml shows what they look like")
-    names, below = settings.pop("defaults", []), {}
+    names = settings.pop("defaults", [])
+    below: dict[str, Any] = {}
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: defaults: write a list of files beside this one, such as [default]")
     for name in names:

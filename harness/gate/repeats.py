@@ -57,7 +57,7 @@ def is_quality(subject: str) -> bool:
 def next_job(jobs: Sequence[Mapping[str, Any]], subjects: Iterable[str]) -> dict[str, Any]:
     """The configuration of the next repetition, from those of all runs before it and what is undecided."""
     first, undecided = jobs[0], list(subjects)
-    measure, workload = dict(first["measure"]), dict(first["workload"])
+    measure, workload = {**first["measure"], "requests_seed": None}, dict(first["workload"])
     used = [seed for job in jobs for seed in job["workload"]["seeds"]]
     if any(map(is_quality, undecided)):
         workload["seeds"] = list(range(max(used) + 1, max(used) + 1 + len(used)))
@@ -84,21 +84,22 @@ def require_same_code(runs: Sequence[RunFolder]) -> None:
 
 
 def pooled(runs: Sequence[RunFolder], into: Path) -> RunFolder:
-    """One folder with the rows of all runs, their rounds counted on. It has no summary yet, and no clips."""
+    """One folder with the rows of all runs, their processes counted on. It has no summary yet, and no clips."""
     folder = RunFolder(into / runs[0].run_id)
     folder.path.mkdir(parents=True)
     folder.write_job(runs[0].job())
     folder.write_json("environment.json", runs[0].read_json("environment.json"))
-    rounds = 0
-    children: dict[str, Any] = {}
+    processes = 0
+    children: dict[str, list[Any]] = {}
     plans: dict[str, dict[str, int]] = {}
     rows, scores, warnings, statuses = [], [], [], []
     for run in runs:
         ours, read = run.measurements()[0], run.scores()[0]
-        rows += [replace(row, round=row.round + rounds) for row in ours]
+        rows += [replace(row, process=row.process + processes) for row in ours]
         scores += read
-        rounds += 1 + max((row.round for row in ours), default=0)
-        children |= run.read_json("children.json")
+        processes += 1 + max((row.process for row in ours), default=0)
+        for name, records in run.read_json("children.json").items():
+            children.setdefault(name, []).extend(records if isinstance(records, list) else [records])
         for name, plan in run.read_json("plan.json").items():
             total = plans.setdefault(name, {})
             plans[name] = {step: total.get(step, 0) + plan.get(step, 0) for step in {**total, **plan}}
