@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,12 +20,12 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import HELD_BACK, Segment
-from harness.sampling import Sampling
+from harness.sampling import TURBO, Sampling
 from optimizations.common.modules import cast_parameters
 from optimizations.compile import OURS, Compilations
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import in_8_bits
-from optimizations.t3.sampling import SamplingTensors, guide, sample
+from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample
 from optimizations.t3.token_buffers import TokenBuffers
 
 FILES = sorted(map(str, Path(__file__).parent.glob("test_kernels*.py")))
@@ -173,7 +174,7 @@ def assert_kernel_samples(sampling, device, n_ids, width, rows=3):
         torch.manual_seed(1)
         times, position = torch.empty(rows, n_ids).exponential_(), torch.tensor([7])
         choose_tokens = import_module("optimizations.t3.triton_sampling").choose_tokens
-        choose_tokens(logits, times, settings, buffers, position, table, positions, stop)
+        choose_tokens(logits, times, settings, buffers, position, table, positions, stop, Filters.of(sampling))
     assert torch.equal(buffers.token, expected)
     assert position.item() == 8
     assert torch.equal(buffers.tokens[:, written], expected[:, 0])
@@ -186,7 +187,14 @@ def assert_kernel_samples(sampling, device, n_ids, width, rows=3):
 
 GREEDY = Sampling(temperature=0.0)
 OTHERS = Sampling(temperature=1.3, min_p=0.3, cfg_weight=0.1, repetition_penalty=2.0)
-SAMPLINGS = {"default": Sampling(), "greedy": GREEDY, "others": OTHERS, "unguided": Sampling(cfg_weight=0.0)}
+SAMPLINGS = {
+    "default": Sampling(),
+    "greedy": GREEDY,
+    "others": OTHERS,
+    "unguided": Sampling(cfg_weight=0.0),
+    "nucleus": Sampling(top_p=0.8),
+}
+SAMPLINGS |= {"turbo": replace(TURBO, top_k=150), "sharp": replace(TURBO, temperature=0.3, top_p=0.7)}
 
 
 @interpreted

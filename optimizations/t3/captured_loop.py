@@ -32,7 +32,7 @@ PROMPT_BUCKET = 32
 class CapturedLoop:
     """Decodes for a `Decoder` whose engine is static, in steps that `graphs` runs.
 
-    On a GPU what follows the logits is one Triton kernel, unless other filters than min-p want a sort.
+    On a GPU what follows the logits is one Triton kernel.
 
     Batches are filled up to a power of two with rows that nobody wants, so that few numbers of rows occur; a step's
     time hardly depends on it. `poll` is the number of tokens between two looks at whether all is said.
@@ -245,7 +245,7 @@ class CapturedLoop:
 
     def _times(self, buffers: TokenBuffers) -> Tensor | None:
         """The next draw's random numbers [B, V] for the kernel; what works without it draws them itself."""
-        if self._kernels is None or not self._filters.none:
+        if self._kernels is None:
             return None
         return torch.empty_like(buffers.seen, dtype=torch.float32).exponential_()
 
@@ -254,7 +254,9 @@ class CapturedLoop:
         t3, logits, position = self.decoder.t3, self.decoder.logits(hidden), self.engine.position
         table, positions, stop = t3.speech_emb.weight, self.decoder.speech_positions, t3.hp.stop_speech_token
         if times is not None:
-            self._kernels.choose_tokens(logits, times, self._settings, buffers, position, table, positions, stop)
+            self._kernels.choose_tokens(
+                *(logits, times, self._settings, buffers, position, table, positions, stop, self._filters)
+            )
             return logits
         guided = guide(logits, self._settings.cfg_weight, self.decoder.sides).masked_fill(buffers.held, HELD_BACK)
         buffers.token.copy_(sample_by(self._settings, guided, buffers.seen, self._filters))

@@ -87,6 +87,9 @@ class Filters:
         return not (self.nucleus or self.top_k or self.penalizes_last)
 
 
+NO_FILTERS = Filters(nucleus=False, top_k=0, penalizes_last=False)
+
+
 def sample_by(settings: SamplingTensors, logits: Tensor, seen: Tensor, filters: Filters) -> Tensor:
     """`sample`, by numbers that may change between replays."""
     if not filters.penalizes_last:

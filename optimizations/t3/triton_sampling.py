@@ -5,6 +5,9 @@ few tens of kilobytes: as long as a tenth of the decode step, and nearly all of 
 which keeps the row's logits in registers from the first operation to the last. It starts while the head still works
 (see `triton_decode.py`) and has everything but the logits in registers when they come.
 
+Top-k and top-p need no sort: the last value that stays is found bit by bit, by counting the ids, or adding up the
+probabilities, on either side of it.
+
 Bytes moved, for B rows of V ids and an embedding C wide: 13 B V + 16 B C, some 110 KB for one row at full size.
 """
 
@@ -20,8 +23,45 @@ from triton.language.extra.cuda import gdc_wait
 
 from harness.pipeline import HELD_BACK
 from optimizations.common.launching import can_overlap, launch
-from optimizations.t3.sampling import SamplingTensors
+from optimizations.t3.sampling import NO_FILTERS, Filters, SamplingTensors
 from optimizations.t3.token_buffers import TokenBuffers
+
+
+@triton.jit
+def _ordered(x):
+    """Numbers as integers in the same order."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _top_k(x, k: tl.constexpr):
+    """Without what is less likely than the k-th of the logits; its value is found bit by bit."""
+    order = _ordered(x)
+    lowest = tl.where(tl.sum((order >= 0).to(tl.int32), axis=0) >= k, 0, -2147483648)
+    for bit in tl.range(0, 31):
+        higher = lowest + (1 << (30 - bit))
+        lowest = tl.where(tl.sum((order >= higher).to(tl.int32), axis=0) >= k, higher, lowest)
+    return tl.where(order >= lowest, x, -float("inf"))
+
+
+@triton.jit
+def _top_p(x, top_p):
+    """Without the least likely ids that together have no more than 1 - top_p; the best one stays."""
+    order = _ordered(x)
+    share = tl.exp(x - tl.max(x, axis=0))
+    spare = (1 - top_p) * tl.sum(share, axis=0)
+    lowest = tl.where(tl.sum(tl.where(order < 0, share, 0.0), axis=0) <= spare, 0, -2147483648)
+    for bit in tl.range(0, 31):
+        higher = lowest + (1 << (30 - bit))
+        below = tl.sum(tl.where(order < higher, share, 0.0), axis=0)
+        lowest = tl.where(below <= spare, higher, lowest)
+    return tl.where(order >= tl.minimum(lowest, tl.max(order, axis=0)), x, -float("inf"))
+
+
+@triton.jit
+def _penalized(x, repeated, penalty):
+    return tl.where(repeated, tl.where(x < 0, x * penalty, x / penalty), x)
 
 
 @triton.jit
@@ -30,17 +70,18 @@ def choose(
     times,  # [B, V] float32: exponentially distributed
     seen,  # in and out: [B, V] uint8
     held,  # [V] uint8
-    cfg_weight,  # [1] float32, as the next three
+    cfg_weight,  # [1] float32, as the next four
     repetition_penalty,
     temperature,
     min_p,
+    top_p,
     written,  # in and, with COUNT, out: [1] int64: tokens so far
     position,  # in and out with COUNT: [1] int64: the slot of the newest token
     token,  # out: [B] int64
     tokens,  # out: [B, limit] int64, at `written`
     finished,  # in and out: [B] uint8
     token_table,  # [V, C]
-    position_table,  # [positions, C]
+    position_table,  # [positions, C]; not read without PLACES
     embeds,  # out: [2 B, C]; [B, C] unless GUIDED
     stop,
     limit,
@@ -51,10 +92,14 @@ def choose(
     C_BLOCK: tl.constexpr,
     BACK: tl.constexpr,
     GUIDED: tl.constexpr,
+    PLACES: tl.constexpr,
+    TOP_K: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    PENALIZE_LAST: tl.constexpr,
     COUNT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One row: `sampling.sample_by` without a nucleus, and what is written down after it."""
+    """One row: `sampling.sample_by`, and what is written down after it."""
     b = tl.program_id(0)
     ids = tl.arange(0, V_BLOCK)
     inside = ids < V
@@ -65,6 +110,7 @@ def choose(
     penalty = tl.load(repetition_penalty)
     heat = tl.load(temperature)
     least = tl.load(min_p)
+    nucleus = tl.load(top_p)
     column = tl.load(written)
     ended = tl.load(finished + b)
     if OVERLAP:
@@ -74,14 +120,25 @@ def choose(
         unconditional = tl.load(logits + (B + b) * V + ids, mask=inside, other=0.0)
         x = x + weight * (x - unconditional)
     x = tl.where(held_back, BACK, x)
-    x = tl.where(repeated, tl.where(x < 0, x * penalty, x / penalty), x)
+    if not PENALIZE_LAST:
+        x = _penalized(x, repeated, penalty)
     greedy = heat == 0
     x = tl.where(inside, x / tl.where(greedy, 1.0, heat), -float("inf"))
+    likeliest = tl.argmax(x, axis=0)
 
     share = tl.exp(x - tl.max(x, axis=0))  # of the likeliest id's probability
-    share = tl.where(share < least, 0.0, share)
-    speed = share / time
-    winner = tl.where(greedy, tl.argmax(x, axis=0), tl.argmax(speed, axis=0)).to(tl.int64)
+    if (TOP_K > 0 or NUCLEUS) or PENALIZE_LAST:
+        x = tl.where(share < least, -float("inf"), x)
+        if TOP_K > 0:
+            x = _top_k(x, TOP_K)
+        if NUCLEUS:
+            x = _top_p(x, nucleus)
+        if PENALIZE_LAST:
+            x = _penalized(x, repeated, penalty)
+        share = tl.exp(x - tl.max(x, axis=0))
+    else:
+        share = tl.where(share < least, 0.0, share)
+    winner = tl.where(greedy, likeliest, tl.argmax(share / time, axis=0)).to(tl.int64)
 
     tl.store(token + b, winner)
     tl.store(tokens + b * limit + column, winner)
@@ -94,10 +151,11 @@ def choose(
     k = tl.arange(0, C_BLOCK)
     wide = k < C
     identity = tl.load(token_table + winner * C + k, mask=wide, other=0.0)
-    place = tl.load(position_table + (column + 1) * C + k, mask=wide, other=0.0)
-    tl.store(embeds + b * C + k, identity + place, mask=wide)
+    if PLACES:
+        identity += tl.load(position_table + (column + 1) * C + k, mask=wide, other=0.0)
+    tl.store(embeds + b * C + k, identity, mask=wide)
     if GUIDED:
-        tl.store(embeds + (B + b) * C + k, identity + place, mask=wide)
+        tl.store(embeds + (B + b) * C + k, identity, mask=wide)
 
 
 def choose_tokens(
@@ -107,8 +165,9 @@ def choose_tokens(
     buffers: TokenBuffers,
     position: Tensor,
     token_table: Tensor,
-    position_table: Tensor,
+    position_table: Tensor | None,
     stop: int,
+    filters: Filters = NO_FILTERS,
 ) -> None:
     """Sample a token for every row from logits, float32, and write it and its embedding into the buffers.
 
@@ -124,9 +183,10 @@ def choose_tokens(
         choose,
         (rows,),
         *(logits, times, buffers.seen.view(torch.uint8), buffers.held.view(torch.uint8)),
-        *(settings.cfg_weight, settings.repetition_penalty, settings.temperature, settings.min_p),
+        *(settings.cfg_weight, settings.repetition_penalty, settings.temperature, settings.min_p, settings.top_p),
         *(buffers.written, position, buffers.token, buffers.tokens, buffers.finished.view(torch.uint8)),
-        *(token_table, position_table, buffers.embeds, stop, buffers.tokens.shape[1]),
+        *(token_table, token_table if position_table is None else position_table),
+        *(buffers.embeds, stop, buffers.tokens.shape[1]),
         B=rows,
         V=n_ids,
         C=width,
@@ -134,6 +194,10 @@ def choose_tokens(
         C_BLOCK=triton.next_power_of_2(width),
         BACK=HELD_BACK,
         GUIDED=len(logits) == 2 * rows,
+        PLACES=position_table is not None,
+        TOP_K=filters.top_k,
+        NUCLEUS=filters.nucleus,
+        PENALIZE_LAST=filters.penalizes_last,
         COUNT=alone,
         OVERLAP=overlap,
         num_warps=16,
