@@ -56,7 +56,8 @@ class Compile(Optimization):
     Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
     result back: some 25 a layer of T3, a thousand in an estimator step.
     Change: `decode=triton` runs the decode step through kernels written for it (t3/triton_engine.py), five a
-    layer; in batches of more than 8 cuBLAS multiplies, and kernels do the rest. `decode=native` is the step in C++
+    layer, for a Llama and for Turbo's GPT-2; in large batches cuBLAS multiplies, and kernels do the rest, of which a
+    GPT-2 has PyTorch's. `decode=native` is the step in C++
     for a CPU (t3/decode.cpp), all layers in one call, T3's head in another, and the draw in a third.
     `decode=inductor` has PyTorch's compiler fuse the same step; `auto` is triton on CUDA and native on a CPU, where
     without `kv_cache` it leaves it at the estimator. `estimator` has the compiler fuse the flow's estimator.
@@ -120,6 +121,8 @@ class Compile(Optimization):
         if decode == "triton":
             _use_kernels(pipeline, decoder_of(pipeline, self.name))
         elif decode != "none":
+            if decode == "native":
+                _lay_out(pipeline)
             step = cpp_engine.CppEngine if decode == "native" else CompiledEngine
             _take_over(pipeline, decoder_of(pipeline, self.name), step)
         if decode == "native":
@@ -174,11 +177,16 @@ def _native_steps(pipeline: Pipeline) -> int:
 def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
     """The Triton engine in the place of the static one, and its product for the head."""
     kernels: Any = import_module(TRITON_ENGINE)
-    for weight, laid_out in by_outputs(pipeline.model.t3.tfmr):
-        pipeline.set_data(weight, laid_out)
+    _lay_out(pipeline)
     _take_over(pipeline, decoder, kernels.engine_for)
     engine: Any = decoder.engine
     _use_for_few(pipeline, partial(kernels.head_logits, tile=engine.tiles["speech_head"]), kernels.few)
+
+
+def _lay_out(pipeline: Pipeline) -> None:
+    """A GPT-2's weights as our steps read them; a Llama's lie so already."""
+    for weight, laid_out in by_outputs(pipeline.model.t3.tfmr):
+        pipeline.set_data(weight, laid_out)
 
 
 def _take_over(pipeline: Pipeline, decoder: Decoder, kind: Callable[..., StaticEngine]) -> None:

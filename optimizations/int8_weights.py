@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GPT2Model
+from transformers.pytorch_utils import Conv1D
 
 from harness.pipeline import Pipeline
 from optimizations.base import Evidence, Optimization, register
@@ -42,8 +42,6 @@ class Int8Weights(Optimization):
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
         t3 = pipeline.model.t3
-        if isinstance(t3.tfmr, GPT2Model):
-            return "its decode kernels are written for a Llama, and T3 is a GPT-2 here"
         if not linear_paths(t3.tfmr):
             return "T3's linear layers are quantized already: switch quantization off for t3"
         if pipeline.device.type != "cpu":
@@ -62,8 +60,8 @@ class Int8Weights(Optimization):
 
         def build(old: Any) -> nn.Module:
             nonlocal lost, whole  # on the device, which is asked once for all layers
-            weight = old.weight.detach()
-            new = Int8Linear(weight)
+            new = Int8Linear.of(old)
+            weight = old.weight.detach().T if isinstance(old, Conv1D) else old.weight.detach()
             lost = lost + (weight.float() - new.unpacked()).square().sum()
             whole = whole + weight.float().square().sum()
             return new

@@ -16,6 +16,7 @@ from harness.sampling import TURBO
 from optimizations.common.modules import cast_parameters
 from optimizations.t3.blocks import by_outputs
 from optimizations.t3.engines import StaticEngine
+from optimizations.t3.int8 import in_8_bits
 
 TEXT = "Good morning, how are you today?"
 
@@ -56,6 +57,13 @@ def test_steps_are_the_static_engines(fused, rows, length):
     model = tiny()
     expected = walk(StaticEngine(model, 64), rows, length)
     torch.testing.assert_close(walk(fused(model), rows, length), expected, atol=1e-5, rtol=1e-5)
+
+
+@interpreted
+def test_weights_in_8_bits_are_read_as_they_are(fused):
+    model = in_8_bits(tiny())
+    expected = walk(StaticEngine(model, 64), 1, 5)
+    torch.testing.assert_close(walk(fused(model), 1, 5), expected, atol=1e-5, rtol=1e-5)
 
 
 @interpreted

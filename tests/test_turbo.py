@@ -24,6 +24,7 @@ WAYS: dict[str, dict[str, dict]] = {
     "alignment_analyzer": {"alignment_analyzer": {}},
     "kv_cache": {"kv_cache": {}},
     "kv_cache without prefixes": {"kv_cache": {"prefix_reuse": False}},
+    "native": {"kv_cache": {}, "compile": {"estimator": False}},
     "captured": {"kv_cache": {"bucket": 64}, "cuda_graphs": {"poll": 8}},
 }
 
@@ -172,6 +173,17 @@ def test_half_precision_leaves_time_and_solver_alone(tiny):
     assert plugin.evidence(tiny).active
     apply(tiny, flat_estimator={})
     assert 0 < relative_error(mel_of(tiny), exact) < 0.1
+
+
+def test_weights_in_8_bits_are_read_as_they_are(tiny):
+    tiny.sampling = GREEDY
+    int8, *_ = apply(tiny, int8_weights={}, kv_cache={})
+    expected = said(tiny, TEXTS)
+    assert int8.evidence(tiny).active
+    tiny.reset()
+    *_, compiled = apply(tiny, int8_weights={}, kv_cache={}, compile={"estimator": False})
+    assert said(tiny, TEXTS) == expected
+    assert compiled.evidence(tiny).facts["native_steps_count"]
 
 
 @pytest.mark.slow

@@ -30,6 +30,9 @@ class Blocks(Protocol):
     """The last one, behind all layers."""
     heads: int
     head_dim: int
+    inner: int
+    """Width of the feed-forward net."""
+    epsilon: float
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,6 +75,7 @@ class LlamaBlocks:
     def __init__(self, tfmr: Any) -> None:
         self.layers, self.norm = tfmr.layers, tfmr.norm
         self.heads, self.head_dim = tfmr.config.num_key_value_heads, tfmr.config.head_dim
+        self.inner, self.epsilon = tfmr.config.intermediate_size, tfmr.norm.variance_epsilon
         self._rotary = tfmr.rotary_emb
 
     @property
@@ -112,6 +116,7 @@ class GPT2Blocks:
         self.layers, self.norm = tfmr.h, tfmr.ln_f
         self.heads = tfmr.config.num_attention_heads
         self.head_dim = tfmr.config.hidden_size // self.heads
+        self.inner, self.epsilon = tfmr.config.n_inner or 4 * tfmr.config.hidden_size, tfmr.ln_f.eps
         self._positions = tfmr.wpe
 
     @property
@@ -158,6 +163,24 @@ def _rms_norm(x: Tensor, norm: Any) -> Tensor:
 
 def _layer_norm(x: Tensor, norm: Any) -> Tensor:
     return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+
+def products_of(tfmr: nn.Module) -> Iterator[nn.Module]:
+    """The products with weights in the layers, whatever they were replaced by."""
+    for layer in blocks_of(tfmr).layers:
+        for module in layer.modules():
+            if isinstance(module, Conv1D) or "Linear" in type(module).__name__:
+                yield module
+
+
+def matrix_of(product: Any) -> Tensor:
+    """A product's weights [outputs, inputs], or the words of 8-bit ones, an output behind the other in memory."""
+    if not isinstance(product, Conv1D):
+        matrix: Tensor = product.weight
+        return matrix
+    matrix = product.weight.T
+    assert matrix.is_contiguous(), "its weights have to be laid out by outputs: see `by_outputs`"
+    return matrix
 
 
 def by_outputs(tfmr: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

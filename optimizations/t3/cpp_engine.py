@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Model, LlamaModel
+from transformers import GPT2Model
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.pytorch_utils import Conv1D
 
 from harness.sampling import Sampling
 from optimizations.common.cpp import CompilerError, load
+from optimizations.t3.blocks import blocks_of, matrix_of, products_of
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import Int8Linear
-from optimizations.t3.sampling import Filters
 from optimizations.t3.sampling import sample as sample_by_operators
 
 SOURCE = Path(__file__).with_name("decode.cpp")
@@ -27,31 +29,63 @@ LANES = 16
 class Matrix(ctypes.Structure):
     """As in `decode.cpp`."""
 
-    _fields_ = [("numbers", ctypes.c_void_p), ("scale", ctypes.c_void_p)]
+    _fields_ = [("numbers", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
 
     @classmethod
-    def of(cls, linear: Any) -> Matrix:
-        return cls(linear.weight.data_ptr(), linear.scale.data_ptr() if isinstance(linear, Int8Linear) else None)
+    def of(cls, linear: Any, part: slice = slice(None)) -> Matrix:
+        """A product, or those of its outputs that `part` names."""
+        scale, bias = getattr(linear, "scale", None), linear.bias
+        return cls(
+            matrix_of(linear)[part].data_ptr(),
+            None if scale is None else scale[part].data_ptr(),
+            None if bias is None else bias[part].data_ptr(),
+        )
+
+
+class Norm(ctypes.Structure):
+    """As in `decode.cpp`."""
+
+    _fields_ = [("weight", ctypes.c_void_p), ("shift", ctypes.c_void_p)]
+
+    @classmethod
+    def of(cls, norm: Any) -> Norm:
+        bias = getattr(norm, "bias", None)
+        return cls(norm.weight.data_ptr(), None if bias is None else bias.data_ptr())
 
 
 class Layer(ctypes.Structure):
     """As in `decode.cpp`."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("input_norm", "post_norm")),
+        *((name, Norm) for name in ("input_norm", "post_norm")),
         *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, ctypes.c_void_p) for name in ("keys", "values")),
     ]
 
     @classmethod
     def of(cls, layer: Any, keys: Tensor, values: Tensor) -> Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        return cls(
-            *(norm.weight.data_ptr() for norm in (layer.input_layernorm, layer.post_attention_layernorm)),
-            *(Matrix.of(getattr(attention, f"{name}_proj")) for name in "qkvo"),
-            *(Matrix.of(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")),
-            *(keys.data_ptr(), values.data_ptr()),
-        )
+        if isinstance(layer, GPT2Block):
+            attention, mlp, width = layer.attn, layer.mlp, len(layer.ln_1.weight)
+            norms = layer.ln_1, layer.ln_2
+            qkv = [Matrix.of(attention.c_attn, slice(i * width, (i + 1) * width)) for i in range(3)]
+            rest = [Matrix.of(attention.c_proj), Matrix.of(mlp.c_fc), Matrix(), Matrix.of(mlp.c_proj)]
+        else:
+            attention, mlp = layer.self_attn, layer.mlp
+            norms = layer.input_layernorm, layer.post_attention_layernorm
+            qkv = [Matrix.of(product) for product in (attention.q_proj, attention.k_proj, attention.v_proj)]
+            products = (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+            rest = [Matrix.of(product) for product in products]
+        return cls(*map(Norm.of, norms), *qkv, *rest, keys.data_ptr(), values.data_ptr())
+
+
+class Draw(ctypes.Structure):
+    """`Filters` in `decode.cpp`."""
+
+    _fields_ = [
+        *((name, ctypes.c_float) for name in ("penalty", "temperature", "min_p", "top_p")),
+        ("top_k", ctypes.c_int64),
+        ("penalizes_last", ctypes.c_bool),
+    ]
 
 
 class Model(ctypes.Structure):
@@ -61,28 +95,29 @@ class Model(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("n_layers", "width", "inner", "heads", "dim", "capacity")),
         ("epsilon", ctypes.c_double),
         ("layers", ctypes.POINTER(Layer)),
-        *((name, ctypes.c_void_p) for name in ("norm", "cos", "sin")),
+        ("norm", Norm),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin")),
     ]
 
 
-def unsupported(tfmr: LlamaModel) -> str | None:
+def unsupported(tfmr: nn.Module) -> str | None:
     """Why the C++ cannot run this transformer where it is, in words a user can act on; None if it can."""
-    if isinstance(tfmr, GPT2Model):
-        return "the C++ decode step is written for a Llama, and T3 is a GPT-2 here"
-    config: Any = tfmr.config
-    linears: list[Any] = [m for layer in tfmr.layers for m in layer.modules() if "Linear" in type(m).__name__]
-    if tfmr.norm.weight.device.type != "cpu":
-        return f"the C++ decode step runs on a CPU, and T3 is on {tfmr.norm.weight.device}"
-    if any(type(linear) not in (nn.Linear, Int8Linear) or linear.bias is not None for linear in linears):
+    blocks = blocks_of(tfmr)
+    linears: list[Any] = list(products_of(tfmr))
+    kinds: tuple[type, ...] = (Conv1D, Int8Linear) if isinstance(tfmr, GPT2Model) else (nn.Linear, Int8Linear)
+    if blocks.norm.weight.device.type != "cpu":
+        return f"the C++ decode step runs on a CPU, and T3 is on {blocks.norm.weight.device}"
+    if any(type(linear) not in kinds for linear in linears):
         return (
             "the C++ decode step reads plain weights or those of int8_weights, and T3's are bitsandbytes': switch "
             "quantization off for t3"
         )
     if any(weight.dtype != torch.float32 for weight in tfmr.parameters()):
         return "the C++ decode step computes in float32, and T3's weights are cast: leave t3 out of mixed_precision"
-    sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
-    inputs = [linear.weight.shape[1] for linear in linears]  # words, where there are four to a word
-    if any(size % LANES for size in (*sizes, *inputs)) or config.num_key_value_heads != config.num_attention_heads:
+    sizes = {size for linear in linears for size in linear.weight.shape}
+    # Of 8-bit weights the inputs are words, four to a word.
+    grouped = blocks.heads != cast(Any, tfmr.config).num_attention_heads
+    if any(size % LANES for size in (*sizes, blocks.head_dim)) or grouped:
         return f"the C++ decode step wants sizes that are multiples of {LANES} and keys and values for every head"
     try:
         load(SOURCE)
@@ -92,11 +127,12 @@ def unsupported(tfmr: LlamaModel) -> str | None:
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`nn.Linear` without bias in float32: x [R, inputs] of few rows -> [R, outputs]."""
+    """`nn.Linear` in float32: x [R, inputs] of few rows -> [R, outputs]."""
     x, out = x.contiguous(), x.new_empty(len(x), layer.out_features)
-    library, weight = load(SOURCE), layer.weight
+    library, weight, bias = load(SOURCE), layer.weight, layer.bias
     library.linear(
         ctypes.c_void_p(weight.data_ptr()),
+        ctypes.c_void_p(None if bias is None else bias.data_ptr()),
         *(ctypes.c_int64(size) for size in (len(x), layer.in_features, layer.out_features)),
         *(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr())),
         torch.get_num_threads(),
@@ -105,15 +141,20 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
-    """`sampling.sample` in one call, by the same random numbers; greedy choices and a nucleus are left to it."""
-    if sampling.greedy or not Filters.of(sampling).none:
+    """`sampling.sample` in one call, by the same random numbers; greedy choices are left to it."""
+    if sampling.greedy:
         return sample_by_operators(logits, seen, sampling)
     logits = logits.contiguous()
     times, ids = torch.empty_like(logits).exponential_(), torch.zeros(len(logits), 1, dtype=torch.long)
     load(SOURCE).draw(
         *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (logits, seen, times)),
         *(ctypes.c_int64(size) for size in logits.shape),
-        *(ctypes.c_float(x) for x in (sampling.repetition_penalty, sampling.temperature, sampling.min_p)),
+        ctypes.byref(
+            Draw(
+                *(sampling.repetition_penalty, sampling.temperature, sampling.min_p, sampling.top_p),
+                *(sampling.top_k, sampling.penalizes_last),
+            )
+        ),
         ctypes.c_void_p(ids.data_ptr()),
     )
     return ids
@@ -122,8 +163,9 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
 class CppEngine(StaticEngine):
     """The static engine, its steps in C++ where nobody watches attention and the rows are few."""
 
-    def __init__(self, tfmr: LlamaModel, bucket: int = 256) -> None:
+    def __init__(self, tfmr: nn.Module, bucket: int = 256) -> None:
         super().__init__(tfmr, bucket)
+        self.is_gpt2 = isinstance(tfmr, GPT2Model)
         self.n_steps = 0
         """How many steps the C++ has made."""
         self._decode_step = load(SOURCE).decode_step
@@ -141,6 +183,8 @@ class CppEngine(StaticEngine):
         if self.length == self.capacity:
             self._reserve(rows, self.length + 1, embeds)
         x = embeds.flatten(1).clone()
+        if self.is_gpt2:
+            x += self.tables[0][(self.length - self.pads).clamp_min(0)]
         addresses = (self.pads.data_ptr(), self.valid_slots.data_ptr(), x.data_ptr())
         self._decode_step(self._model, rows, self.length, *addresses, torch.get_num_threads())
         self.length += 1
@@ -150,12 +194,13 @@ class CppEngine(StaticEngine):
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         """Before each prompt, and whenever the cache grows: what is where is written down anew."""
         super()._reserve(rows, length, like)
-        tfmr, config = self.tfmr, self.tfmr.config
-        layers = [Layer.of(*layer) for layer in zip(tfmr.layers, self.keys, self.values, strict=True)]
+        blocks = self.blocks
+        layers = [Layer.of(*layer) for layer in zip(blocks.layers, self.keys, self.values, strict=True)]
+        width = len(blocks.norm.weight)
         self._model = Model(
-            *(len(layers), config.hidden_size, config.intermediate_size),
-            *(config.num_attention_heads, config.head_dim, self.capacity),
-            tfmr.norm.variance_epsilon,
+            *(len(layers), width, blocks.inner, blocks.heads, blocks.head_dim, self.capacity),
+            blocks.epsilon,
             (Layer * len(layers))(*layers),
-            *(tensor.data_ptr() for tensor in (tfmr.norm.weight, *self.tables)),
+            Norm.of(blocks.norm),
+            *((None, None) if self.is_gpt2 else (table.data_ptr() for table in self.tables)),
         )

@@ -1,4 +1,4 @@
-// One decode step of T3's transformer in float32: all layers in one parallel region. And its head, and the draw.
+// One decode step of T3's transformer, a Llama or a GPT-2, in float32: all layers in one parallel region. And its head, and the draw.
 //
 // At two rows a step is matrix-vector products: every weight is read once and used twice, so memory sets the pace, and
 // operators called one by one take longer to call than to run. Here the threads enter once, share out each product's
@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <type_traits>
 #include <vector>
 
@@ -22,11 +23,17 @@ using Size = int64_t;
 struct Matrix {
     const void* numbers;
     const float* scale;  // of each output of 8-bit numbers; none if they are floats
+    const float* bias;   // of each output, or none
+};
+
+struct Norm {
+    const float* weight;
+    const float* shift;  // of a LayerNorm; none of an RMSNorm
 };
 
 struct Layer {
-    const float *input_norm, *post_norm;
-    Matrix q, k, v, o, gate, up, down;
+    Norm input_norm, post_norm;
+    Matrix q, k, v, o, gate, up, down;  // without an `up`, the gate's GELU is all there is, as in a GPT-2
     float *keys, *values;
 };
 
@@ -34,8 +41,8 @@ struct Model {
     Size n_layers, width, inner, heads, dim, capacity;
     double epsilon;
     const Layer* layers;
-    const float* norm;
-    const float *cos, *sin;  // [capacity, dim]; the first half of the sines has its sign turned
+    Norm norm;
+    const float *cos, *sin;  // [capacity, dim]; the first half of the sines has its sign turned; none: no rotation
 };
 
 namespace {
@@ -111,21 +118,36 @@ void multiply_share(const Number* w, const float* x, Size rows, Size n, Size out
 
 template <class Use>
 void multiply(const Matrix& w, const float* x, Size rows, Size n, Size outputs, Use use) {
+    const auto added = [&](Size output) { return w.bias ? w.bias[output] : 0; };
     if (w.scale)
-        multiply_share(static_cast<const int32_t*>(w.numbers), x, rows, n, outputs,
-                       [&](Size row, Size output, float y) { use(row, output, y * w.scale[output]); });
+        multiply_share(static_cast<const int32_t*>(w.numbers), x, rows, n, outputs, [&](Size row, Size output, float y) {
+            use(row, output, y * w.scale[output] + added(output));
+        });
     else
-        multiply_share(static_cast<const float*>(w.numbers), x, rows, n, outputs, use);
+        multiply_share(static_cast<const float*>(w.numbers), x, rows, n, outputs,
+                       [&](Size row, Size output, float y) { use(row, output, y + added(output)); });
 }
 
-void rms_norm(const float* x, const float* weight, double epsilon, Size rows, Size n, float* out) {
+void normalize(const float* x, const Norm& norm, double epsilon, Size rows, Size n, float* out) {
     for (Size row = 0; row < rows; ++row, x += n, out += n) {
-        Vector squares = {};
-        for (Size i = 0; i < n; i += LANES) squares += at(x + i) * at(x + i);
+        Vector total = {}, squares = {};
+        float mean = 0;
+        if (norm.shift) {
+            for (Size i = 0; i < n; i += LANES) total += at(x + i);
+            mean = sum(total) / n;
+        }
+        for (Size i = 0; i < n; i += LANES) squares += (at(x + i) - mean) * (at(x + i) - mean);
         const float scale = 1 / std::sqrt(sum(squares) / n + epsilon);
-        for (Size i = 0; i < n; i += LANES) at(out + i) = at(x + i) * scale * at(weight + i);
+        for (Size i = 0; i < n; i += LANES) at(out + i) = (at(x + i) - mean) * scale * at(norm.weight + i);
+        if (norm.shift)
+            for (Size i = 0; i < n; i += LANES) at(out + i) += at(norm.shift + i);
     }
 }
+
+float silu(float x) { return x / (1 + std::exp(-x)); }
+
+// GPT-2's, with tanh(u) = 2 / (1 + exp(-2 u)) - 1
+float gelu(float x) { return x / (1 + std::exp(-1.5957691216057308f * (x + 0.044715f * x * x * x))); }
 
 // A head's numbers turned by its position; the halves are each other's imaginary part.
 void rotate(const float* x, const float* cos, const float* sin, Size dim, float* out) {
@@ -165,7 +187,7 @@ extern "C" void decode_step(const Model* model, Size rows, Size position, const 
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> normed(rows * width), turned(dim), scores(position + 1);  // each thread's own
-        const auto norm = [&](const float* weight) { rms_norm(x, weight, m.epsilon, rows, width, normed.data()); };
+        const auto norm = [&](const Norm& by) { normalize(x, by, m.epsilon, rows, width, normed.data()); };
         const auto into = [width](std::vector<float>& out) {
             return [&out, width](Size row, Size i, float y) { out[row * width + i] = y; };
         };
@@ -182,21 +204,28 @@ extern "C" void decode_step(const Model* model, Size rows, Size position, const 
             for (Size head = 0; head < rows * m.heads; ++head) {
                 const Size row = head / m.heads, turn = std::max<Size>(position - pads[row], 0) * dim;
                 float *keys = layer.keys + head * m.capacity * dim, *values = layer.values + head * m.capacity * dim;
-                rotate(&k[head * dim], m.cos + turn, m.sin + turn, dim, keys + position * dim);
+                const float* query = &q[head * dim];
                 std::copy_n(&v[head * dim], dim, values + position * dim);
-                rotate(&q[head * dim], m.cos + turn, m.sin + turn, dim, turned.data());
-                attend(turned.data(), keys, values, visible + row * m.capacity, position + 1, dim, scores.data(),
+                if (m.cos) {
+                    rotate(&k[head * dim], m.cos + turn, m.sin + turn, dim, keys + position * dim);
+                    rotate(query, m.cos + turn, m.sin + turn, dim, turned.data());
+                    query = turned.data();
+                } else {
+                    std::copy_n(&k[head * dim], dim, keys + position * dim);
+                }
+                attend(query, keys, values, visible + row * m.capacity, position + 1, dim, scores.data(),
                        &seen[head * dim]);
             }  // where the threads meet as well
             multiply(layer.o, seen.data(), rows, width, width, residual);
 #pragma omp barrier
             norm(layer.post_norm);
-            multiply(layer.gate, normed.data(), rows, width, inner, [&](Size row, Size i, float y) {
-                gated[row * inner + i] = y / (1 + std::exp(-y));
-            });
-            multiply(layer.up, normed.data(), rows, width, inner, [&](Size row, Size i, float y) {
-                gated[row * inner + i] *= y;  // the same thread's as above
-            });
+            const auto activate = layer.up.numbers ? silu : gelu;
+            multiply(layer.gate, normed.data(), rows, width, inner,
+                     [&](Size row, Size i, float y) { gated[row * inner + i] = activate(y); });
+            if (layer.up.numbers)
+                multiply(layer.up, normed.data(), rows, width, inner, [&](Size row, Size i, float y) {
+                    gated[row * inner + i] *= y;  // the same thread's as above
+                });
 #pragma omp barrier
             multiply(layer.down, gated.data(), rows, inner, width, residual);
 #pragma omp barrier
@@ -209,28 +238,78 @@ extern "C" void decode_step(const Model* model, Size rows, Size position, const 
     }
 }
 
-// x [rows, n] -> out [rows, outputs], without bias
-extern "C" void linear(const float* w, Size rows, Size n, Size outputs, const float* x, float* out, int threads) {
+// x [rows, n] -> out [rows, outputs]; `bias` may be none
+extern "C" void linear(const float* w, const float* bias, Size rows, Size n, Size outputs, const float* x, float* out,
+                       int threads) {
+    const Matrix matrix = {w, nullptr, bias};
 #pragma omp parallel num_threads(threads)
-    multiply_share(w, x, rows, n, outputs, [=](Size row, Size o, float y) { out[row * outputs + o] = y; });
+    multiply(matrix, x, rows, n, outputs, [=](Size row, Size o, float y) { out[row * outputs + o] = y; });
 }
+
+namespace {
+
+float penalized(float logit, bool seen, float penalty) {
+    return !seen ? logit : logit < 0 ? logit * penalty : logit / penalty;
+}
+
+void drop_below(std::vector<float>& logits, float least) {
+    for (float& logit : logits)
+        if (logit < least) logit = -INFINITY;
+}
+
+// The k-th largest of the logits.
+float last_of(const std::vector<float>& logits, Size k) {
+    std::vector<float> sorted(logits);
+    std::nth_element(sorted.begin(), sorted.begin() + k - 1, sorted.end(), std::greater<float>());
+    return sorted[k - 1];
+}
+
+// The least likely of those that stay when the least likely ones that together have no more than 1 - top_p go.
+float last_of_nucleus(const std::vector<float>& logits, float top_p) {
+    std::vector<float> rising;
+    for (const float logit : logits)
+        if (logit > -INFINITY) rising.push_back(logit);
+    std::sort(rising.begin(), rising.end());
+    double total = 0, below = 0;
+    for (const float logit : rising) total += std::exp(logit - rising.back());
+    for (const float logit : rising) {
+        below += std::exp(logit - rising.back());
+        if (below > (1 - top_p) * total) return logit;
+    }
+    return rising.back();
+}
+
+}  // namespace
+
+// How a row's token is drawn; as in `cpp_engine.py`.
+struct Filters {
+    float penalty, temperature, min_p, top_p;
+    Size top_k;  // 0: none
+    bool penalizes_last;
+};
 
 // `sampling.py`'s draw for logits [rows, n] and exponential times of the same shape -> ids [rows]. An id's probability
 // matters only beside others', so nothing is normalized, and what min-p drops needs no exponential.
-extern "C" void draw(const float* logits, const bool* seen, const float* times, Size rows, Size n, float penalty,
-                     float temperature, float min_p, Size* ids) {
+extern "C" void draw(const float* logits, const bool* seen, const float* times, Size rows, Size n,
+                     const Filters* filters, Size* ids) {
+    const Filters& f = *filters;
     std::vector<float> heated(n);
     for (Size row = 0; row < rows; ++row, logits += n, seen += n, times += n) {
-        float highest = -INFINITY;
-        for (Size i = 0; i < n; ++i) {
-            const float pushed = logits[i] < 0 ? logits[i] * penalty : logits[i] / penalty;
-            heated[i] = (seen[i] ? pushed : logits[i]) / temperature;
-            highest = std::max(highest, heated[i]);
+        for (Size i = 0; i < n; ++i)
+            heated[i] = (f.penalizes_last ? logits[i] : penalized(logits[i], seen[i], f.penalty)) / f.temperature;
+        const bool more = f.top_k || f.top_p < 1 || f.penalizes_last;
+        float highest = *std::max_element(heated.begin(), heated.end());
+        if (more && f.min_p > 0) drop_below(heated, highest + std::log(f.min_p));
+        if (f.top_k && f.top_k < n) drop_below(heated, last_of(heated, f.top_k));
+        if (f.top_p < 1) drop_below(heated, last_of_nucleus(heated, f.top_p));
+        if (f.penalizes_last) {
+            for (Size i = 0; i < n; ++i) heated[i] = penalized(heated[i], seen[i], f.penalty);
+            highest = *std::max_element(heated.begin(), heated.end());
         }
-        const float hopeless = highest + std::log(min_p) - 1e-3f;
+        const float min_p = more ? 0 : f.min_p, hopeless = highest + std::log(min_p) - 1e-3f;
         float best = -1;
         for (Size i = 0; i < n; ++i) {
-            if (heated[i] < hopeless) continue;
+            if (heated[i] < hopeless || heated[i] == -INFINITY) continue;
             const float likelihood = std::exp(heated[i] - highest);
             if (likelihood < min_p || likelihood / times[i] <= best) continue;
             best = likelihood / times[i];

@@ -7,38 +7,49 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import GPT2Model
+from transformers.pytorch_utils import Conv1D
 
 LARGEST = 127
 
 
 def linear_paths(tfmr: nn.Module) -> list[str]:
-    """The linear layers of the transformer's blocks, without bias."""
-    return [
-        f"layers.{name}"
-        for name, module in tfmr.get_submodule("layers").named_modules()
-        if type(module) is nn.Linear and module.bias is None and module.in_features % 4 == 0
-    ]
+    """The products of the transformer's blocks: a Llama's, which have no bias, and a GPT-2's."""
+    root = "h" if isinstance(tfmr, GPT2Model) else "layers"
+    return [f"{root}.{name}" for name, module in tfmr.get_submodule(root).named_modules() if _fits(module)]
+
+
+def _fits(module: Any) -> bool:
+    if type(module) is Conv1D:
+        return module.nx % 4 == 0
+    return type(module) is nn.Linear and module.bias is None and module.in_features % 4 == 0
 
 
 def in_8_bits(tfmr: Any) -> Any:
     """The transformer with its layers in 8 bits, for good."""
     for path in linear_paths(tfmr):
-        tfmr.set_submodule(path, Int8Linear(tfmr.get_submodule(path).weight.detach()))
+        tfmr.set_submodule(path, Int8Linear.of(tfmr.get_submodule(path)))
     return tfmr
 
 
 class Int8Linear(nn.Module):
-    """`nn.Linear` without bias: `weight` [outputs, inputs / 4] int32, `scale` [outputs] float32.
+    """A linear layer: `weight` [outputs, inputs / 4] int32, `scale` and, where there is one, `bias` [outputs] float32.
 
     A word holds four weights, the lowest byte first: those at its own place in each quarter of the inputs.
     """
 
     weight: Tensor
     scale: Tensor
-    bias = None
+    bias: Tensor | None
 
-    def __init__(self, weight: Tensor) -> None:
+    @classmethod
+    def of(cls, product: Any) -> Int8Linear:
+        weight = product.weight.detach()
+        return cls(weight.T if type(product) is Conv1D else weight, product.bias)
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
         scale = weight.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
         numbers = (weight.float() / scale[:, None]).round().to(torch.int8)
         quarters = numbers.unflatten(1, (4, -1)).transpose(1, 2).contiguous()
@@ -49,7 +60,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] in any floating dtype, which holds the 8-bit numbers exactly."""
         self.was_called = True
-        return (F.linear(x, self._numbers(x.dtype)) * self.scale).to(x.dtype)
+        y = F.linear(x, self._numbers(x.dtype)) * self.scale
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def unpacked(self) -> Tensor:
         """The weights that it stands for, float32 [outputs, inputs]."""

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from optimizations.common.launching import can_overlap, launch
 from optimizations.t3 import triton_batched, triton_decode, triton_gpt2
-from optimizations.t3.blocks import blocks_of
+from optimizations.t3.blocks import blocks_of, matrix_of, products_of
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import Int8Linear
 
@@ -53,9 +53,9 @@ TILES_OF_8_BITS: dict[str, Tile] = TILES | {
 def unsupported(tfmr: nn.Module) -> str | None:
     """Why the kernels cannot run this transformer where it is, in words a user can act on; None if they can."""
     config: Any = tfmr.config
-    layers: Any = blocks_of(tfmr).layers
-    weights = [p for layer in layers for p in layer.parameters()]
-    linears = [m for layer in layers for m in layer.modules() if type(m) is Conv1D or "Linear" in type(m).__name__]
+    blocks = blocks_of(tfmr)
+    weights = [p for layer in blocks.layers for p in layer.parameters()]
+    linears: list[Any] = list(products_of(tfmr))
     if weights[0].device.type != "cuda" and not triton.knobs.runtime.interpret:
         return f"Triton kernels need a CUDA device, and T3 is on {weights[0].device}"
     if any(type(linear) not in (nn.Linear, Conv1D, Int8Linear) for linear in linears):
@@ -66,10 +66,7 @@ def unsupported(tfmr: nn.Module) -> str | None:
     dtypes = {weight.dtype for weight in weights}
     if len(dtypes) > 1 or not dtypes <= set(FLOATS):
         return f"the Triton kernels want one floating dtype in all layers of T3, which has {sorted(map(str, dtypes))}"
-    if isinstance(tfmr, GPT2Model):
-        sizes = (config.hidden_size, config.n_inner or 4 * config.hidden_size, config.hidden_size // config.n_head)
-    else:
-        sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
+    sizes = (config.hidden_size, blocks.inner, blocks.head_dim)
     if any(size & (size - 1) for size in sizes):
         return f"the Triton kernels want powers of two for width, MLP and head size, which are {sizes}"
     if isinstance(tfmr, GPT2Model):
@@ -162,12 +159,6 @@ class TritonEngine(StaticEngine):
         """`static_step` for more rows than these kernels take."""
         return super().static_step(embeds, extent) if self.scaled else triton_batched.step(self, embeds, extent)
 
-    @property
-    def inner(self) -> int:
-        """Width of the MLP."""
-        size: int = self.tfmr.config.intermediate_size
-        return size
-
     def buffers(self, embeds: Tensor, extent: int) -> Buffers:
         """What the kernels of one step hand on, from embeddings [R, C] on, which stay as they are."""
         like, heads = self.keys[0], self.blocks.heads
@@ -183,7 +174,7 @@ class TritonEngine(StaticEngine):
             totals=torch.empty_like(parts),
             sums=parts.new_empty(*parts.shape, like.shape[3]),
             attended=torch.empty_like(x),
-            activated=like.new_empty(len(x), self.inner),
+            activated=like.new_empty(len(x), self.blocks.inner),
             hidden=like.new_empty(x.shape),
         )
 
@@ -257,10 +248,6 @@ class GPT2Engine(TritonEngine):
     def many(self, embeds: Tensor, extent: int) -> Tensor:
         return StaticEngine.static_step(self, embeds, extent)
 
-    @property
-    def inner(self) -> int:
-        return 4 * self.tfmr.config.hidden_size if self.tfmr.config.n_inner is None else self.tfmr.config.n_inner
-
     def enter(self, b: Buffers) -> None:
         rows, width = b.x.shape
         args = b.embeds, self.tables[0], self.position, self.pads, b.x
@@ -302,15 +289,6 @@ class GPT2Engine(TritonEngine):
 def engine_for(tfmr: nn.Module, bucket: int = 256, tiles: Tiles | None = None) -> TritonEngine:
     """The engine for one of T3's transformers."""
     return (GPT2Engine if isinstance(tfmr, GPT2Model) else TritonEngine)(tfmr, bucket, tiles)
-
-
-def matrix_of(product: Any) -> Tensor:
-    """A product's weights [outputs, inputs], or the words of 8-bit ones, an output behind the other in memory."""
-    if not isinstance(product, Conv1D):
-        return product.weight
-    matrix: Tensor = product.weight.T
-    assert matrix.is_contiguous(), "its weights have to be laid out by outputs: see `blocks.by_outputs`"
-    return matrix
 
 
 def scale_of(product: Any) -> Tensor:
