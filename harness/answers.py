@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import numpy as np
 
+CHUNK = b"\0"
+"""Begins what is no answer yet, but samples of one that is still being made; an answer, in JSON, never does."""
 SEALED_EVERY = 16
 """A seal covers every sixteenth sample: as good as all of them against a wave that is filled in later, and as fast."""
 

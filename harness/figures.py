@@ -1,5 +1,6 @@
 """One variant's own figures, from its rows and scores: absolute, and therefore good on one device only."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from harness import stats
+from harness.load import quantile
+from harness.player import Arrival, listen
 from harness.records import Child
 from harness.results import Measurement, Score, Variant
 
@@ -45,6 +48,7 @@ def figures(rows: Sequence[Measurement], scores: Sequence[Score], children: Sequ
         n_speed=len(speed),
         n_expected=n_quality,
         repeated_request_ratio=repeated_request_ratio(rows),
+        streaming=streaming(rows),
     )
     if speed:
         _add_speed(variant, speed)
@@ -114,6 +118,34 @@ def similarities(scores: Iterable[Score]) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: name.endswith(TIMED))
 
 
+def streaming(rows: Sequence[Measurement]) -> dict[str, float | None]:
+    """What a listener has of the speed pass's streams; a failed one is infinitely late, and breaks off.
+
+    Quantiles are values that were seen. None where too many failed to tell, or nothing can be told: gaps of streams
+    in one chunk.
+    """
+    streams = [row for row in rows if row.pass_name == "speed"]
+    if not any(row.chunks for row in streams):
+        return {}
+    heard = [listen([Arrival(*chunk) for chunk in row.chunks]) if row.ok else None for row in streams]
+    whole = [one for one in heard if one]
+    first = sorted(one.first_s if one else math.inf for one in heard)
+    gaps = sorted(gap for one in whole for gap in one.gaps_s)
+    lost = len(whole) < len(heard)
+    found = {
+        **{f"first_audio_p{100 * share:.0f}_s": quantile(first, share) for share in (0.5, 0.9, 0.99)},
+        **{f"gap_p{100 * share:.0f}_s": quantile(gaps, share) for share in (0.5, 0.99)},
+        "last_audio_s": statistics.fmean(one.last_s for one in whole) if whole else math.inf,
+        "underruns": float(sum(len(one.underruns_s) for one in whole)),
+        "underrun_s": math.fsum(silence for one in whole for silence in one.underruns_s),
+        "continuous_share": sum(one is not None and one.is_continuous for one in heard) / len(heard),
+        "preroll_s": math.inf if lost else max(one.preroll_s for one in whole),
+        "chunks_mean": statistics.fmean(one.n_chunks for one in whole) if whole else math.inf,
+        "streams": float(len(heard)),
+    }
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
 def _mean_time(rows: Iterable[Measurement], step: str) -> float | None:
     return _mean(row.time_s for row in rows if row.pass_name == step and row.ok)
 
@@ -133,6 +165,9 @@ def _add_speed(variant: Variant, rows: Sequence[Measurement]) -> None:
     time = stats.per_unit(times, [float(len(call)) for call in spoken], texts, processes=processes)
     variant.rtf, variant.intervals["rtf"] = rtf.estimate, rtf.bounds
     variant.generation_time_s, variant.intervals["generation_time_s"] = time.estimate, time.bounds
+    if all(row.chunks for row in rows):
+        starts = stats.per_unit([row.chunks[0][0] for row in rows], [1.0] * len(rows), texts, processes=processes)
+        variant.first_audio_s, variant.intervals["first_audio_s"] = starts.estimate, starts.bounds
     variant.rtf_p50, variant.rtf_p90 = (float(quantile) for quantile in np.quantile(times / audio, [0.5, 0.9]))
     stages = dict.fromkeys(stage for row in rows for stage in row.stages_s)
     variant.stages_s = {name: statistics.fmean(row.stages_s.get(name, 0.0) for row in rows) for name in stages}

@@ -67,7 +67,8 @@ class Measurement:
     `generation_time_s` is by the child's clock and `parent_time_s` by the experiment's, from question to answer;
     figures go by `time_s`, the longer. `flaw` says what is wrong with the audio. `silent_share`, `repetition` (of
     itself) and `likeness` (to an earlier clip of the same item) are what `harness.hearing` finds in it. `counts` holds
-    what the process held after the call. `audio_sha` fixes a clip that was kept.
+    what the process held after the call. `audio_sha` fixes a clip that was kept. `chunks` of a stream are pairs of when
+    the parent had one and how long it plays.
 
     A call may speak several utterances at once: `batch_size` of them. Each has its own row, whose times are its
     share of the call's, in proportion to its audio; so a call's time is counted once, however its rows are summed.
@@ -100,6 +101,7 @@ class Measurement:
     memory: dict[str, float] = field(default_factory=dict)
     audio: str | None = None
     audio_sha: str | None = None
+    chunks: list[list[float]] = field(default_factory=list)
     level_dbfs: float | None = None
     silent: bool = False
     non_finite: bool = False
@@ -267,7 +269,8 @@ class Variant:
     which the watermark was found. `repeated_request_ratio`: time of a request that was spoken before, by the time that
     it took then. `growth` holds what grew call by call, per call, and "time" per round, where it counts.
 
-    `heard` is what stands beside the mean word error rate (`figures.heard`).
+    `heard` is what stands beside the mean word error rate (`figures.heard`). Of streams, `first_audio_s` is the mean
+    time to the first chunk, and `streaming` what else a listener has of them (`figures.streaming`).
     """
 
     status: str = "ok"
@@ -276,6 +279,8 @@ class Variant:
     rtf_p50: float | None = None
     rtf_p90: float | None = None
     generation_time_s: float | None = None
+    first_audio_s: float | None = None
+    streaming: dict[str, float | None] = field(default_factory=dict)
     first_call_s: float | None = None
     warmup_time_s: float | None = None
     load_s: float | None = None

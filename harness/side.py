@@ -118,6 +118,7 @@ class Side:
         start_s = self._book_idle_time()
         claim = self.ask(method, list(orders), offset, limit_s=limit_s)
         heard = Heard(parent_s=self.worker.answered_in_s if self.worker and claim else limit_s)
+        heard.chunks = self.worker.chunks if self.worker else []
         if claim is None:
             heard.error = self.last_error
             return heard

@@ -89,6 +89,7 @@ def _memory() -> Metric:
 METRICS = {
     "rtf": _time(),
     "generation_time_s": _time(),
+    "first_audio_s": _time(),
     "first_call_s": _time(),
     "load_s": _time(),
     "peak_memory_mb": _memory(),

@@ -68,13 +68,13 @@ def build_summary(folder: RunFolder) -> Summary:
             gaps += _unscored(name, variant, own, folder)
         warnings += _variant_warnings(name, variant, own)
 
-    thresholds = _thresholds(job, similarities(scores))
     manner = (job.get("workload") or {}).get("scenario") or SINGLE_STREAM
+    thresholds = _thresholds(job, similarities(scores), manner)
     comparison = compare(
         rows, scores, variants, children, (reference, candidate), thresholds, scenario(manner).compared
     )
     reason = objection(comparison, paired)
-    for metric in ("rtf", "generation_time_s"):
+    for metric in [figure.name for figure in scenario(manner).compared]:
         comparison[metric] = withdrawn(comparison[metric], reason)
     warnings += [f"{candidate}: {reason}."] if reason else []
     optimizations = _records(folder, job.get("optimizations") or {}, candidate or "")
@@ -296,14 +296,14 @@ def _keeps_results(reference: Variant, variant: Variant, name: str) -> list[str]
     ]
 
 
-def _thresholds(job: dict[str, Any], similarity_names: Iterable[str]) -> dict[str, float]:
+def _thresholds(job: dict[str, Any], similarity_names: Iterable[str], manner: str) -> dict[str, float]:
     """The practical threshold of every metric; `measure.thresholds` in the configuration overrides."""
     given, _ = _given_thresholds(job)
     memory = given.get("memory", stats.METRICS["peak_memory_mb"].threshold)
     time = given.get("rtf", stats.METRICS["rtf"].threshold)
     similarity = given.get("sim", stats.SIMILARITY.threshold)
     return {
-        **dict.fromkeys(("rtf", "generation_time_s", "first_call_s", "load_s"), time),
+        **dict.fromkeys((*(figure.name for figure in scenario(manner).compared), "first_call_s", "load_s"), time),
         **dict.fromkeys(("peak_memory_mb", "model_memory_mb"), memory),
         "energy_j_per_audio_s": time,
         **dict.fromkeys(("wer", "wer_timed"), given.get("wer", stats.METRICS["wer"].threshold)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,18 @@ class Setup:
 class Variant:
     """One variant, from its loading on."""
 
-    def __init__(self, setup: Setup, inherited: Mapping[str, str] | None = None) -> None:
-        """`inherited` are the environment's variables as they would have been without the optimizations."""
+    def __init__(
+        self,
+        setup: Setup,
+        inherited: Mapping[str, str] | None = None,
+        tell: Callable[[bytes], None] = lambda _samples: None,
+    ) -> None:
+        """`inherited` are the environment's variables as they would have been without the optimizations.
+
+        `tell` sends samples before the answer to which they belong.
+        """
         self.setup = setup
+        self.tell = tell
         self.inherited = inherited or {}
         self.waves: list[np.ndarray] = []
 
@@ -94,11 +103,18 @@ class Variant:
 
     def speak(self, orders: Sequence[Order], offset: int) -> Answer:
         """Speak the orders in one call. Of none at all the answer takes as long as the way there and back."""
+        return self._answer(lambda: self._synthesize(orders), offset)
+
+    def stream(self, orders: Sequence[Order], offset: int) -> Answer:
+        """The same, one order after the other in chunks, each of which is sent as soon as it is there."""
+        return self._answer(lambda: [self._in_chunks(order) for order in orders], offset)
+
+    def _answer(self, speak: Callable[[], list[Any]], offset: int) -> Answer:
         from harness import measure
 
         start = time.perf_counter()
         try:
-            utterances, seconds = measure.timed(self.device, lambda: self._synthesize(orders))
+            utterances, seconds = measure.timed(self.device, speak)
             self.waves = [np.array(utterance.wave, dtype=np.float32, copy=True) for utterance in utterances]
             said = [self._said(utterance, wave, offset) for utterance, wave in zip(utterances, self.waves, strict=True)]
         except UserError:
@@ -118,6 +134,15 @@ class Variant:
 
         requests = [Request(order.text, order.voice, order.seed, order.n_tokens) for order in orders]
         return self.pipeline.synthesize_batch(requests)
+
+    def _in_chunks(self, order: Order) -> Any:
+        chunks = self.pipeline.synthesize_stream(order.text, order.voice, order.seed, n_tokens=order.n_tokens)
+        while True:
+            try:
+                chunk = next(chunks)
+            except StopIteration as end:
+                return end.value
+            self.tell(np.asarray(chunk.wave, dtype=np.float32).tobytes())
 
     def _said(self, utterance: Any, wave: np.ndarray, offset: int) -> Said:
         return Said(

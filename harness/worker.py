@@ -26,7 +26,7 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
-from harness.answers import encode
+from harness.answers import CHUNK, encode
 from harness.errors import UserError
 from harness.variant import Setup, Variant
 
@@ -71,13 +71,15 @@ def _context() -> ForkServerContext:
 class Worker:
     """The parent's handle on one variant's process.
 
-    `answered_in_s` is how long the last answer took to arrive, by this process's clock.
+    `answered_in_s` is how long the last answer took to arrive, by this process's clock; `chunks` are the samples that
+    came before it, each with the seconds until it was there.
     """
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.failure: str | None = None
         self.answered_in_s = 0.0
+        self.chunks: list[tuple[float, bytes]] = []
         setup.log.parent.mkdir(parents=True, exist_ok=True)
         context = _context()
         self._connection, theirs = context.Pipe()
@@ -102,11 +104,16 @@ class Worker:
         if self.failure:
             raise ChildError(f"not attempted, the process had ended before: {self.failure}")
         try:
-            start = time.perf_counter()
+            start, self.chunks = time.perf_counter(), []
             self._connection.send((method, arguments, limit_s))
-            self._await(method, limit_s)
-            self.answered_in_s = time.perf_counter() - start
-            status, answer = json.loads(self._connection.recv_bytes())
+            while True:
+                self._await(method, limit_s, spent_s=time.perf_counter() - start)
+                self.answered_in_s = time.perf_counter() - start
+                message = self._connection.recv_bytes()
+                if not message.startswith(CHUNK):
+                    break
+                self.chunks.append((time.perf_counter() - start, message[len(CHUNK) :]))
+            status, answer = json.loads(message)
         except (EOFError, ConnectionError):
             raise self._died(method) from None
         except ValueError:
@@ -128,8 +135,9 @@ class Worker:
             raise self._died("sending audio") from None
         return received
 
-    def _await(self, method: str, limit_s: float) -> None:
-        if not wait([self._connection, self._process.sentinel], timeout=limit_s + TRACE_MARGIN_S):
+    def _await(self, method: str, limit_s: float, spent_s: float = 0.0) -> None:
+        left_s = max(0.0, limit_s + TRACE_MARGIN_S - spent_s)
+        if not wait([self._connection, self._process.sentinel], timeout=left_s):
             raise self._end(f"{method} did not answer within {limit_s:g} s and was ended")
 
     def _died(self, method: str) -> ChildError:
@@ -176,7 +184,7 @@ def serve(connection: Connection, setup: Setup) -> None:
     log = _redirect_output(setup.log)
     inherited = dict(os.environ)
     os.environ.update(setup.environment)
-    variant = Variant(setup, inherited)
+    variant = Variant(setup, inherited, tell=lambda samples: connection.send_bytes(CHUNK + samples))
     while True:
         try:
             method, arguments, limit_s = connection.recv()

@@ -6,10 +6,11 @@ sentence a line, or YAML with a list of texts. Texts meet voices in one of two w
     round_robin   the voices take turns: text i is spoken by voice i modulo the number of voices
     full          every text is spoken by every voice
 
-and are handed to the pipeline in one of two ways, as MLPerf names them:
+and are handed to the pipeline in one of three ways, the first two as MLPerf names them:
 
     single_stream one utterance after the other: how long does somebody wait?
     offline       all of them at once: how much can be spoken in a day?
+    streaming     one after the other, in chunks as they are ready: when is the first word heard, and does it go on?
 
 Long texts can be composed of the listed ones: `passages: {count: 64, sentences: 3}`.
 """
@@ -35,7 +36,7 @@ from harness.settings import LARGEST_SEED
 MAX_CHARACTERS = 2000
 """Upstream's table of text positions has 2050 rows, and a character is at most one token."""
 CROSSINGS = ("round_robin", "full")
-SINGLE_STREAM, OFFLINE = SCENARIOS = ("single_stream", "offline")
+SINGLE_STREAM, OFFLINE, STREAMING = SCENARIOS = ("single_stream", "offline", "streaming")
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _strings(values: Any, where: str) -> list[str]:
 
 def _scenario(value: Any) -> str:
     if (value or SINGLE_STREAM) not in SCENARIOS:
-        raise UserError(f"workload.scenario={value}: there is {' and '.join(SCENARIOS)}")
+        raise UserError(f"workload.scenario={value}: there is {', '.join(SCENARIOS)}")
     return value or SINGLE_STREAM
 
 

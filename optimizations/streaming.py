@@ -81,6 +81,8 @@ class Streaming(Optimization):
             return "streaming does not say the silence that this model's flow is given behind each segment"
         if other := pipeline.replaced_by.get("mel_to_wave"):
             return f"streaming goes on with HiFT's source, and {other} has taken HiFT's place: switch one of them off"
+        if pipeline.model.s3gen.meanflow:
+            return "streaming does not know the two steps of a Turbo checkpoint's flow yet: use one of the others"
         return None
 
     def apply(self, pipeline: Pipeline) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.changes import Changeable
 from harness.errors import UserError
-from harness.pipeline import Request
+from harness.pipeline import Chunk, Request
 from optimizations import Evidence, Optimization, register
 
 SAMPLE_RATE = 24_000
@@ -50,6 +50,7 @@ class FakePipeline(Changeable):
     voices: dict[str, None] = field(default_factory=lambda: {"rms": None, "kal16": None})
     speed: float = 1.0
     together: bool = False
+    chunk: int = 1000
     calls: int = 0
 
     def synthesize(self, text: str, voice: str, seed: int, n_tokens: int | None = None) -> FakeUtterance:
@@ -57,6 +58,20 @@ class FakePipeline(Changeable):
         self._obey(text)
         tokens = n_tokens or TOKENS
         return self._speak(tokens, self._spend(tokens))
+
+    def synthesize_stream(self, text: str, voice: str, seed: int, n_tokens: int | None = None):
+        """In chunks of `chunk` tokens."""
+        self.calls += 1
+        self._obey(text)
+        tokens, spent_s = n_tokens or TOKENS, 0.0
+        utterance = self._speak(tokens, spent_s)
+        for first in range(0, tokens, self.chunk):
+            n = min(self.chunk, tokens - first)
+            spent_s += self._spend(n)
+            start, end = (len(utterance.wave) * edge // tokens for edge in (first, first + n))
+            yield Chunk(utterance.wave[start:end], SAMPLE_RATE, spent_s)
+        utterance.spent_s = spent_s
+        return utterance
 
     def synthesize_batch(self, requests: list[Request]) -> list[FakeUtterance]:
         self.calls += 1
@@ -133,6 +148,38 @@ class FakeTogether(FakeOptimization):
 
     def evidence(self, pipeline: FakePipeline) -> Evidence:
         return Evidence(pipeline.together)
+
+
+@register
+class FakeStream(FakeOptimization):
+    """Speaks five tokens at a time; `dishonest`, the last of them twice."""
+
+    name = "fake_stream"
+
+    @dataclass
+    class Config:
+        dishonest: bool = False
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        pipeline.swap(pipeline, "chunk", 5)
+        if self.config.dishonest:
+            pipeline.wrap(pipeline, "synthesize_stream", self._twice)
+
+    def _twice(self, speak):
+        def stream(*args, **kwargs):
+            chunks, last = speak(*args, **kwargs), None
+            while True:
+                try:
+                    last = next(chunks)
+                except StopIteration as end:
+                    yield last
+                    return end.value
+                yield last
+
+        return stream
+
+    def evidence(self, pipeline: FakePipeline) -> Evidence:
+        return Evidence(pipeline.chunk == 5)
 
 
 @register

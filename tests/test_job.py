@@ -499,3 +499,40 @@ def test_what_a_child_prints_stays_off_the_terminal(tmp_path, capfd):
     worker.stop()
     assert "noise" in (tmp_path / "logs" / "noisy.log").read_text()
     assert "noise" not in "".join(capfd.readouterr())
+
+
+# -- streams -------------------------------------------------------------------------------------------------------
+
+
+def test_first_audio_is_paired_and_by_the_parents_clock(tmp_path):
+    summary, folder = run(tmp_path, {"fake_stream": {}}, scenario="streaming")
+    assert summary.status == "ok", [variant.error for variant in summary.variants.values()]
+    found = summary.comparison["first_audio_s"]
+    assert found.verdict == "faster"
+    assert 0.1 < found.value < 0.7  # a fifth, and what every answer takes
+    assert summary.comparison["generation_time_s"].value == pytest.approx(1, abs=0.5)
+    baseline, combo = (summary.variants[name].streaming for name in ("baseline", "combo"))
+    assert (baseline["chunks_mean"], baseline["gap_p50_s"]) == (1, None)
+    assert combo["continuous_share"] == baseline["continuous_share"] == 1
+    assert combo["first_audio_p50_s"] <= combo["first_audio_p99_s"] < baseline["first_audio_p50_s"]
+    for row in rows(folder, "speed"):
+        ready = [ready_s for ready_s, _ in row.chunks]
+        assert ready == sorted(ready)
+        assert ready[-1] <= row.time_s
+        assert sum(audio_s for _, audio_s in row.chunks) == pytest.approx(row.audio_s)
+
+
+def test_chunks_that_are_not_the_utterance_fail_the_variant(tmp_path):
+    summary, _ = run(tmp_path, {"fake_stream": {"dishonest": True}}, scenario="streaming", min_rounds=1, max_rounds=1)
+    assert summary.variants["combo"].status == "failed"
+    assert "what came in chunks is not the utterance" in summary.variants["combo"].error
+
+
+def test_a_stream_that_failed_counts_against(tmp_path):
+    texts = ("one day", "raise it")
+    summary, _ = run(tmp_path, {"fake_stream": {}}, texts=texts, scenario="streaming", min_rounds=1, max_rounds=1)
+    found = summary.variants["combo"].streaming
+    assert found["streams"] == 2
+    assert found["continuous_share"] == 0.5
+    assert found["first_audio_p99_s"] is None
+    assert found["preroll_s"] is None

@@ -210,9 +210,11 @@ def _difference(run: Run) -> str:
 
 
 def _odd_figures(run: Run) -> list[Block]:
-    """What would help in a demonstration and not in service: repeated requests, and what grows call by call."""
+    """What a listener has of streams; what would help in a demonstration and not in service."""
     sentences = []
     for name, variant in ((run.reference, run.baseline), (run.name, run.combo)):
+        if variant.streaming:
+            sentences.append(_streams(name, variant.streaming))
         ratio = variant.repeated_request_ratio
         if ratio is not None:
             sentences.append(
@@ -223,6 +225,23 @@ def _odd_figures(run: Run) -> list[Block]:
             grown = [f"{words.said(what)} {words.number(amount)}" for what, amount in variant.growth.items()]
             sentences.append(f"In {words.code(name)}, call by call, this grows: {words.listing(grown)}.")
     return [Bullets(sentences)] if sentences else []
+
+
+def _streams(name: str, heard: dict[str, float | None]) -> str:
+    """A variant's streams as a player has them that starts with the first chunk; failed ones count against."""
+
+    def quantiles(what: str, *shares: int) -> str:
+        return ", ".join(words.seconds(heard.get(f"{what}_p{share}_s")) for share in shares)
+
+    share, chunks = heard.get("continuous_share"), words.number(heard.get("chunks_mean"))
+    apart = f", chunks {quantiles('gap', 50, 99)} apart (median, 99th)" if heard.get("gap_p50_s") is not None else ""
+    streams, underruns = (int(heard.get(what) or 0) for what in ("streams", "underruns"))
+    return (
+        f"Of {streams} streams of {words.code(name)}, {chunks} chunks each: first audio after "
+        f"{quantiles('first_audio', 50, 90, 99)} (median, 90th and 99th percentile){apart}; "
+        f"{words.percent(share) if share else 'none'} played without an underrun ({underruns} in all); the pre-roll "
+        f"that avoids them: {words.seconds(heard.get('preroll_s'))}."
+    )
 
 
 BESIDE_THE_MEAN = (

@@ -18,6 +18,7 @@ ABSOLUTE = (
     ("rtf_p50", "RTF, median utterance"),
     ("rtf_p90", "RTF, 90th percentile"),
     ("generation_time_s", "generation time, mean"),
+    ("first_audio_s", "first audio of a stream, mean"),
     ("first_call_s", "first call"),
     ("warmup_time_s", "warm-up calls, mean"),
     ("load_s", "loading"),
@@ -27,12 +28,13 @@ ABSOLUTE = (
     ("peak_memory_mb", "peak memory"),
     ("energy_j_per_audio_s", "energy per second of audio"),
 )
-LATER = ("load_s", "energy_j_per_audio_s")  # not measured everywhere
+LATER = ("load_s", "energy_j_per_audio_s", "first_audio_s")  # not measured everywhere
 FINDABLE, ENOUGH = "smallest findable", "rounds for the threshold"
 NEGLIGIBLE = 0.005  # share of an utterance's time
 JUDGED = (
     "rtf",
     "generation_time_s",
+    "first_audio_s",
     "first_call_s",
     "load_s",
     "model_memory_mb",
@@ -91,7 +93,7 @@ def _change(run: Run, metric: str) -> str:
 def comparison(run: Run) -> Table:
     """One run: both variants' figures, the paired change and its verdict."""
     rows = []
-    for name in JUDGED:
+    for name in (name for name in JUDGED if name in run.summary.comparison):
         record = run.change(name)
         if record.value is None and name in LATER:
             continue

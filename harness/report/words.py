@@ -17,6 +17,7 @@ MINUS = "\N{MINUS SIGN}"
 LABELS = {
     "rtf": "RTF",
     "generation_time_s": "generation time",
+    "first_audio_s": "first audio",
     "first_call_s": "first call",
     "load_s": "loading",
     "peak_memory_mb": "peak memory",

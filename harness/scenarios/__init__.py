@@ -3,10 +3,11 @@
 from harness.scenarios.base import Call, Heard, Request, Scenario, Turn
 from harness.scenarios.offline import Offline
 from harness.scenarios.single_stream import SingleStream
+from harness.scenarios.streaming import Streaming
 
 __all__ = ["Call", "Heard", "Request", "Scenario", "Turn", "scenario"]
 
-_SCENARIOS: dict[str, Scenario] = {one.name: one for one in (SingleStream(), Offline())}
+_SCENARIOS: dict[str, Scenario] = {one.name: one for one in (SingleStream(), Offline(), Streaming())}
 
 
 def scenario(name: str) -> Scenario:

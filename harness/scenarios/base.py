@@ -47,6 +47,7 @@ class Heard:
     """What came of a call: `parent_s` by the experiment's clock, the rest by the child's word or from outside.
 
     `waves` are mono float32 [samples]; `unsealed` marks those that are not what they were when the clock stopped.
+    `chunks` are samples as bytes that came before the answer, each with the seconds until it was there.
     """
 
     parent_s: float
@@ -54,6 +55,7 @@ class Heard:
     said: tuple[Said, ...] = ()
     error: str | None = None
     waves: list[np.ndarray] = field(default_factory=list)
+    chunks: list[tuple[float, bytes]] = field(default_factory=list)
     unsealed: list[bool] = field(default_factory=list)
     memory_kind: str = "rss"
     peak_memory_mb: float | None = None
