@@ -13,9 +13,10 @@ import yaml
 
 import optimizations
 from harness import checkpoints
+from harness.answers import Order
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Request
-from harness.worker import Order, Setup, Variant
+from harness.variant import Setup, Variant
 from optimizations.batching import HIFT_REACH, batches, decode
 from optimizations.common.graphs import Uncaptured
 
@@ -194,19 +195,16 @@ def test_neighbours_in_length_go_together() -> None:
     assert sorted(i for batch in batches([1] * 7, 3) for i in batch) == list(range(7))
 
 
-def test_a_worker_shares_the_time_of_a_batch_by_audio(tmp_path: Path) -> None:
+def test_a_worker_speaks_a_call_as_a_batch(tmp_path: Path) -> None:
     arguments, plugins = {"name": "mini"}, {"kv_cache": {}, "batching": {"size": 2}}
     variant = Variant(Setup("combo", tmp_path, "harness.checkpoints.load", arguments, "cpu", plugins))
     variant.load()
-    short, long = variant.speak([Order("Yes.", "rms", 1, 4), Order("Yes.", "slt", 1, 12, audio="long.wav")])
-    assert long["generation_time_s"] == pytest.approx(3 * short["generation_time_s"])
-    assert long["stages_s"]["tokens_to_mel"] == pytest.approx(3 * short["stages_s"]["tokens_to_mel"])
-    for row in (short, long):
-        assert row["status"] == "ok"
-        assert row["batch_size"] == 2
-        assert row["audio_s"] == pytest.approx(row["n_tokens"] / 25)
-        assert 0 < sum(row["stages_s"].values()) <= row["generation_time_s"] == row["wall_s"]
-    assert (tmp_path / "long.wav").is_file()
+    answer = variant.speak([Order("Yes.", "rms", 1, 4), Order("Yes.", "slt", 1, 12)], 0)
+    short, long = answer.utterances
+    assert (short.n_tokens, long.n_tokens) == (4, 12)
+    assert [len(wave) / one.sample_rate for wave, one in zip(variant.waves, answer.utterances, strict=True)] == [0.16, 0.48]
+    assert short.stages_s.keys() == long.stages_s.keys()
+    assert 0 < sum(short.stages_s.values()) + sum(long.stages_s.values()) <= answer.seconds
 
 
 def test_a_bad_size_is_named(mini: Pipeline) -> None:

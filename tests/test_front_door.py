@@ -416,7 +416,7 @@ def test_a_hub_that_hangs_or_is_gone_is_told_within_seconds(hub_server):
     hub_server.shutdown()
     hub_server.server_close()
     assert hub.why_not("known/model", FILES)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_a_complete_copy_in_the_cache_serves_and_half_of_one_does_not(hub_server, tmp_path):
@@ -497,7 +497,7 @@ def test_a_bad_command_is_answered_before_anything_heavy_is_imported(arguments, 
     words, heavy = done.stderr.splitlines()
     assert QUICK[arguments] in words
     assert (done.returncode, heavy) == (2, "False")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert list(tmp_path.iterdir()) == []
 
 

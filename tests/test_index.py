@@ -114,7 +114,7 @@ def test_what_takes_weight_from_a_figure_stands_beside_it(here, case, says):
 
 
 def test_energy_and_another_reference_are_shown_where_there_are_any(here):
-    reference("gpu/production-mini", Case())
+    reference("gpu/production-mini", Case(memory_kind="vram"))
     folder = RunFolder.open(Path("results/reference/gpu/production-mini"))
     assert "energy" not in write_index(Path("results"), Path("reports")).read_text()
     summary = folder.summary()
