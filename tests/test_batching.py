@@ -202,9 +202,9 @@ def test_a_worker_speaks_a_call_as_a_batch(tmp_path: Path) -> None:
     answer = variant.speak([Order("Yes.", "rms", 1, 4), Order("Yes.", "slt", 1, 12)], 0)
     short, long = answer.utterances
     assert (short.n_tokens, long.n_tokens) == (4, 12)
-    assert [len(wave) / one.sample_rate for wave, one in zip(variant.waves, answer.utterances, strict=True)] == [0.16, 0.48]
-    assert short.stages_s.keys() == long.stages_s.keys()
-    assert 0 < sum(short.stages_s.values()) + sum(long.stages_s.values()) <= answer.seconds
+    assert [len(wave) / short.sample_rate for wave in variant.waves] == [0.16, 0.48]
+    assert short.stages_s == long.stages_s  # the call's
+    assert 0 < sum(short.stages_s.values()) <= answer.seconds
 
 
 def test_a_bad_size_is_named(mini: Pipeline) -> None:
