@@ -34,6 +34,11 @@ IDLE_SHARE, IDLE_CALL_S = 0.05, 0.005
 """CPU time that a process may use between its calls: this share of what it uses in them, and so much for each."""
 COPY, NO_COPY = 0.97, 0.94
 """Likeness above which a wave is a copy, if the reference's of the same request stays below the other bound."""
+UNLIKE, DEVIATIONS = 0.025, 4.0
+"""A clip says something else if it is more unlike the reference's clips of its text than the reference's own are, by so
+much and so many of their median deviations. Readings of a text by one voice are 0.014 to 0.04 unlike, other words 0.06
+to 0.16."""
+UNLIKE_OFTEN = 1 / 3
 SILENT_MORE = 0.30
 LEVEL_DB = 12.0
 REPEATED_FAST = 0.7
@@ -74,6 +79,7 @@ def withdrawals(pairs: Sequence[Pair]) -> list[str]:
         and abs(row.level_dbfs - base.level_dbfs) > LEVEL_DB
     ]
     found = [(silent, "are silent", 0.0), (broken, "are not finite", 0.0)]
+    found.append((_unlike(pairs), "say something else than the reference's clips of their texts", UNLIKE_OFTEN))
     found += [(gaps, "are silent for long", OFTEN), (off, f"differ by more than {LEVEL_DB:g} dB in level", OFTEN)]
     return [
         f"{len(rows)} of {len(pairs)} timed clips {what}"
@@ -143,6 +149,19 @@ def _duration(pairs: Sequence[Pair], reference: str) -> str | None:
         f"{row.audio_s:.2f} s of audio and {reference} {base.audio_s:.2f} s "
         f"({len(wrong)} of {len(same_work)} pairs differ): an error, not a speed-up."
     )
+
+
+def _unlike(pairs: Sequence[Pair]) -> list[Measurement]:
+    """The candidate's clips that say something else, less as many as the reference has that do."""
+    known = [
+        (base.unlikeness, row) for base, row in pairs if base.unlikeness is not None and row.unlikeness is not None
+    ]
+    if not known:
+        return []
+    usual = statistics.median(own for own, _ in known)
+    deviation = statistics.median(abs(own - usual) for own, _ in known)
+    bound = usual + max(UNLIKE, DEVIATIONS * deviation)
+    return [row for _, row in known if (row.unlikeness or 0.0) > bound][sum(own > bound for own, _ in known) :]
 
 
 def _copies(pairs: Sequence[Pair], likeness: Callable[[Measurement], float | None], what: str) -> str | None:

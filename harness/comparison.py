@@ -111,7 +111,9 @@ def _speed(pairs: Sequence[Pair], compared: Sequence[Figure]) -> dict[str, tuple
     base, other = ([[pair[side] for pair in call] for call in spoken] for side in (0, 1))
     found = {}
     for figure in compared:
-        amount, amount_after = ([figure.amount(rows) for rows in side] for side in (base, other))
+        amount, amount_after = ([a for rows in side if (a := figure.amount(rows))] for side in (base, other))
+        if len(amount) != len(base) or len(amount_after) != len(other):
+            continue
         per, per_after = ([figure.per(rows) for rows in side] if figure.per else None for side in (base, other))
         interval = stats.ratio_of_sums(amount, amount_after, texts, per, per_after, processes=processes)
         found[figure.name] = interval, _rounds(pairs)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import environment
+from harness import environment, measure
 from harness.config import JobSpec
 from harness.console import Progress
 from harness.draws import Draws
+from harness.hearing import Listener
 from harness.ledger import Ledger
 from harness.plugins import import_catalogue
 from harness.quality.judges import check_judges
@@ -47,6 +48,7 @@ class Experiment:
         self.toggles = {spec.against: spec.against_toggles, spec.combo: spec.toggles}
         self.draws = Draws(self.settings.get("requests_seed"), taken=workload.seeds)
         self.counts: dict[Item, int] = {}
+        self.reference_clips: dict[Item, list[Any]] = {}
         self.plans = {name: Plan() for name in self.toggles}
         self.children: dict[str, list[Child]] = {name: [] for name in self.toggles}
         self.statuses: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.toggles}
@@ -54,11 +56,15 @@ class Experiment:
         self.speaks = False
         self.sample_rate: int | None = None
         self.warnings = list(workload.warnings)
+        self.conditions: list[dict[str, Any]] = []
         self.spoken = 0
 
     def begin_pair(self) -> dict[str, Side]:
         """A fresh side for each variant, the reference first."""
-        self.sides = {name: Side(name, toggles, self.device) for name, toggles in self.toggles.items()}
+        self.sides = {
+            name: Side(name, toggles, self.device, Listener(self.reference_clips, name == self.spec.against))
+            for name, toggles in self.toggles.items()
+        }
         for side in self.sides.values():
             self.children[side.name].append(side.child)
         return self.sides
@@ -118,6 +124,8 @@ class Experiment:
     def summarize(self) -> Summary:
         """Write the side files and, last, the summary, of whatever is there."""
         self.write_records()
+        self.folder.write_json("conditions.json", {"rounds": self.conditions})
+        self.warnings += measure.state_warnings(self.conditions, n_own=len(self.toggles))
         self.folder.write_json("timing.json", {**self.ledger.read(), "warnings": self.warnings})
         summary = build_summary(self.folder)
         timing = self.ledger.read()  # once more: now the summary's own time is in it

@@ -13,6 +13,7 @@ from harness.load import quantile
 from harness.player import Arrival, listen
 from harness.records import Child
 from harness.results import Measurement, Score, Variant
+from harness.scenarios.base import energy_j
 
 MARKED = 0.5
 """The detector's confidence from which on a clip bears the watermark."""
@@ -49,6 +50,7 @@ def figures(rows: Sequence[Measurement], scores: Sequence[Score], children: Sequ
         n_expected=n_quality,
         repeated_request_ratio=repeated_request_ratio(rows),
         streaming=streaming(rows),
+        growth=growth(rows),
     )
     if speed:
         _add_speed(variant, speed)
@@ -72,6 +74,59 @@ def repeated_request_ratio(rows: Iterable[Measurement]) -> float | None:
             times[row.pass_name][row.process, *row.work] = row.time_s
     both = [(times["speed"][key], again) for key, again in times["repeat"].items() if key in times["speed"]]
     return sum(again for _, again in both) / sum(first for first, _ in both) if both else None
+
+
+GROWN = {"memory_mb": 0.02, "threads": 0.0, "files": 0.0, "hooks": 0.0, "time": 0.05}
+"""What may grow call by call, and the share of it by which a third of the calls has to exceed the one before."""
+LEAST_GROWN = 0.9
+"""And the least amount of what is counted; two thirds of a run may differ by one thread."""
+
+
+def growth(rows: Sequence[Measurement]) -> dict[str, float]:
+    """What grows on and on in a process during the speed pass: of the processes the median, where all of them grow.
+
+    Per call, and of time, as a share, per round. Warming up ends; so each third of the calls has to exceed the one
+    before.
+    """
+    speed = timed(rows)
+    found: dict[str, list[float | None]] = {name: [] for name in GROWN}
+    for process in dict.fromkeys(row.process for row in speed):
+        spoken = calls([row for row in speed if row.process == process])
+        for name in GROWN:
+            values = _paces(spoken) if name == "time" else [call[0].counts.get(name) for call in spoken]
+            n_rounds = len({row.round for call in spoken for row in call})
+            per_call = grown([value for value in values if value is not None], GROWN[name], name != "time")
+            found[name].append(per_call and per_call * (len(spoken) / n_rounds if name == "time" else 1))
+    steady = {name: [one for one in slopes if one] for name, slopes in found.items() if slopes and all(slopes)}
+    return {name: statistics.median(slopes) for name, slopes in steady.items()}
+
+
+def grown(values: Sequence[float], share: float, counted: bool) -> float | None:
+    """The growth per value, if every third of them exceeds the one before by that share; None if it does not.
+
+    >>> grown([7, 10, 13, 16, 19, 22], 0.0, True)
+    3.0
+    """
+    n = len(values) // 3
+    if n < 2:
+        return None
+    first, second, third = (statistics.median(values[at : at + n]) for at in (0, len(values) - 2 * n, len(values) - n))
+    least = max(share * abs(first), LEAST_GROWN if counted else 0.0)
+    if second - first <= least or third - second <= least:
+        return None
+    return (third - first) / (len(values) - n)
+
+
+def _paces(spoken: Sequence[Sequence[Measurement]]) -> list[float]:
+    """Seconds per second of audio of each call, as a share of the median for what it spoke."""
+    paces = [sum(row.time_s or 0.0 for row in call) / sum(row.audio_s or 0.0 for row in call) for call in spoken]
+    usual: dict[tuple[str, ...], list[float]] = {}
+    for call, pace in zip(spoken, paces, strict=True):
+        usual.setdefault(tuple(row.text_id for row in call), []).append(pace)
+    return [
+        pace / statistics.median(usual[tuple(row.text_id for row in call)])
+        for call, pace in zip(spoken, paces, strict=True)
+    ]
 
 
 def is_marked(score: Score) -> bool:
@@ -168,6 +223,10 @@ def _add_speed(variant: Variant, rows: Sequence[Measurement]) -> None:
     if all(row.chunks for row in rows):
         starts = stats.per_unit([row.chunks[0][0] for row in rows], [1.0] * len(rows), texts, processes=processes)
         variant.first_audio_s, variant.intervals["first_audio_s"] = starts.estimate, starts.bounds
+    joules = [joule for call in spoken if (joule := energy_j(call))]
+    if len(joules) == len(spoken):
+        energy = stats.per_unit(np.array(joules), audio, texts, processes=processes)
+        variant.energy_j_per_audio_s, variant.intervals["energy_j_per_audio_s"] = energy.estimate, energy.bounds
     variant.rtf_p50, variant.rtf_p90 = (float(quantile) for quantile in np.quantile(times / audio, [0.5, 0.9]))
     stages = dict.fromkeys(stage for row in rows for stage in row.stages_s)
     variant.stages_s = {name: statistics.fmean(row.stages_s.get(name, 0.0) for row in rows) for name in stages}

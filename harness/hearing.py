@@ -1,4 +1,4 @@
-"""What the parent hears in every wave, without understanding a word: level, silence, repetition.
+"""What the parent hears in every wave, without understanding a word: level, silence, repetition, other words.
 
 A variant could fill its time with less than it was asked for: silence, the same words twice, a wave that it had kept.
 Whatever is odd here is odd only beside the reference's wave of the same request, which is heard in the same way
@@ -23,6 +23,12 @@ LEAST_LAG_S = 0.3
 """Sounds last; what is the same after this time was said again."""
 LARGEST_SHIFT_S = 0.5
 """A kept wave may be cut at its beginning by as much."""
+POOLED = 3
+"""Frames that are one where words are compared: 60 ms, about a sound."""
+LOUD = 3.0
+"""Distance of a frame from the mean spectrum, in the bands' unit, above which its sound is clear."""
+REMEMBERED = 2
+"""Clips of the reference that an item's later clips are held against."""
 QUIETEST = 1e-7
 """Amplitude below which a band holds nothing."""
 
@@ -87,21 +93,64 @@ def _highest(first: NDArray[np.float32], second: NDArray[np.float32], lags: NDAr
     return min(best, 1.0)
 
 
-class Listener:
-    """Hears one variant's waves, one after the other, and remembers what each item sounded like."""
+def unlikeness(bands: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """How differently two waves go, each stretched in time to fit the other (dynamic time warping): 0 for a copy.
 
-    def __init__(self) -> None:
+    Two readings of a text by one voice are about a fifth as unlike as two texts.
+    """
+    one, two = _sounds(bands), _sounds(other)
+    if not len(one) or not len(two):
+        return 1.0
+    powers = np.square(one).sum(axis=1)[:, None] + np.square(two).sum(axis=1)[None]
+    return _cheapest_path(np.maximum(0.0, powers / 2 - one @ two.T)) / (len(one) + len(two))
+
+
+def _sounds(bands: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Pooled frames of about unit length [sounds, bands]; what is near the mean spectrum, as silence is, is short."""
+    pooled = bands[: len(bands) // POOLED * POOLED].reshape(-1, POOLED, bands.shape[1]).mean(axis=1)
+    return pooled / (np.linalg.norm(pooled, axis=1, keepdims=True) + LOUD)
+
+
+def _cheapest_path(costs: NDArray[np.float32]) -> float:
+    """The least sum on a way from the first cell to the last, one step down, right or both at a time [n, m].
+
+    Cells of one antidiagonal do not depend on each other, so each is one step; `best` is indexed by row.
+    """
+    n, m = costs.shape
+    earlier, best = np.full(n + 1, np.inf), np.full(n + 1, np.inf)
+    earlier[0] = 0.0  # before the first cell; row i is kept at i + 1
+    for step in range(n + m - 1):
+        rows = np.arange(max(0, step - m + 1), min(n, step + 1))
+        found = np.full(n + 1, np.inf)
+        found[rows + 1] = costs[rows, step - rows] + np.minimum(np.minimum(best[rows], best[rows + 1]), earlier[rows])
+        earlier, best = best, found
+    return float(best[n])
+
+
+class Listener:
+    """Hears one variant's waves, one after the other, and remembers what each item sounded like.
+
+    `reference` holds, by item, the first clips that the reference spoke, whatever process that was in.
+    """
+
+    def __init__(self, reference: dict[Item, list[NDArray[np.float32]]] | None = None, is_reference: bool = True):
         self._heard: dict[Item, list[NDArray[np.float32]]] = {}
+        self._reference = {} if reference is None else reference
+        self._is_reference = is_reference
 
     def columns(self, item: Item, wave: Wave, sample_rate: int) -> dict[str, Any]:
-        """Columns of a row: level, share of silent frames, and likeness to itself and to earlier waves of the item."""
+        """Columns of a row: level, silence, likeness to itself and to earlier waves, unlikeness to the reference's."""
         found = Spectrogram.of(wave, sample_rate)
-        earlier = self._heard.setdefault(item, [])
+        earlier, known = self._heard.setdefault(item, []), self._reference.setdefault(item, [])
         likest = max((likeness(found.bands, other) for other in earlier), default=None)
+        unlike = min((unlikeness(found.bands, other) for other in known), default=None)
         earlier.append(found.bands)
+        if self._is_reference and len(known) < REMEMBERED:
+            known.append(found.bands)
         return {
             **level(wave),
             "silent_share": found.silent_share,
             "repetition": repetition(found.bands),
             "likeness": likest,
+            "unlikeness": unlike,
         }

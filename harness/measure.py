@@ -206,8 +206,17 @@ def device_state(device: torch.device) -> dict[str, Any]:
 
 
 def state_warnings(states: list[dict[str, Any]], n_own: int) -> list[str]:
-    """What the readings of one GPU say against the figures, in plain words; `n_own` processes are ours."""
-    states = [state for state in states if state]
+    """What the readings of one device say against the figures, in plain words; `n_own` processes on a GPU are ours.
+
+    `foreign_share` is what other programs used of the CPU in a round.
+    """
+    shares = [state["foreign_share"] for state in states if "foreign_share" in state]
+    if shares and (mean := sum(shares) / len(shares)) >= BUSY_SHARE:
+        return [
+            f"other programs used {mean:.0%} of the CPU while measuring ({min(shares):.0%} to {max(shares):.0%} in "
+            "a round): close them and measure again"
+        ]
+    states = [state for state in states if "sm_clock_mhz" in state or "n_processes" in state]
     if not states:
         return []
     warnings = []
@@ -258,24 +267,27 @@ class CpuWatch:
         used = (self._busy() - busy) - (self._own() - own)
         return max(0.0, used / (elapsed * (os.cpu_count() or 1))) if elapsed > 0 else 0.0
 
-    def warnings(self) -> list[str]:
-        share = self.foreign_share()
-        if share < BUSY_SHARE:
-            return []
-        return [f"other programs used {share:.0%} of the CPU while measuring: close them and measure again"]
-
 
 @functools.cache
 def _gpu(device: torch.device) -> _Gpu | None:
     """NVIDIA's management library for one device, initialized once; None where the driver does not answer."""
-    import pynvml
+    return _Gpu.named(gpu_uuid(device) or "")
 
-    try:
-        pynvml.nvmlInit()
-        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        return _Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
-    except pynvml.NVMLError:
-        return None
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """The name by which NVIDIA's management library knows a GPU; None for a CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
+
+
+class EnergyMeter:
+    """What a GPU has used, by its own counter, whoever asked for it. Needs no CUDA, so the experiment reads it."""
+
+    def __init__(self, uuid: str | None) -> None:
+        self._gpu = _Gpu.named(uuid) if uuid else None
+
+    def total_j(self) -> float | None:
+        """Joules since the driver was loaded; None where nothing counts them."""
+        return self._gpu.energy_j() if self._gpu else None
 
 
 class _Gpu:
@@ -283,6 +295,16 @@ class _Gpu:
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
+
+    @classmethod
+    def named(cls, uuid: str) -> _Gpu | None:
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
+        except pynvml.NVMLError:
+            return None
 
     def _ask(self, question: str, *arguments: Any) -> Any:
         try:
@@ -295,6 +317,10 @@ class _Gpu:
             if process.pid == pid and process.usedGpuMemory:
                 return process.usedGpuMemory / MB
         return None
+
+    def energy_j(self) -> float | None:
+        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1000
 
     def state(self) -> dict[str, Any]:
         nvml = self._nvml

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from harness import measure
 from harness.answers import Order
 from harness.devices import visible_gpus
 from harness.experiment import Experiment
+from harness.measure import CpuWatch
 from harness.plugins import import_catalogue
 from harness.quality.replay import Case
 from harness.quality.stages import compare_stages
@@ -62,19 +62,17 @@ class Pair:
         if not self.load():
             return False
         self.plan()
-        watch = measure.CpuWatch([side.pid for side in self.sides.values()])
-        states = [self.device_state()]
         self.first_calls()
         if self.experiment.speaks and self.number == 0:
             self.quality_pass()
-        for _ in self.speed_rounds():
-            states.append(self.device_state())
+        watch = self.watch()
+        for number in self.speed_rounds():
+            self.note_conditions(number, watch)
+            watch = self.watch()
         self.repeat_pass()
         self.collect_evidence()
         if self.number == 0:
             self.compare_stages()
-        self.experiment.warnings += watch.warnings() if self.experiment.device == "cpu" else []
-        self.experiment.warnings += measure.state_warnings(states, n_own=len(self.sides))
         return all(side.alive for side in self.sides.values())
 
     # -- before anything is spoken ------------------------------------------------------------------------------------
@@ -89,6 +87,7 @@ class Pair:
             if loaded is None:
                 break
             described = loaded if side is self.reference else described
+            side.energy = self.reference.energy  # of the same GPU, whatever the other process says
         complete = all(side.alive and side.child.status == "ok" for side in self.sides.values())
         if not complete:
             for side in self.sides.values():
@@ -287,7 +286,12 @@ class Pair:
         if keep:
             row.audio, row.audio_sha = self.experiment.folder.add_clip(row, wave, sample_rate)
 
-    def device_state(self) -> dict[str, Any]:
-        """Clocks and the like, as the first process that is alive sees them."""
+    def watch(self) -> CpuWatch:
+        return CpuWatch([side.pid for side in self.sides.values()])
+
+    def note_conditions(self, number: int, watch: CpuWatch) -> None:
+        """Clocks and the like of a round that is over, as the first process that is alive sees them, and the load."""
         alive = next((side for side in self.sides.values() if side.alive), None)
-        return (alive.ask("state", limit_s=self.settings["call_limit_s"]) or {}) if alive else {}
+        state = (alive.ask("state", limit_s=self.settings["call_limit_s"]) or {}) if alive else {}
+        load = {"foreign_share": watch.foreign_share()} if self.experiment.device == "cpu" else {}
+        self.experiment.conditions.append({"process": self.number, "round": number, **state, **load})

@@ -11,6 +11,8 @@ A run is a folder, `results/<date>-<time>-<combo>-<pipeline>/`:
     children.json       per variant: load time, model memory, status and error of its process
     optimizations.json  per variant and optimization: enabled, status, reason, evidence
     fidelity.json       how far each stage is from the reference's on the reference's own inputs (`quality.stages`)
+    conditions.json     of each round: the device's clocks, temperature and throttling, and foreign load
+    requests.json       the seed of the requests' own seeds and lengths: `measure.requests_seed` repeats them
     timing.json         where the job's own time went
     summary.json        a `Summary`: written last, atomically, only if it satisfies the schema, and with a hash of
                         every other file (`harness.integrity`)
@@ -66,9 +68,10 @@ class Measurement:
 
     `generation_time_s` is by the child's clock and `parent_time_s` by the experiment's, from question to answer;
     figures go by `time_s`, the longer. `flaw` says what is wrong with the audio. `silent_share`, `repetition` (of
-    itself) and `likeness` (to an earlier clip of the same item) are what `harness.hearing` finds in it. `counts` holds
-    what the process held after the call. `audio_sha` fixes a clip that was kept. `chunks` of a stream are pairs of when
-    the parent had one and how long it plays.
+    itself), `likeness` (to an earlier clip of the same item) and `unlikeness` (to the reference's) are what
+    `harness.hearing` finds in it. `counts` holds what the process held after the call, `energy_j` what the whole GPU
+    used in it. `audio_sha` fixes a kept clip. `chunks` of a stream are pairs of when the parent had one and how long
+    it plays.
 
     A call may speak several utterances at once: `batch_size` of them. Each has its own row, whose times are its
     share of the call's, in proportion to its audio; so a call's time is counted once, however its rows are summed.
@@ -108,8 +111,10 @@ class Measurement:
     silent_share: float | None = None
     repetition: float | None = None
     likeness: float | None = None
+    unlikeness: float | None = None
     flaw: str | None = None
     counts: dict[str, float] = field(default_factory=dict)
+    energy_j: float | None = None
     started_s: float | None = None
     text_sha: str = ""
 

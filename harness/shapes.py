@@ -46,6 +46,10 @@ class Timing(TypedDict, total=False):
     warnings: list[str]
 
 
+class Conditions(TypedDict, total=False):
+    rounds: list[dict[str, Any]]
+
+
 class Stage(TypedDict):
     """How far one stage is from the reference's: figures as mean, low and high."""
 
@@ -104,6 +108,7 @@ FILES: dict[str, Any] = {
     "children.json": dict[str, list[Child] | Child],
     "optimizations.json": dict[str, dict[str, Record]],
     "timing.json": Timing,
+    "conditions.json": Conditions,
     "fidelity.json": Fidelity,
 }
 

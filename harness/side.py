@@ -32,10 +32,11 @@ class Side:
     the kernel; waves have to be those that were there when the clock stopped.
     """
 
-    def __init__(self, name: str, toggles: Toggles, device: str) -> None:
+    def __init__(self, name: str, toggles: Toggles, device: str, listener: Listener) -> None:
         self.name, self.toggles, self.device = name, toggles, torch.device(device)
         self.child = Child()
-        self.listener = Listener()
+        self.listener = listener
+        self.energy = measure.EnergyMeter(None)
         self.statuses: dict[str, dict[str, Any]] = {}
         self.worker: Worker | None = None
         self.last_error: str | None = None
@@ -62,6 +63,7 @@ class Side:
         if loaded is None:
             return None
         self.statuses = loaded["optimizations"]
+        self.energy = measure.EnergyMeter(loaded["gpu"])
         self.child.update(loaded)
         self.child.load_s = max(self.child.load_s or 0.0, self.worker.answered_in_s)
         self.child.process_to_first_utterance_s = (self.child.imports_s or 0.0) + self.child.load_s
@@ -115,10 +117,12 @@ class Side:
         self.ask("prepare", limit_s=limit_s)
         if self.device.type == "cpu":
             measure.reset_peak(self.device, self.pid)
-        start_s = self._book_idle_time()
+        start_s, before_j = self._book_idle_time(), self.energy.total_j()
         claim = self.ask(method, list(orders), offset, limit_s=limit_s)
+        after_j = self.energy.total_j()
         heard = Heard(parent_s=self.worker.answered_in_s if self.worker and claim else limit_s)
         heard.chunks = self.worker.chunks if self.worker else []
+        heard.energy_j = after_j - before_j if after_j is not None and before_j is not None else None
         if claim is None:
             heard.error = self.last_error
             return heard

@@ -24,6 +24,13 @@ TIMING = ("job_s", "loading_s", "measured_s", "evidence_s", "scoring_s", "orches
 
 PER_PROCESS = ("load_s", "first_call_s", "model_memory_mb")
 """Figures that each process has once; on a CPU, so is peak memory."""
+GROWING = {
+    "memory_mb": "the memory held [MB]",
+    "threads": "the number of its threads",
+    "files": "the number of files it holds open",
+    "hooks": "the number of hooks on its modules",
+    "time": "the time that a second of audio takes [share]",
+}
 UNPROVEN = "the run ended before its optimizations were asked for evidence: no figure is credited to them."
 
 
@@ -262,6 +269,11 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
     warnings = []
     if variant.status == "failed":
         warnings.append(f"{name} failed: {last_line(variant.error)}")
+    warnings += [
+        f"{name}: {GROWING[what]} grows by {amount:.3g} a {'round' if what == 'time' else 'call'}, and did not stop: a "
+        "service that runs for long will feel it."
+        for what, amount in variant.growth.items()
+    ]
     spoken = calls(timed(rows))
     paces = [sum(row.time_s or 0.0 for row in call) / sum(row.audio_s or 0.0 for row in call) for call in spoken]
     alike = [call[0].work[:2] if len(call) == 1 else "a batch" for call in spoken]

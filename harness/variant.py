@@ -91,6 +91,7 @@ class Variant:
             "trained": self.pipeline.trained,
             "voices": sorted(self.pipeline.voices),
             "device": environment.describe_device(self.device),
+            "gpu": measure.gpu_uuid(self.device),
             "optimizations": self.fitted.statuses,
         }
 

@@ -64,6 +64,7 @@ def test_a_steady_gpu_gives_no_warning():
         ({"sm_clock_mhz": 1200}, "between 1200 and 1980 MHz"),
         ({"throttled": ["temperature"], "temperature_c": 91}, "throttled (temperature; up to 91 °C)"),
         ({"n_processes": 3}, "1 other process held the GPU"),
+        ({"foreign_share": 0.4}, "other programs used 40% of the CPU while measuring (40% to 40% in a round)"),
     ],
 )
 def test_what_speaks_against_the_figures_is_said(change, words):
@@ -96,7 +97,7 @@ def test_the_watch_says_nothing_of_a_process_that_ended():
     process.start()
     watch = measure.CpuWatch([process.pid])
     process.join()
-    assert watch.warnings() == []
+    assert watch.foreign_share() == 0
 
 
 def _hold(device: str, taken, release) -> None:

@@ -61,14 +61,18 @@ class Heard:
     peak_memory_mb: float | None = None
     memory: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the steady state: of each call an amount, per something where `per` says what."""
+    """A figure of the steady state: of each call an amount, per something where `per` says what.
+
+    Where the amount of a call is None, that is not known, the figure is not measured.
+    """
 
     name: str
-    amount: Callable[[Sequence[Measurement]], float]
+    amount: Callable[[Sequence[Measurement]], float | None]
     per: Callable[[Sequence[Measurement]], float] | None = None
 
 
@@ -82,6 +86,12 @@ def audio_s(rows: Sequence[Measurement]) -> float:
     return sum(row.audio_s or 0.0 for row in rows)
 
 
+def energy_j(rows: Sequence[Measurement]) -> float | None:
+    """Joules that a GPU used during a call, given its rows."""
+    known = [row.energy_j for row in rows if row.energy_j is not None]
+    return sum(known) if known and len(known) == len(rows) else None
+
+
 class Scenario:
     """One way of handing utterances over. A subclass is all that a new way takes."""
 
@@ -91,6 +101,7 @@ class Scenario:
     compared: ClassVar[tuple[Figure, ...]] = (
         Figure("rtf", generation_s, per=audio_s),
         Figure("generation_time_s", generation_s),
+        Figure("energy_j_per_audio_s", energy_j, per=audio_s),
     )
 
     def check(self, settings: Mapping[str, Any]) -> None:
@@ -145,6 +156,7 @@ class Scenario:
                     "memory_kind": heard.memory_kind,
                     "memory": heard.memory,
                     "counts": heard.counts,
+                    "energy_j": None if heard.energy_j is None else heard.energy_j * share,
                     "flaw": UNSEALED if unsealed else None,
                 },
             )

@@ -1,0 +1,174 @@
+"""Requests that nobody has seen before, and what is held against a process's word."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from harness import checks
+from harness.draws import APART, SPREAD, Draws, fresh_length
+from harness.figures import growth, repeated_request_ratio
+from harness.hearing import Listener
+from harness.records import Child
+from harness.results import Measurement
+from harness.workload import Item
+
+ITEM, OTHER = Item("a", "one day", "rms"), Item("b", "two cats", "rms")
+RATE = 24_000
+
+
+# -- fresh work ----------------------------------------------------------------------------------------------------
+
+
+def test_no_request_comes_twice_and_lengths_stay_near_and_apart():
+    draws = Draws(7, taken=[1, 2, 3])
+    asked = [draws.request(item, 100) for _ in range(6) for item in (ITEM, OTHER)]
+    assert len({request.seed for request in asked} | {1, 2, 3}) == len(asked) + 3
+    for item in (ITEM, OTHER):
+        lengths = [request.n_tokens for request in asked if request.item == item]
+        assert all(abs(n - 100) <= 100 * SPREAD for n in lengths)
+        assert all(abs(one - other) >= 100 * APART for one, other in combinations(lengths[:3], 2))
+
+
+def test_the_same_secret_asks_the_same_and_another_does_not():
+    first, again, other = (
+        [draws.request(ITEM, 100) for _ in range(5)] for draws in (Draws(7, []), Draws(7, []), Draws(None, []))
+    )
+    assert first == again != other
+
+
+def test_where_all_lengths_are_taken_the_latest_are_avoided_first():
+    lengths: list[int] = []
+    for _ in range(40):
+        lengths.append(fresh_length(100, lengths, random.Random(len(lengths))))
+        assert abs(lengths[-1] - 100) <= 10
+        assert len(lengths) < 2 or abs(lengths[-1] - lengths[-2]) >= 3
+    assert fresh_length(1, [1, 1], random.Random(0)) == 1
+
+
+def test_without_a_count_the_model_stops_itself():
+    assert Draws(0, []).request(ITEM, None).n_tokens is None
+
+
+# -- what is claimed -----------------------------------------------------------------------------------------------
+
+
+def row(variant: str = "x", **columns) -> Measurement:
+    known = {"generation_time_s": 1.0, "parent_time_s": 1.001, "audio_s": 2.0, "pinned_tokens": 50, "seed": 1} | columns
+    return Measurement(variant=variant, pass_name="speed", text_id="a", text="one day", voice="rms", **known)
+
+
+CHILD = Child(round_trips_s=[0.001], cpu_in_calls_s=10.0, cpu_between_calls_s=0.01)
+
+
+def test_two_clocks_that_agree_are_believed_and_a_busy_host_delays_some_calls():
+    rows = [row(round=number, parent_time_s=1.4 if number % 3 == 0 else 1.002) for number in range(9)]
+    assert checks.failures(rows, [CHILD]) == []
+
+
+@pytest.mark.parametrize("claimed", [0.3, 0.95, 1.2])
+def test_a_clock_that_tells_something_else_is_named_with_both_figures(claimed):
+    (problem,) = checks.failures([row(round=number, generation_time_s=claimed) for number in range(6)], [CHILD])
+    assert f"by its own clock 6 calls took {6 * claimed:.2f} s, and by the parent's 6.01 s" in problem
+
+
+def test_figures_go_by_the_longer_time():
+    assert row(generation_time_s=0.1).time_s == 1.001
+    assert row(parent_time_s=None).time_s == 1.0
+
+
+def test_a_process_that_works_on_is_found():
+    (problem,) = checks.failures([row()], [replace(CHILD, cpu_between_calls_s=5.0)])
+    assert "worked on after it had answered: 5.00 s" in problem
+
+
+def test_what_repeating_gives():
+    first, again = row(), replace(row(generation_time_s=0.1, parent_time_s=0.1), pass_name="repeat")
+    assert repeated_request_ratio([first, again]) == pytest.approx(0.1, rel=0.01)
+    assert repeated_request_ratio([first]) is None
+
+
+# -- what is heard -------------------------------------------------------------------------------------------------
+
+
+def speech(seed: int, seconds: float = 2.0) -> np.ndarray:
+    """Tones that change every 80 ms, as loud as speech."""
+    source = np.random.default_rng(seed)
+    n = int(seconds / 0.08)
+    moments = np.arange(int(0.08 * RATE)) / RATE
+    tones = [sum(np.sin(2 * np.pi * pitch * moments) for pitch in source.uniform(100, 4000, 3)) for _ in range(n)]
+    return (0.05 * np.concatenate(tones)).astype(np.float32)
+
+
+def spoken(seed: int) -> np.ndarray:
+    """The same sounds in another pace and with a noise of its own."""
+    source, sounds = np.random.default_rng(seed), np.split(speech(0), 25)
+    paced = np.concatenate([np.resize(sound, int(len(sound) * source.uniform(0.8, 1.4))) for sound in sounds])
+    return (paced + 0.001 * source.standard_normal(len(paced))).astype(np.float32)
+
+
+def heard_pairs(spoil) -> list[tuple[Measurement, Measurement]]:
+    """What the checks get to see of four requests, which the candidate's `spoil` answers from the honest wave."""
+    known: dict = {}
+    listeners, pairs = (Listener(known), Listener(known, is_reference=False)), []
+    for number in range(4):
+        honest = spoken(number)
+        waves = honest, spoil(honest, number)
+        pairs.append(
+            tuple(
+                row(name, seed=number, round=number, **listener.columns(ITEM, wave, RATE))
+                for name, listener, wave in zip(("baseline", "x"), listeners, waves, strict=True)
+            )
+        )
+    return pairs
+
+
+def said(pairs) -> str:
+    return " ".join([*checks.pair_failures(pairs, "baseline"), *checks.withdrawals(pairs)])
+
+
+def test_honest_clips_pass_even_where_they_are_not_the_reference_s():
+    assert said(heard_pairs(lambda wave, number: wave)) == ""
+    assert said(heard_pairs(lambda wave, number: np.resize(spoken(100 + number), len(wave)))) == ""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda wave, number: 0 * wave, "are silent"),
+        (lambda wave, number: np.full_like(wave, np.nan), "are not finite"),
+        (lambda wave, number: np.resize(wave[: len(wave) // 960 * 480], len(wave)), "say something twice"),
+        (lambda wave, number: np.resize(speech(99), len(wave)), "are those of an earlier request again"),
+        (lambda wave, number: np.where(np.arange(len(wave)) < len(wave) // 2, wave, 0), "are silent for long"),
+        (lambda wave, number: 0.03 * wave, "in level"),
+        (lambda wave, number: speech(100 + number, len(wave) / RATE), "say something else"),
+    ],
+)
+def test_a_clip_that_was_not_spoken_is_heard(spoil, words):
+    assert words in said(heard_pairs(lambda wave, number: spoil(wave, number).astype(np.float32)))
+
+
+# -- what grows ----------------------------------------------------------------------------------------------------
+
+
+def test_what_grows_call_by_call_is_told_with_its_slope():
+    rows = [
+        row(round=number // 3, seed=number, counts={"hooks": 7.0 + 3 * number, "threads": 4}) for number in range(12)
+    ]
+    assert growth(rows) == {"hooks": pytest.approx(3.0)}
+
+
+def test_what_warms_up_and_stops_is_no_growth():
+    held = [800, 900, 950, 955, 955, 955, 954, 955, 956, 955, 955, 955]
+    rows = [row(round=number // 3, seed=number, counts={"memory_mb": mb}) for number, mb in enumerate(held)]
+    assert growth(rows) == {}
+
+
+def test_time_that_drifts_from_round_to_round_is_growth():
+    seconds = [1 + 0.1 * number for number in range(12)]
+    rows = [row(round=n, seed=n, parent_time_s=took, generation_time_s=took) for n, took in enumerate(seconds)]
+    assert growth(rows) == {"time": pytest.approx(0.1 / np.median(seconds))}
