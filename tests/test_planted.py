@@ -1,12 +1,11 @@
 """Whoever cheats is found out by name: the optimizations of `planted.py`, each in a job of its own on the miniature.
 
-A row says what gives a plugin away: a line of what the summary and the gate say. What is not seen yet is a strict
-xfail with what is missing. One row runs always; `-m slow` runs the others.
+A row says what gives a plugin away: a line of what the summary and the gate say. They take a minute each, `-m slow`;
+the checks behind them are tested on their own in `test_draws.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,65 +35,52 @@ TINY = (
     "measure.warmup_calls=1",
     "measure.call_limit_s=60",
 )
-FRESH = "the speed pass asks for the same texts, seeds and lengths in every round"
-LISTEN = "nobody listens to what was timed"
-CLOCK = "the child's own clock is believed"
-PEERS = "what the one process does to the other is not watched"
 
 
 @dataclass(frozen=True)
 class Row:
-    """`given_away_by` is found in a line of `said`; `open` is what is missing for that."""
+    """`given_away_by` is found in a line of `said`."""
 
     name: str
     given_away_by: str
-    open: str | None = None
-    quick: bool = False
     passes_the_gate: bool = False
 
 
 ROWS = [
     Row("nothing", "inactive: it changed nothing in the pipeline"),
     Row("put_back", "inactive: what it changed was put back or replaced: stages.join (2)"),
-    Row("half_of_the_audio", "s of audio and the baseline"),
+    Row("half_of_the_audio", "s of audio and baseline"),
     Row("crashes", "failed: the process died in speak: SIGSEGV"),
     Row("hangs", "did not answer within"),
     Row("raises_on_one_text", "no bus, please"),
-    Row("silence", "regression in clips"),
-    Row("not_a_number", "regression in clips"),
+    Row("silence", "timed clips are silent"),
+    Row("not_a_number", "timed clips are not finite"),
     Row("untrained_adapter", "worse: wer"),
     Row("another_voice", "worse: sim_resemblyzer"),
     Row("one_flow_step", "worse: sim_resemblyzer"),
     Row("slower", "slower: rtf"),
     Row("a_little_slower", "slower: rtf"),
-    Row("quiet", "quieter", open="the level of a clip is not held against the baseline's"),
-    Row("no_watermark", "regression in watermark", quick=True),
+    Row("quiet", "dB too quiet"),
+    Row("no_watermark", "regression in watermark"),
     Row("first_mark_only", "regression in watermark"),
     Row("random_mark", "regression in watermark"),
-    Row("remembers_requests", "not faster", open=FRESH, passes_the_gate=True),
-    Row("remembers_seeds", "not faster", open=FRESH, passes_the_gate=True),
-    Row("remembers_texts", "worse: sim_resemblyzer", open=LISTEN),
+    Row("remembers_requests", "it keeps results", passes_the_gate=True),
+    Row("remembers_seeds", "it keeps results", passes_the_gate=True),
+    Row("remembers_texts", "are those of an earlier request again"),
     Row("every_second_call", "worse: wer"),
-    Row("stretched", "worse: wer in what was timed", open=LISTEN),
-    Row("loops_a_clip", "worse: wer in what was timed", open=LISTEN),
-    Row("tokens_twice", "worse: wer in what was timed", open=LISTEN),
-    Row("padded_with_noise", "worse: wer in what was timed", open=LISTEN),
-    Row("no_flow", "worse: wer in what was timed", open=LISTEN),
-    Row("few_steps_when_timed", "worse: sim_resemblyzer in what was timed", open=LISTEN),
-    Row("after_the_first_round", "worse: wer in what was timed", open=LISTEN),
-    Row("slow_clock", "the parent's clock", open=CLOCK),
-    Row("behind_the_clock", "silent in what was timed", open=LISTEN),
-    Row("ends_after_the_clock", "regression in clips"),
-    Row("hinders_the_other", "affinity", open=PEERS),
-    Row("busy_while_idle", "busy while it should be idle", open=PEERS),
+    Row("stretched", "are those of an earlier request again"),
+    Row("loops_a_clip", "say something twice"),
+    Row("tokens_twice", "say something else"),
+    Row("padded_with_noise", "say something else"),
+    Row("no_flow", "say something else"),
+    Row("few_steps_when_timed", "worse: sim_resemblyzer_timed"),
+    Row("after_the_first_round", "say something else"),
+    Row("slow_clock", "and by the parent's"),
+    Row("behind_the_clock", "worked on after it had answered"),
+    Row("ends_after_the_clock", "worked on after it had answered"),
+    Row("hinders_the_other", "was hindered while the job went on"),
+    Row("busy_while_idle", "worked on after it had answered"),
 ]
-
-
-def params() -> Iterator[object]:
-    for row in ROWS:
-        marks = [] if row.quick else [pytest.mark.slow]
-        marks += [pytest.mark.xfail(strict=True, reason=row.open)] if row.open else []
-        yield pytest.param(row, id=row.name, marks=marks)
 
 
 def said(summary: Summary, folder: RunFolder) -> tuple[list[str], int]:
@@ -111,7 +97,7 @@ def said(summary: Summary, folder: RunFolder) -> tuple[list[str], int]:
     return lines, gate.exit_code([gate.Judgement(run, None, findings, "")])
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
     start_server()
     with pytest.MonkeyPatch.context() as patch:
@@ -119,8 +105,10 @@ def server(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-@pytest.mark.parametrize("row", params())
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("server")
 def test_whoever_cheats_is_found_out(row: Row, tmp_path: Path) -> None:
     overrides = ["plugin_modules=[planted]", f"optimizations.{row.name}.enabled=true", *TINY]
     register_catalogue(overrides, ["planted"])
