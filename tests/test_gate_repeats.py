@@ -1,6 +1,9 @@
 """What is undecided is measured again: fresh, twice as much, all of it together, and only while that can help."""
 
 import argparse
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -142,6 +145,21 @@ def test_noise_is_decided_by_measuring_again(tmp_path, gate, capsys):
     assert all(asked == ["rtf"] for asked in bench.asked)
     assert f"with {len(bench.asked)} repetitions" in capsys.readouterr().out
     assert len(repeats_of(run)) == len(bench.asked)
+
+
+def test_the_answer_stays_alone_whatever_the_measuring_prints(tmp_path, gate, capfd):
+    run, bench = make_run(tmp_path, NOISY), Bench(NOISY)
+
+    def talkative(runs, subjects):
+        print("Job 1 of 1")
+        subprocess.run([sys.executable, "-c", "print('a model was loaded')"], check=True)
+        return bench(runs, subjects)
+
+    gate(run, "--limit", "rtf:5%", "--retries", "1", "--json", again=talkative)
+    said = capfd.readouterr()
+    assert len(bench.asked) == 1
+    assert json.loads(said.out)["runs"]
+    assert "a model was loaded" in said.err
 
 
 def test_what_was_repeated_counts_whenever_the_run_is_judged_and_is_no_run_of_its_own(tmp_path, gate):

@@ -5,7 +5,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +107,8 @@ def judge(folder: RunFolder, options: argparse.Namespace, again: Again) -> Judge
             break
         print(f"{folder.run_id}: {', '.join(undecided)} undecided, so measured again", file=sys.stderr, flush=True)
         try:
-            runs.append(again(runs, undecided))
+            with answers_alone():
+                runs.append(again(runs, undecided))
         except UserError as error:
             told.append(f"not measured again: {error}")
             break
@@ -116,6 +118,23 @@ def judge(folder: RunFolder, options: argparse.Namespace, again: Again) -> Judge
         told.append(f"with {len(runs) - 1} repetitions, {run.summary.processes} pairs of processes in all")
     repeat = repeating(folder, run, found[0] if found else None, options)
     return Judgement(run, reference, findings, repeat, [*told, *notes(run, reference)])
+
+
+@contextmanager
+def answers_alone() -> Iterator[None]:
+    """What a job says of its progress, its processes' words included, goes to standard error meanwhile.
+
+    Standard output is the gate's answer, which with `--json` is one line that a program reads.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def rules_for(folder: RunFolder, options: argparse.Namespace) -> Rules:
