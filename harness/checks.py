@@ -41,6 +41,8 @@ to 0.16."""
 UNLIKE_OFTEN = 1 / 3
 STRETCHED, NOT_STRETCHED = 0.875, 0.865
 """The same of waves of which one was stretched (`hearing.stretched_likeness`)."""
+APART_TIMES, APART = 3.0, 0.15
+"""How much farther from the reference's clips, in `hearing.apart`, timed clips may be than nine tenths of free ones."""
 SILENT_MORE = 0.30
 LEVEL_DB = 12.0
 REPEATED_FAST = 0.7
@@ -56,9 +58,10 @@ def failures(rows: Sequence[Measurement], children: Sequence[Child]) -> list[str
     return [problem for problem in found if problem]
 
 
-def pair_failures(pairs: Sequence[Pair], reference: str) -> list[str]:
-    """What is wrong with the candidate's speed pass beside the reference's."""
+def pair_failures(pairs: Sequence[Pair], free: Sequence[Pair], reference: str) -> list[str]:
+    """What is wrong with the candidate's speed pass beside the reference's; `free` are pairs of the quality pass."""
     found = [
+        _another_way(pairs, free, reference),
         _duration(pairs, reference),
         _copies(pairs, lambda row: row.repetition, "say something twice"),
         _copies(pairs, lambda row: row.likeness, "are those of an earlier request again"),
@@ -134,6 +137,23 @@ def _duration(pairs: Sequence[Pair], reference: str) -> str | None:
         f"for the same {row.pinned_tokens} speech tokens of text {row.text_id} it returned "
         f"{row.audio_s:.2f} s of audio and {reference} {base.audio_s:.2f} s "
         f"({len(wrong)} of {len(same_work)} pairs differ): an error, not a speed-up."
+    )
+
+
+def _another_way(pairs: Sequence[Pair], free: Sequence[Pair], reference: str) -> str | None:
+    """Whether the candidate speaks as the reference does while it stops by itself, and in another way while timed."""
+    timed_ones, free_ones = (
+        [distance for base, row in some if (distance := base.apart if row.apart is None else row.apart) is not None]
+        for some in (pairs, free)
+    )
+    if min(len(timed_ones), len(free_ones)) < FEWEST:
+        return None
+    usual, found = sorted(free_ones)[int(0.9 * len(free_ones))], statistics.median(timed_ones)
+    if found <= APART_TIMES * usual + APART:
+        return None
+    return (
+        f"its timed clips are made in another way than those of the quality pass: {found:.2f} apart from {reference}'s "
+        f"of the same request, and {usual:.2f} where nothing is timed."
     )
 
 

@@ -57,6 +57,13 @@ def not_measured(name: str) -> Comparison:
     return Comparison(kind=kind, value=None, low=None, high=None, verdict=stats.NOT_MEASURED, n=0)
 
 
+def free_pairs(rows: Iterable[Measurement], reference: str, candidate: str) -> list[Pair]:
+    """Rows of the quality pass that both variants have, the reference's first."""
+    free = [row for row in rows if row.pass_name == "quality" and row.ok]
+    known = {row.work: row for row in free if row.variant == reference}
+    return [(known[row.work], row) for row in free if row.variant == candidate and row.work in known]
+
+
 def pairs(rows: Iterable[Measurement], reference: str, candidate: str) -> list[Pair]:
     """Rows of the speed pass that both variants have, the reference's first."""
     speed = timed(rows)

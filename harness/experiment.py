@@ -11,7 +11,7 @@ from harness import environment, measure
 from harness.config import JobSpec
 from harness.console import Progress
 from harness.draws import Draws
-from harness.hearing import Listener
+from harness.hearing import Listener, Memory
 from harness.ledger import Ledger
 from harness.plugins import import_catalogue
 from harness.quality.judges import check_judges
@@ -48,7 +48,7 @@ class Experiment:
         self.toggles = {spec.against: spec.against_toggles, spec.combo: spec.toggles}
         self.draws = Draws(self.settings.get("requests_seed"), taken=workload.seeds)
         self.counts: dict[Item, int] = {}
-        self.reference_clips: dict[Item, list[Any]] = {}
+        self.memory = Memory()
         self.plans = {name: Plan() for name in self.toggles}
         self.children: dict[str, list[Child]] = {name: [] for name in self.toggles}
         self.statuses: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.toggles}
@@ -62,7 +62,7 @@ class Experiment:
     def begin_pair(self) -> dict[str, Side]:
         """A fresh side for each variant, the reference first."""
         self.sides = {
-            name: Side(name, toggles, self.device, Listener(self.reference_clips, name == self.spec.against))
+            name: Side(name, toggles, self.device, Listener(self.memory, is_reference=name == self.spec.against))
             for name, toggles in self.toggles.items()
         }
         for side in self.sides.values():

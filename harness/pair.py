@@ -263,6 +263,7 @@ class Pair:
         side = self.sides[call.variant]
         if not side.alive:
             return []
+        self.look_for_hindrance()
         self.experiment.report(f"{call.step} {'pass' if call.step in ('speed', 'quality') else 'call'}, {call.variant}")
         orders = [Order(one.item.text, one.item.voice, one.seed, one.n_tokens) for one in call.requests]
         started_s = self.experiment.ledger.elapsed_s
@@ -273,7 +274,7 @@ class Pair:
         for request, row, wave, said in zip_longest(call.requests, rows, heard.waves, heard.said):
             row.process, row.started_s = self.number, started_s
             if row.ok:
-                self.listen(row, request.item, wave, said.sample_rate, keep=request.item in call.kept)
+                self.listen(row, request, wave, said.sample_rate, keep=request.item in call.kept)
         self.experiment.add(rows)
         return rows
 
@@ -283,12 +284,14 @@ class Pair:
         if hindered and self.candidate.child.status == "ok":
             self.candidate.child.fail(hindered)
 
-    def listen(self, row: Measurement, item: Item, wave: np.ndarray, sample_rate: int, keep: bool) -> None:
+    def listen(self, row: Measurement, request: Request, wave: np.ndarray, sample_rate: int, keep: bool) -> None:
         """Add to a row what is heard in its wave, and keep the clip if it was chosen."""
         known = self.experiment.sample_rate = self.experiment.sample_rate or sample_rate
         if sample_rate != known:
             row.flaw = f"its sample rate is {sample_rate}, and {known} before"
-        for name, value in self.sides[row.variant].listener.columns(item, wave, sample_rate).items():
+        for name, value in (
+            self.sides[row.variant].listener.columns(request.item, (row.pass_name, request), wave, sample_rate).items()
+        ):
             setattr(row, name, value)
         if keep:
             row.audio, row.audio_sha = self.experiment.folder.add_clip(row, wave, sample_rate)

@@ -68,10 +68,10 @@ class Measurement:
 
     `generation_time_s` is by the child's clock and `parent_time_s` by the experiment's, from question to answer;
     figures go by `time_s`, the longer. `flaw` says what is wrong with the audio. `silent_share`, `repetition` (of
-    itself), `likeness` and `stretched_likeness` (to an earlier clip of the same item) and `unlikeness` (to the
-    reference's) are what `harness.hearing` finds in it. `counts` holds what the process held after the call, `energy_j`
-    what the whole GPU used in it. `audio_sha` fixes a kept clip. `chunks` of a stream are pairs of when the parent had
-    one and how long it plays.
+    itself), `likeness` and `stretched_likeness` (to an earlier clip of the same item), `unlikeness` (to the reference's
+    earlier ones) and `apart` (from the other variant's of this request) are what `harness.hearing` finds in it.
+    `counts` holds what the process held after the call, `energy_j` what the whole GPU used in it. `audio_sha` fixes a
+    kept clip. `chunks` of a stream are pairs of when the parent had one and how long it plays.
 
     A call may speak several utterances at once: `batch_size` of them. Each has its own row, whose times are its
     share of the call's, in proportion to its audio; so a call's time is counted once, however its rows are summed.
@@ -113,6 +113,7 @@ class Measurement:
     likeness: float | None = None
     stretched_likeness: float | None = None
     unlikeness: float | None = None
+    apart: float | None = None
     flaw: str | None = None
     counts: dict[str, float] = field(default_factory=dict)
     energy_j: float | None = None

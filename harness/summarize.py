@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness import checks, stats
-from harness.comparison import compare, objection, pairs, watermark_loss, withdrawn
+from harness.comparison import compare, free_pairs, objection, pairs, watermark_loss, withdrawn
 from harness.figures import calls, figures, similarities, timed
 from harness.records import Child
 from harness.results import BASELINE, NO_EVIDENCE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
@@ -65,7 +65,7 @@ def build_summary(folder: RunFolder) -> Summary:
         variant = figures(own, [s for s in scores if s.variant == name], ours, plan.get("quality", 0))
         problems = checks.failures(own, ours)
         if name == candidate:
-            problems += checks.pair_failures(paired, reference)
+            problems += checks.pair_failures(paired, free_pairs(rows, reference, name), reference)
             problems += [loss for loss in [watermark_loss(scores, reference, name)] if loss]
         if problems and variant.status == "ok":
             variant.status, variant.error = "failed", " ".join(problems)

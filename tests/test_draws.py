@@ -12,7 +12,7 @@ import pytest
 from harness import checks
 from harness.draws import APART, SPREAD, Draws, fresh_length
 from harness.figures import growth, repeated_request_ratio
-from harness.hearing import Listener
+from harness.hearing import Listener, Memory
 from harness.records import Child
 from harness.results import Measurement
 from harness.workload import Item
@@ -122,14 +122,14 @@ def stretched(wave: np.ndarray, n: int) -> np.ndarray:
 
 def heard_pairs(spoil) -> list[tuple[Measurement, Measurement]]:
     """What the checks get to see of four requests, which the candidate's `spoil` answers from the honest wave."""
-    known: dict = {}
-    listeners, pairs = (Listener(known), Listener(known, is_reference=False)), []
+    known, pairs = Memory(), []
+    listeners = Listener(known, is_reference=True), Listener(known, is_reference=False)
     for number in range(4):
         honest = spoken(number)
         waves = honest, spoil(honest, number)
         pairs.append(
             tuple(
-                row(name, seed=number, round=number, **listener.columns(ITEM, wave, RATE))
+                row(name, seed=number, round=number, **listener.columns(ITEM, number, wave, RATE))
                 for name, listener, wave in zip(("baseline", "x"), listeners, waves, strict=True)
             )
         )
@@ -137,7 +137,7 @@ def heard_pairs(spoil) -> list[tuple[Measurement, Measurement]]:
 
 
 def said(pairs) -> str:
-    return " ".join(checks.pair_failures(pairs, "baseline"))
+    return " ".join(checks.pair_failures(pairs, [], "baseline"))
 
 
 def test_honest_clips_pass_even_where_they_are_not_the_reference_s():
@@ -160,6 +160,22 @@ def test_honest_clips_pass_even_where_they_are_not_the_reference_s():
 )
 def test_a_clip_that_was_not_spoken_is_heard(spoil, words):
     assert words in said(heard_pairs(lambda wave, number: spoil(wave, number).astype(np.float32)))
+
+
+@pytest.mark.parametrize("spoil", [lambda wave, number: wave, lambda wave, number: spoken(100 + number)])
+def test_who_speaks_alike_whether_it_is_timed_or_not_is_honest(spoil):
+    timed, free = heard_pairs(spoil), heard_pairs(spoil)
+    assert "in another way" not in " ".join(checks.pair_failures(timed, free, "baseline"))
+
+
+def test_who_speaks_in_another_way_while_it_is_timed_is_heard():
+    def rough(wave: np.ndarray, number: int) -> np.ndarray:
+        return wave + (0.02 * np.random.default_rng(number).standard_normal(len(wave))).astype(np.float32)
+
+    timed, free = heard_pairs(rough), heard_pairs(lambda wave, number: wave)
+    found = " ".join(checks.pair_failures(timed, free, "baseline"))
+    assert "in another way than those of the quality pass" in found
+    assert "and 0.00 where nothing is timed" in found
 
 
 # -- what grows ----------------------------------------------------------------------------------------------------

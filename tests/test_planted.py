@@ -43,6 +43,7 @@ class Row:
 
     name: str
     given_away_by: str
+    overrides: tuple[str, ...] = ()
     passes_the_gate: bool = False
 
 
@@ -67,14 +68,14 @@ ROWS = [
     Row("remembers_requests", "it keeps results", passes_the_gate=True),
     Row("remembers_seeds", "it keeps results", passes_the_gate=True),
     Row("remembers_texts", "are those of an earlier request again"),
-    Row("every_second_call", "worse: wer"),
-    Row("stretched", "are those of an earlier request again"),
+    Row("every_second_call", "say something else"),
+    Row("stretched", "are stretched from an earlier one"),
     Row("loops_a_clip", "say something twice"),
     Row("tokens_twice", "say something else"),
     Row("padded_with_noise", "say something else"),
     Row("no_flow", "say something else"),
-    Row("few_steps_when_timed", "worse: sim_resemblyzer_timed"),
-    Row("after_the_first_round", "say something else"),
+    Row("few_steps_when_timed", "in another way than those of the quality pass"),
+    Row("after_the_first_round", "say something else", ("measure.min_rounds=5", "measure.max_rounds=5")),
     Row("slow_clock", "and by the parent's"),
     Row("behind_the_clock", "worked on after it had answered"),
     Row("ends_after_the_clock", "worked on after it had answered"),
@@ -110,7 +111,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("server")
 def test_whoever_cheats_is_found_out(row: Row, tmp_path: Path) -> None:
-    overrides = ["plugin_modules=[planted]", f"optimizations.{row.name}.enabled=true", *TINY]
+    overrides = ["plugin_modules=[planted]", f"optimizations.{row.name}.enabled=true", *TINY, *row.overrides]
     register_catalogue(overrides, ["planted"])
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         (spec,) = expand(compose("config", overrides))
