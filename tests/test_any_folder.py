@@ -117,6 +117,14 @@ SIDE_FILES = (
 stages = st.dictionaries(st.sampled_from(("generate_tokens", "mel_to_wave", "a|b")), figure, max_size=3)
 UTTERANCE_VALUES: dict[str, st.SearchStrategy] = {
     "generation_time_s": figure,
+    "parent_time_s": figure,
+    "process": st.integers(0, 2),
+    "counts": stages,
+    "energy_j": figure,
+    "unlikeness": figure,
+    "apart": figure,
+    "likeness": figure,
+    "silent_share": figure,
     "audio_s": figure,
     "peak_memory_mb": figure,
     "level_dbfs": figure,
@@ -153,6 +161,8 @@ CHILD_VALUES: dict[str, st.SearchStrategy] = {
     "load_s": figure,
     "process_to_first_utterance_s": figure,
     "model_memory_mb": figure,
+    "cpu_in_calls_s": figure,
+    "cpu_between_calls_s": figure,
     "memory_kind": st.sampled_from(("rss", "vram")),
     "status": st.sampled_from(("ok", "failed")),
     "error": errors,

@@ -28,7 +28,15 @@ def conditions(runs: Sequence[Run]) -> Section:
         )
     )
     blocks.append(Paragraph(_about_processes(runs)))
+    blocks.append(Paragraph(CLOCK))
     return Section("Measuring conditions", blocks)
+
+
+CLOCK = (
+    "Times are by the clock of the experiment, from a request to its answer, in another process than the pipeline's; "
+    "the pipeline's own clock has to agree. No text comes twice with the same seed and length. Every timed clip is "
+    "listened to, and some, chosen by chance, are judged like those of the quality pass."
+)
 
 
 def _about_processes(runs: Sequence[Run]) -> str:
