@@ -69,37 +69,19 @@ def parser() -> argparse.ArgumentParser:
     accept = commands.add_parser("accept", help="make a run a reference")
     accept.set_defaults(run=command.accept)
     command.add_accept(accept)
-    adviser = commands.add_parser(
-        "recommend",
-        help="name the best measured combo",
-        description=recommend.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    adviser.set_defaults(run=recommend.recommend)
-    recommend.add_arguments(adviser)
-    follower = commands.add_parser(
-        "history",
-        help="follow a figure over runs",
-        description=history.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    follower.set_defaults(run=history.history)
-    history.add_arguments(follower)
+    for name, module, run, says in (
+        ("recommend", recommend, recommend.recommend, "name the best measured combo"),
+        ("history", history, history.history, "follow a figure over runs"),
+        ("say", say, _say, "speak a text"),
+        ("new-optimization", new_optimization, new_optimization.run, "write an optimization of your own to fill in"),
+    ):
+        described = commands.add_parser(
+            name, help=says, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        described.set_defaults(run=run)
+        module.add_arguments(described)
     index = commands.add_parser("index", help="write the index of the reference runs")
     index.set_defaults(run=_index)
-    speaker = commands.add_parser(
-        "say", help="speak a text", description=say.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    speaker.set_defaults(run=_say)
-    say.add_arguments(speaker)
-    newcomer = commands.add_parser(
-        "new-optimization",
-        help="write an optimization of your own to fill in",
-        description=new_optimization.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    newcomer.set_defaults(run=new_optimization.run)
-    new_optimization.add_arguments(newcomer)
     return parser
 
 

@@ -180,9 +180,9 @@ class Listener:
         other = self._memory.answered.pop(request, None)
         if other is None:
             self._memory.answered[request] = found.bands
-        likest = max((likeness(found.bands, other) for other in earlier), default=None)
-        stretched = max((stretched_likeness(found.bands, other) for other in earlier), default=None)
-        unlike = min((unlikeness(found.bands, other) for other in known), default=None)
+        likest = max((likeness(found.bands, bands) for bands in earlier), default=None)
+        stretched = max((stretched_likeness(found.bands, bands) for bands in earlier), default=None)
+        unlike = min((unlikeness(found.bands, bands) for bands in known), default=None)
         earlier.append(found.bands)
         if self._is_reference and len(known) < REMEMBERED:
             known.append(found.bands)

@@ -347,31 +347,32 @@ def key_of(run: Path) -> str | None:
 # -- words -----------------------------------------------------------------------------------------------------------
 
 
-def opening_line(folder: Path, jobs: Sequence[Planned], left: Sequence[Planned]) -> str:
-    skipped = [job.label for job in jobs if job not in left]
+def opening_line(folder: Path, jobs: Sequence[Planned], finished: Mapping[str, Path]) -> str:
+    """What a sweep is about to do; `finished` are the folders of the jobs that are done, by their keys."""
+    skipped = [job.label for job in jobs if job.key in finished]
     goes_on = f" Measured already, and skipped: {', '.join(skipped)}." if skipped else ""
-    return f"Sweep of {len(jobs)} jobs into {folder}.{goes_on} {_to_go(folder, left)}."
+    return f"Sweep of {len(jobs)} jobs into {folder}.{goes_on} {_to_go(jobs, finished)}."
 
 
 def lines(folder: Path, jobs: Sequence[Planned]) -> list[str]:
     """What a sweep would do: a line for each job, and how long it may take in all."""
-    finished, took_s = done(folder), typical_s(folder)
-    left = [job for job in jobs if job.key not in finished]
+    finished = done(folder)
+    took_s = _typical_s(finished)
     each = [
         f"{number:3} {'done ' if job.key in finished else 'to do'} {job.label} against {job.against}"
         + ("" if job.key in finished else f", about {in_words(took_s or job.expected_s)}")
         for number, job in enumerate(jobs, start=1)
     ]
-    total = f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done; {_to_go(folder, left)}. Folder: {folder}"
-    return [*each, total]
+    n_done = sum(job.key in finished for job in jobs)
+    return [*each, f"{len(jobs)} jobs, {n_done} of them done; {_to_go(jobs, finished)}. Folder: {folder}"]
 
 
-def _to_go(folder: Path, left: Sequence[Planned]) -> str:
-    took_s = typical_s(folder)
-    return f"about {in_words(math.fsum(took_s or job.expected_s for job in left))} to go"
+def _to_go(jobs: Sequence[Planned], finished: Mapping[str, Path]) -> str:
+    took_s = _typical_s(finished)
+    return f"about {in_words(math.fsum(took_s or job.expected_s for job in jobs if job.key not in finished))} to go"
 
 
-def typical_s(folder: Path) -> float | None:
-    """What a job of the folder took on average; None where none is done."""
-    took = [seconds for run in done(folder).values() if (seconds := RunFolder(run).summary().timing.get("job_s"))]
+def _typical_s(finished: Mapping[str, Path]) -> float | None:
+    """What a finished job took on average; None where none is."""
+    took = [seconds for run in finished.values() if (seconds := RunFolder(run).summary().timing.get("job_s"))]
     return math.fsum(took) / len(took) if took else None

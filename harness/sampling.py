@@ -1,20 +1,9 @@
-"""How a model is asked to speak: the arguments of upstream's `generate`, and the languages.
-
-Imports no torch, so that a command's settings are judged, and a report tells them, without a model.
-"""
+"""How a model is asked to speak: the arguments of upstream's `generate`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
-
-LANGUAGES = (
-    *("ar", "da", "de", "el", "en", "es", "fi", "fr", "he", "hi", "it", "ja"),
-    *("ko", "ms", "nl", "no", "pl", "pt", "ru", "sv", "sw", "tr", "zh"),
-)
-"""Those of upstream's multilingual model."""
-COLDEST = 0.01
-"""The lowest temperature to draw at: far below it, logits divided by it leave the range of float32."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ ended, is `harness.plan`'s.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,12 @@ class DesignSweeper(BasicSweeper):
                 f"cannot write into {folder} ({error.strerror}): make room, or name another folder"
             ) from error
 
-    def _launch(self, folder: Path, jobs: Sequence[plan.Planned], done: Collection[str]) -> Any:
-        left = [job for job in jobs if job.key not in done]
-        say(plan.opening_line(folder, jobs, left))
+    def _launch(self, folder: Path, jobs: Sequence[plan.Planned], done: Mapping[str, Path]) -> Any:
+        say(plan.opening_line(folder, jobs, done))
         overrides = [
             job.launched(folder, number, len(jobs), is_shown())
             for number, job in enumerate(jobs, start=1)
-            if job in left
+            if job.key not in done
         ]
         assert self.launcher is not None
         try:

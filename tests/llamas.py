@@ -3,6 +3,8 @@
 import torch
 from transformers import LlamaConfig, LlamaModel
 
+from optimizations.t3.engines import StaticEngine
+
 WIDTH = 64
 
 
@@ -38,3 +40,18 @@ def walk(engine, rows, length, pad=None, prefix=None, steps=3):
         hidden = [engine.prefill(prompts(rows, length), pad, prefix)]
         hidden += [engine.step(prompts(rows, 1, seed)) for seed in range(2, 2 + steps)]
     return torch.stack(hidden)
+
+
+def relative_error(a, b):
+    return ((a.float() - b.float()).norm() / b.float().norm()).item()
+
+
+def assert_padding_counts(model, fused):
+    """Rows of which one is padded, behind a prefix: the engine that `fused` makes goes as the static one does."""
+    pad = torch.tensor([0, 4])
+    with torch.inference_mode():
+        prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
+    expected = walk(StaticEngine(model, 64), 2, 12, pad, prefix)
+    torch.testing.assert_close(walk(fused(model), 2, 12, pad, prefix), expected, atol=1e-5, rtol=1e-5)
+    unpadded = walk(StaticEngine(model, 64), 2, 12, None, prefix)
+    assert relative_error(unpadded, expected) > 1e-2, "padding must matter for this test to say anything"

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from applied import TEXT, apply_one, spoken
 from interpreter import interpreted, not_interpreted
-from llamas import prompts, tiny, walk
+from llamas import assert_padding_counts, prompts, relative_error, tiny, walk
 
 import optimizations
 from harness import checkpoints
 from harness.errors import UserError
-from harness.pipeline import HELD_BACK, Segment
+from harness.pipeline import HELD_BACK
 from harness.sampling import TURBO, Sampling
 from optimizations.common.modules import cast_parameters
 from optimizations.compile import OURS, Compilations
@@ -29,7 +30,6 @@ from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample
 from optimizations.t3.token_buffers import TokenBuffers
 
 FILES = sorted(map(str, Path(__file__).parent.glob("test_kernels*.py")))
-TEXT = "Good morning, how are you today?"
 
 
 @not_interpreted
@@ -55,25 +55,6 @@ def fused():
     return lambda model: engine.TritonEngine(model, 64, tiles)
 
 
-def relative_error(a, b):
-    return ((a.float() - b.float()).norm() / b.float().norm()).item()
-
-
-def apply(pipeline, name, **params):
-    plugin = optimizations.create(name, params)
-    assert plugin.unavailable(pipeline) is None
-    plugin.apply(pipeline)
-    return plugin
-
-
-def spoken(pipeline, n_tokens):
-    """Speech tokens of one text, as the pipeline's own stage decodes them."""
-    voice = next(iter(pipeline.voices))
-    torch.manual_seed(0)
-    segment = Segment(TEXT, pipeline.stages["condition"](voice), 0, n_tokens)
-    return pipeline.stages["generate_tokens"]([segment])[0].tolist()
-
-
 @interpreted
 @pytest.mark.parametrize(("rows", "length"), [(2, 5), (2, 300), (1, 5), (3, 9)])  # of slots, more than attention takes
 def test_steps_are_the_static_engines(fused, rows, length):
@@ -84,13 +65,7 @@ def test_steps_are_the_static_engines(fused, rows, length):
 
 @interpreted
 def test_rows_padded_behind_a_prefix(fused):
-    model, pad = tiny(), torch.tensor([0, 4])
-    with torch.inference_mode():
-        prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
-    expected = walk(StaticEngine(model, 64), 2, 12, pad, prefix)
-    torch.testing.assert_close(walk(fused(model), 2, 12, pad, prefix), expected, atol=1e-5, rtol=1e-5)
-    unpadded = walk(StaticEngine(model, 64), 2, 12, None, prefix)
-    assert relative_error(unpadded, expected) > 1e-2, "padding must matter for this test to say anything"
+    assert_padding_counts(tiny(), fused)
 
 
 @interpreted
@@ -238,8 +213,8 @@ def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
     mini = checkpoints.load("mini", "cpu")
     mini.model.t3.tfmr.layers = mini.model.t3.tfmr.layers[:2]  # of eight, all alike
     expected = spoken(mini, 2)
-    apply(mini, "kv_cache")
-    apply(mini, "compile", decode="triton", estimator=False)
+    apply_one(mini, "kv_cache")
+    apply_one(mini, "compile", decode="triton", estimator=False)
     assert spoken(mini, 2) == expected
     assert set(launched) == set(OURS)
     mini.reset()
@@ -271,9 +246,9 @@ def synthesized(pipeline, n_tokens):
 def test_compiled_parts_compile_once_for_all_lengths(mini, captured_only):
     lengths = (10, 17)
     expected = [synthesized(mini, n) for n in lengths]
-    apply(mini, "flash_attention", backend="sdpa")
-    apply(mini, "kv_cache")
-    plugin = apply(mini, "compile", decode="inductor")
+    apply_one(mini, "flash_attention", backend="sdpa")
+    apply_one(mini, "kv_cache")
+    plugin = apply_one(mini, "compile", decode="inductor")
     for n_tokens, utterance in zip(lengths, expected, strict=True):
         same = synthesized(mini, n_tokens)
         assert torch.equal(same.tokens[0], utterance.tokens[0])
@@ -309,7 +284,7 @@ def test_compile_says_what_it_lacks(mini, monkeypatch):
     assert "kv_cache" in reason(decode="inductor", estimator=False)
     assert "nothing is left" in reason(decode="none", estimator=False)
     assert "kv_cache" in reason(estimator=False)
-    apply(mini, "kv_cache")
+    apply_one(mini, "kv_cache")
     assert "CUDA" in reason(decode="triton", estimator=False)
     mini.reset()
     monkeypatch.setenv("PATH", "")
@@ -413,9 +388,9 @@ def test_gpu_kernels_that_start_early_compute_the_same_bits(large):
 def test_gpu_greedy_float32_tokens_are_those_of_the_layers(large):
     large.sampling, usual = Sampling(temperature=0), large.sampling
     try:
-        apply(large, "kv_cache")
+        apply_one(large, "kv_cache")
         expected = spoken(large, 500)
-        apply(large, "compile", estimator=False)
+        apply_one(large, "compile", estimator=False)
         tokens = spoken(large, 500)
     finally:
         large.sampling = usual
@@ -442,7 +417,7 @@ def test_gpu_bfloat16_diverges_little_from_float32(large, capsys):
 def test_gpu_8_bits_diverge_little_from_float32(large, capsys):
     t3, tokens = large.model.t3, random_tokens()
     exact = forced_logits(t3, StaticEngine(t3.tfmr), tokens).log_softmax(-1)
-    plugin = apply(large, "int8_weights")
+    plugin = apply_one(large, "int8_weights")
     cast_parameters(large, t3.tfmr, torch.bfloat16)
     logits = forced_logits(t3, engine_of(t3.tfmr), tokens).log_softmax(-1)
     divergence = (exact.exp() * (exact - logits)).sum(-1)[1:].mean().item()
@@ -496,10 +471,10 @@ def test_gpu_captured_decode_says_what_the_loop_says(large, capsys):
     """In float32: a captured prompt is padded, and in bfloat16 its other rounding would turn a close choice."""
     large.sampling, usual = Sampling(temperature=0), large.sampling
     try:
-        apply(large, "kv_cache")
-        apply(large, "compile", estimator=False)
+        apply_one(large, "kv_cache")
+        apply_one(large, "compile", estimator=False)
         expected = spoken(large, 250)
-        apply(large, "cuda_graphs", tokens=250)
+        apply_one(large, "cuda_graphs", tokens=250)
         large.stages["generate_tokens"].prepare()
         assert spoken(large, 250) == expected
         torch.cuda.synchronize()
@@ -515,12 +490,12 @@ def test_gpu_captured_decode_says_what_the_loop_says(large, capsys):
 @pytest.mark.gpu
 def test_gpu_compile_shows_its_kernels_and_comes_back(large):
     before = spoken(large, 8)
-    apply(large, "mixed_precision", tf32=False)
-    apply(large, "flash_attention", backend="sdpa")
-    apply(large, "kv_cache")
+    apply_one(large, "mixed_precision", tf32=False)
+    apply_one(large, "flash_attention", backend="sdpa")
+    apply_one(large, "kv_cache")
     voice = next(iter(large.voices))
     plain = large.synthesize(TEXT, voice, 1, n_tokens=40)
-    plugin = apply(large, "compile")
+    plugin = apply_one(large, "compile")
     for n_tokens in (40, 60, 81):
         fast = large.synthesize(TEXT, voice, 1, n_tokens=n_tokens)
         assert fast.n_tokens == n_tokens
@@ -536,7 +511,7 @@ def test_gpu_compile_shows_its_kernels_and_comes_back(large):
 
 @pytest.mark.gpu
 def test_gpu_compiled_estimator_gives_the_same_mel(large):
-    apply(large, "flash_attention", backend="sdpa")
+    apply_one(large, "flash_attention", backend="sdpa")
     voice = next(iter(large.voices.values()))
     tokens = voice.gen["prompt_token"][0, :50].long()
 
@@ -546,16 +521,16 @@ def test_gpu_compiled_estimator_gives_the_same_mel(large):
             return large.stages["tokens_to_mel"]([tokens], [voice])[0]
 
     expected = mel()
-    apply(large, "compile", decode="none")
+    apply_one(large, "compile", decode="none")
     assert relative_error(mel(), expected) < 1e-3
 
 
 @pytest.mark.gpu
 def test_gpu_all_of_it_is_captured(large):
-    apply(large, "mixed_precision", tf32=False)
-    apply(large, "kv_cache")
-    plugin = apply(large, "compile")
-    graphs = apply(large, "cuda_graphs", tokens=100)
+    apply_one(large, "mixed_precision", tf32=False)
+    apply_one(large, "kv_cache")
+    plugin = apply_one(large, "compile")
+    graphs = apply_one(large, "cuda_graphs", tokens=100)
     voice = next(iter(large.voices))
     for n_tokens in (60, 90, 61):
         assert np.isfinite(large.synthesize(TEXT, voice, 1, n_tokens=n_tokens).wave).all()
@@ -568,6 +543,6 @@ def test_gpu_all_of_it_is_captured(large):
 
 @pytest.mark.gpu
 def test_gpu_quantized_weights_are_refused(large):
-    apply(large, "kv_cache")
-    apply(large, "quantization", strategy="aggressive")
+    apply_one(large, "kv_cache")
+    apply_one(large, "quantization", strategy="aggressive")
     assert "bitsandbytes" in optimizations.create("compile", {"estimator": False}).unavailable(large)

@@ -5,20 +5,17 @@ from importlib import import_module
 
 import pytest
 import torch
+from applied import apply_one, spoken
 from interpreter import interpreted
-from llamas import WIDTH, prompts, walk
+from llamas import WIDTH, assert_padding_counts, relative_error, walk
 from transformers import GPT2Config, GPT2Model
 
-import optimizations
 from harness import checkpoints
-from harness.pipeline import Segment
 from harness.sampling import TURBO
 from optimizations.common.modules import cast_parameters
 from optimizations.t3.blocks import by_outputs
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import in_8_bits
-
-TEXT = "Good morning, how are you today?"
 
 
 def tiny(dtype=torch.float32):
@@ -47,10 +44,6 @@ def fused():
     return lambda model: engine.engine_for(model, 64, tiles)
 
 
-def relative_error(a, b):
-    return ((a.float() - b.float()).norm() / b.float().norm()).item()
-
-
 @interpreted
 @pytest.mark.parametrize(("rows", "length"), [(1, 70), (3, 5)])
 def test_steps_are_the_static_engines(fused, rows, length):
@@ -68,13 +61,7 @@ def test_weights_in_8_bits_are_read_as_they_are(fused):
 
 @interpreted
 def test_rows_padded_behind_a_prefix(fused):
-    model, pad = tiny(), torch.tensor([0, 4])
-    with torch.inference_mode():
-        prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
-    expected = walk(StaticEngine(model, 64), 2, 12, pad, prefix)
-    torch.testing.assert_close(walk(fused(model), 2, 12, pad, prefix), expected, atol=1e-5, rtol=1e-5)
-    unpadded = walk(StaticEngine(model, 64), 2, 12, None, prefix)
-    assert relative_error(unpadded, expected) > 1e-2, "padding must matter for this test to say anything"
+    assert_padding_counts(tiny(), fused)
 
 
 @interpreted
@@ -94,19 +81,6 @@ def test_the_heads_bias_is_added():
         torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
 
 
-def apply(pipeline, name, **params):
-    plugin = optimizations.create(name, params)
-    assert plugin.unavailable(pipeline) is None
-    plugin.apply(pipeline)
-    return plugin
-
-
-def spoken(pipeline, n_tokens):
-    torch.manual_seed(0)
-    segment = Segment(TEXT, pipeline.stages["condition"]("random"), 0, n_tokens)
-    return pipeline.stages["generate_tokens"]([segment])[0].tolist()
-
-
 @pytest.mark.slow
 @interpreted
 def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
@@ -115,8 +89,8 @@ def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
         monkeypatch.setitem(engine.TILES, name, engine.Tile(32 if name == "layernorm_qkv" else 128, 1))
     turbo = checkpoints.load("tiny_turbo", "cpu")
     expected = spoken(turbo, 3)
-    apply(turbo, "kv_cache")
-    apply(turbo, "compile", decode="triton", estimator=False)
+    apply_one(turbo, "kv_cache")
+    apply_one(turbo, "compile", decode="triton", estimator=False)
     assert isinstance(turbo.stages["generate_tokens"].engine, engine.GPT2Engine)
     assert spoken(turbo, 3) == expected
     turbo.reset()
@@ -146,7 +120,7 @@ def test_gpu_greedy_float32_tokens_are_upstreams(turbo):
     assert len(expected) == 500
     for names in (("kv_cache",), ("kv_cache", "compile"), ("kv_cache", "compile", "cuda_graphs")):
         for name in names:
-            apply(turbo, name, **({"estimator": False} if name == "compile" else {}))
+            apply_one(turbo, name, **({"estimator": False} if name == "compile" else {}))
         assert spoken(turbo, 500) == expected, names
         turbo.reset()
 
@@ -154,10 +128,10 @@ def test_gpu_greedy_float32_tokens_are_upstreams(turbo):
 @pytest.mark.gpu
 def test_gpu_sampled_tokens_are_those_of_the_layers(turbo):
     """Captured, with Turbo's own filters, the same draws."""
-    apply(turbo, "kv_cache")
+    apply_one(turbo, "kv_cache")
     expected = spoken(turbo, 100)
-    apply(turbo, "compile", estimator=False)
-    apply(turbo, "cuda_graphs")
+    apply_one(turbo, "compile", estimator=False)
+    apply_one(turbo, "cuda_graphs")
     tokens = spoken(turbo, 100)
     assert sum(a == b for a, b in zip(tokens, expected, strict=True)) >= 90
 

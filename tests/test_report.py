@@ -12,7 +12,7 @@ from factories import TWELVE, Case, Effect, make_run, write_rows
 
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.report import claims, data, plots, report_name, rules, usage, verdict_line, words, write_report
+from harness.report import claims, conditions, data, plots, report_name, rules, usage, verdict_line, words, write_report
 from harness.report.document import Bullets, Code, Document, Figure, Heading, Paragraph, Table
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
@@ -268,6 +268,22 @@ def test_those_lines_are_for_the_model_that_was_measured(tmp_path, change, lines
 
 
 # -- rules -----------------------------------------------------------------------------------------------
+
+
+def test_the_command_names_what_differs_from_the_groups_files(tmp_path):
+    folder = make_run(tmp_path, Case(against="campaign"))
+    job = folder.job() | {
+        "measure": {"name": "fast", "min_rounds": 2, "pinned_tokens": 250, "thresholds": {"rtf": 0.05, "wer": 0.02}},
+        "workload": {"name": "passage", "seeds": [1, 2], "voices": ["/home/me/my voice.wav"]},
+        "plugin_modules": ["mine"],
+    }
+    (run,) = data.load([folder])
+    run = replace(run, job=job, summary=replace(run.summary, workload="passage"))
+    assert conditions.command(run) == (
+        "python run_sweep.py +combo=production against=campaign pipeline=mini workload=passage measure=fast "
+        "'workload.seeds=[1,2]' 'workload.voices=[\"my voice.wav\"]' measure.pinned_tokens=250 "
+        "measure.thresholds.rtf=0.05 'plugin_modules=[mine]'"
+    )
 
 
 def test_only_a_complete_gain_with_kept_quality_is_recommended(tmp_path):

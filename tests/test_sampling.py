@@ -8,15 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from applied import apply_uncaptured
 
-import optimizations
 from harness import checkpoints
 from harness.application import optimize
 from harness.pipeline import Pipeline, Segment
 from harness.quality.replay import Case, record, replay
 from harness.sampling import Sampling
-from optimizations.common.graphs import Uncaptured
-from optimizations.cuda_graphs import CudaGraphs
 
 TEXT = "The boat is late. We wait."
 TEXTS = ["Yes.", "We will meet at the old bridge.", "Where did you leave the keys?"]
@@ -54,17 +52,6 @@ def mini(loaded: Pipeline) -> Iterator[Pipeline]:
 @pytest.fixture(scope="module")
 def multilingual() -> Pipeline:
     return checkpoints.load("mini_multilingual", "cpu")
-
-
-def apply(pipeline: Pipeline, plugins: dict[str, dict]) -> None:
-    """In the catalogue's order; nothing is captured on a CPU: a "replay" runs the function over the same buffers."""
-    for name in optimizations.names():
-        if name in plugins:
-            plugin = optimizations.create(name, plugins[name])
-            if isinstance(plugin, CudaGraphs):
-                plugin.apply_with(pipeline, Uncaptured)
-            else:
-                plugin.apply(pipeline)
 
 
 def said(pipeline: Pipeline, text: str = TEXT, seed: int = 4, n_tokens: int | None = None) -> list[int]:
@@ -133,7 +120,7 @@ def test_greedy_draws_nothing(mini):
     mini.sampling = SETTINGS["greedy"]
     voice = next(iter(mini.voices))
     before = mini.synthesize(TEXT, voice, 3, n_tokens=8)
-    apply(mini, {"kv_cache": {}})
+    apply_uncaptured(mini, kv_cache={})
     after = mini.synthesize(TEXT, voice, 3, n_tokens=8)
     np.testing.assert_allclose(after.wave, before.wave, atol=1e-4)
 
@@ -145,7 +132,7 @@ def test_a_multilingual_model_and_its_guard_take_them_too(multilingual, settings
     try:
         expected = said(multilingual)
         for plugins in ({"alignment_analyzer": {}}, COMBOS["captured"]):
-            apply(multilingual, plugins)
+            apply_uncaptured(multilingual, **plugins)
             assert said(multilingual) == expected
             multilingual.reset()
     finally:
@@ -161,7 +148,7 @@ def test_a_multilingual_model_and_its_guard_take_them_too(multilingual, settings
 def test_every_way_of_decoding_says_the_very_tokens(mini, settings, combo):
     mini.sampling = SETTINGS[settings]
     expected, pinned = said(mini), said(mini, n_tokens=12)
-    apply(mini, COMBOS[combo])
+    apply_uncaptured(mini, **COMBOS[combo])
     for _ in range(2):  # the second time meets what the first one left: caches, graphs
         assert said(mini) == expected
         assert said(mini, n_tokens=12) == pinned
@@ -173,7 +160,7 @@ def test_every_way_of_decoding_says_the_very_tokens(mini, settings, combo):
 def test_rows_of_a_batch_say_what_they_say_alone(mini, combo):
     mini.sampling = SETTINGS["unguided and greedy"]
     alone = [said(mini, text) for text in TEXTS]
-    apply(mini, COMBOS[combo] | {"batching": {"size": 4}})
+    apply_uncaptured(mini, **COMBOS[combo], batching={"size": 4})
     for _ in range(2):
         assert together(mini, TEXTS) == alone
 
@@ -182,7 +169,7 @@ def test_guidance_may_come_and_go_between_calls(mini):
     expected = {}
     for name, mini.sampling in SETTINGS.items():
         expected[name] = said(mini)
-    apply(mini, COMBOS["captured"])
+    apply_uncaptured(mini, **COMBOS["captured"])
     for name in (*SETTINGS, *reversed(SETTINGS)):
         mini.sampling = SETTINGS[name]
         assert said(mini) == expected[name], name
@@ -195,7 +182,7 @@ def test_a_teacher_hears_the_same_logits(mini, settings, combo):
     cases = [Case("t", TEXTS[1], next(iter(mini.voices)), n_tokens=6)]
     inputs = record(mini, cases, seed=0)
     (before,) = replay(mini, cases, inputs, seed=0)
-    apply(mini, COMBOS[combo])
+    apply_uncaptured(mini, **COMBOS[combo])
     (after,) = replay(mini, cases, inputs, seed=0)
     np.testing.assert_allclose(after.logits, before.logits, atol=1e-3)
 

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from applied import apply_uncaptured
 
 import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment, Teacher
 from harness.sampling import TURBO
-from optimizations.common.graphs import Uncaptured
-from optimizations.cuda_graphs import CudaGraphs
 
 TEXT = "The boat is late. We wait."
 TEXTS = ["Yes.", "We will meet at the old bridge.", "Where did you leave the keys?"]
@@ -39,21 +38,6 @@ def tiny(loaded: Pipeline) -> Iterator[Pipeline]:
     yield loaded
     loaded.reset()
     loaded.sampling = TURBO
-
-
-def apply(pipeline: Pipeline, **plugins: dict) -> list:
-    """In the catalogue's order; nothing is captured on a CPU: a "replay" runs the function over the same buffers."""
-    applied = []
-    for name in optimizations.names():
-        if name in plugins:
-            plugin = optimizations.create(name, plugins[name])
-            if isinstance(plugin, CudaGraphs):
-                plugin.apply_with(pipeline, Uncaptured)
-            else:
-                assert plugin.unavailable(pipeline) is None
-                plugin.apply(pipeline)
-            applied.append(plugin)
-    return applied
 
 
 def said(pipeline: Pipeline, texts: list[str], n_tokens: int | None = None, seed: int = 4) -> list[list[int]]:
@@ -91,7 +75,7 @@ def test_the_baseline_is_upstreams_generate_bit_for_bit(tiny, monkeypatch):
 def test_a_pinned_length_is_kept_and_a_teacher_is_obeyed(tiny):
     assert [len(tokens) for tokens in said(tiny, TEXTS, n_tokens=7)] == [7, 7, 7]
     for plugins in ({}, WAYS["kv_cache"], WAYS["captured"]):
-        apply(tiny, **plugins)
+        apply_uncaptured(tiny, **plugins)
         teacher = Teacher(torch.tensor([5, 4000, 17]))
         segment = Segment(TEXT, tiny.stages["condition"]("random"), 0, 3, teacher)
         with torch.inference_mode():
@@ -118,7 +102,7 @@ def test_it_says_upstreams_very_words(tiny, way, sampling):
     """With upstream's random numbers, whose penalty spares the start token from the second token on."""
     tiny.sampling = sampling
     expected = said(tiny, [TEXT]), said(tiny, [TEXT], n_tokens=30)
-    apply(tiny, **WAYS[way])
+    apply_uncaptured(tiny, **WAYS[way])
     assert (said(tiny, [TEXT]), said(tiny, [TEXT], n_tokens=30)) == expected
 
 
@@ -126,12 +110,12 @@ def test_it_says_upstreams_very_words(tiny, way, sampling):
 def test_a_batch_says_what_each_text_says_alone(tiny, way):
     tiny.sampling = GREEDY
     expected = said(tiny, TEXTS)
-    apply(tiny, batching={"size": 4}, **WAYS[way])
+    apply_uncaptured(tiny, batching={"size": 4}, **WAYS[way])
     assert said(tiny, TEXTS) == expected
 
 
 def test_a_voice_opens_with_376_positions_that_are_kept(tiny):
-    (plugin,) = apply(tiny, kv_cache={})
+    (plugin,) = apply_uncaptured(tiny, kv_cache={})
     said(tiny, [TEXT, TEXT], n_tokens=4)
     decoder = tiny.stages["generate_tokens"]
     assert decoder.opening() == 376
@@ -145,9 +129,9 @@ def test_a_voice_opens_with_376_positions_that_are_kept(tiny):
 @pytest.mark.parametrize("steps", [2, 1])
 def test_the_flow_gives_upstreams_mel(tiny, plugins, steps):
     if steps == 1:
-        apply(tiny, flow_steps={})
+        apply_uncaptured(tiny, flow_steps={})
     expected = mel_of(tiny)
-    apply(tiny, **plugins)
+    apply_uncaptured(tiny, **plugins)
     assert relative_error(mel_of(tiny), expected) < 1e-4
 
 
@@ -157,7 +141,7 @@ def test_rows_of_a_flow_are_what_they_are_alone(tiny):
     with torch.inference_mode():
         torch.manual_seed(2)
         alone = tiny.stages["tokens_to_mel"](rows, [voice] * 2)
-        apply(tiny, batching={"size": 4})
+        apply_uncaptured(tiny, batching={"size": 4})
         torch.manual_seed(2)
         together = tiny.stages["tokens_to_mel"](rows, [voice] * 2)
     assert all(relative_error(a, b) < 1e-4 for a, b in zip(together, alone, strict=True))
@@ -171,17 +155,17 @@ def test_half_precision_leaves_time_and_solver_alone(tiny):
     plugin.apply(tiny)
     assert 0 < relative_error(mel_of(tiny), exact) < 0.1
     assert plugin.evidence(tiny).active
-    apply(tiny, flat_estimator={})
+    apply_uncaptured(tiny, flat_estimator={})
     assert 0 < relative_error(mel_of(tiny), exact) < 0.1
 
 
 def test_weights_in_8_bits_are_read_as_they_are(tiny):
     tiny.sampling = GREEDY
-    int8, *_ = apply(tiny, int8_weights={}, kv_cache={})
+    int8, *_ = apply_uncaptured(tiny, int8_weights={}, kv_cache={})
     expected = said(tiny, TEXTS)
     assert int8.evidence(tiny).active
     tiny.reset()
-    *_, compiled = apply(tiny, int8_weights={}, kv_cache={}, compile={"estimator": False})
+    *_, compiled = apply_uncaptured(tiny, int8_weights={}, kv_cache={}, compile={"estimator": False})
     assert said(tiny, TEXTS) == expected
     assert compiled.evidence(tiny).facts["native_steps_count"]
 

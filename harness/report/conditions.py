@@ -1,16 +1,21 @@
 """The report's small print: where and how it was measured, what was odd about it, how to do it again."""
 
+import json
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from harness import stats
+from harness.locations import CONFIGS
 from harness.report import words
 from harness.report.data import Run, by_place
 from harness.report.document import Block, Bullets, Code, Paragraph, Section, Table
 from harness.report.outcome import verdict_sentence
-from harness.workload import OFFLINE
+from harness.results import BASELINE
 
 
 def conditions(runs: Sequence[Run]) -> Section:
@@ -147,13 +152,54 @@ def command(run: Run) -> str:
         parts += [f"optimizations.{name}.enabled=true" for name in run.summary.enabled]
     else:
         parts.append(f"+combo={run.name}")
+    if not sweep and run.summary.against != BASELINE:
+        parts.append(f"against={run.summary.against}")
     parts += [f"pipeline={run.summary.pipeline}", f"workload={run.summary.workload}"]
-    if run.summary.scenario == OFFLINE and run.summary.workload != OFFLINE:
-        parts.append(f"workload.scenario={OFFLINE}")
     for group in ("measure", "quality"):
         name = (run.job.get(group) or {}).get("name", "default")
         parts += [f"{group}={name}"] if name != "default" else []
+    for group in ("workload", "measure", "quality"):
+        parts += _changed(group, run.job.get(group) or {})
+    modules = run.job.get("plugin_modules") or []
+    parts += [shlex.quote(f"plugin_modules=[{','.join(map(str, modules))}]")] if modules else []
     device = run.environment.get("device")
     if isinstance(device, dict) and device.get("type"):
         parts.append(f"device={device['type']}")
     return " ".join(parts)
+
+
+def _changed(group: str, settings: Mapping[str, Any]) -> list[str]:
+    """The overrides that lead from a group's file to the settings, those that the file knows."""
+    usual = dict(_flat(group, _usual(CONFIGS / group / f"{settings.get('name')}.yaml")))
+    changed = [(name, value) for name, value in _flat(group, settings) if name in usual and usual[name] != value]
+    return [shlex.quote(f"{name}={_override(value)}") for name, value in changed]
+
+
+def _usual(file: Path) -> dict[str, Any]:
+    """A group's settings as its file has them, over those of the files beside it that its `defaults` name."""
+    if not file.is_file():
+        return {}
+    settings = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)
+    below: dict[str, Any] = {}
+    for name in settings.pop("defaults", []):
+        below |= _usual(file.with_name(f"{name}.yaml"))
+    return {**below, **settings}
+
+
+def _flat(where: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{where}.{name}", value)
+        else:
+            yield f"{where}.{name}", value
+
+
+def _override(value: Any) -> str:
+    """A value in Hydra's grammar. Of a file its name alone: where it lies is this machine's own."""
+    if isinstance(value, str) and Path(value).is_absolute():
+        value = Path(value).name
+    if isinstance(value, list):
+        return f"[{','.join(map(_override, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{_override(item)}" for name, item in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
