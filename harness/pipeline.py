@@ -19,6 +19,7 @@ Every change that a plugin makes goes through `replace_stage`, `wrap_stage`, `en
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -157,6 +158,35 @@ class Streamer(Protocol):
         ...
 
 
+Told = list[tuple[int, Chunk | Utterance | Exception]]
+"""What has come of several callers' requests: their next chunks; what an utterance was, when all of it is told; or why
+there is none."""
+
+
+class Desk(Protocol):
+    """What speaks for several callers at a time."""
+
+    def take(self, caller: int, request: Request) -> None:
+        """A caller's request has come."""
+        ...
+
+    def work(self) -> Told | None:
+        """Go on a little; None where there is nothing to do."""
+        ...
+
+
+class Server(Protocol):
+    """What speaks for several callers at a time, as many times as somebody opens it."""
+
+    def open(self) -> Desk:
+        """A desk with nobody at it."""
+        ...
+
+    def rehearse(self, request: Request) -> None:
+        """Speak to nobody, so that whatever happens once has happened."""
+        ...
+
+
 Stage = Callable[..., Any]
 ContextFactory = Callable[[], AbstractContextManager]
 
@@ -186,6 +216,7 @@ class Pipeline(Changeable):
     around: list[ContextFactory] = field(default_factory=list)
     between: list[Callable[[str], None]] = field(default_factory=list)
     streamer: Streamer | None = None
+    server: Server | None = None
     replaced_by: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -246,6 +277,10 @@ class Pipeline(Changeable):
         utterance = self.synthesize(text, voice, seed, n_tokens)
         yield Chunk(utterance.wave, utterance.sample_rate, utterance.generation_time_s)
         return utterance
+
+    def desk(self) -> Desk:
+        """Who speaks for several callers: unmodified, one utterance after the other, in the order of the requests."""
+        return self.server.open() if self.server else OneAtATime(self.synthesize_stream)
 
     def segments(self, request: Request) -> list[Segment]:
         """A request's text in segments, with the voice that speaks them; to be called `as_in_a_synthesis`."""
@@ -314,8 +349,9 @@ class Pipeline(Changeable):
 
     def rehearse(self, text: str, voice: str, seed: int, n_tokens: int | None = None) -> Utterance:
         """Speak to nobody: what happens once has then happened before the first request."""
-        if self.streamer:
-            self.streamer.rehearse(Request(text, voice, seed, n_tokens))
+        for speaker in (self.streamer, self.server):
+            if speaker:
+                speaker.rehearse(Request(text, voice, seed, n_tokens))
         spoken = self.synthesize(text, voice, seed, n_tokens)
         self._note("utterance rehearsed", ("rehearse", len(self._journal)))
         return spoken
@@ -433,6 +469,35 @@ class Pipeline(Changeable):
         """Watermarked waves as float32 arrays; on the CPU, as upstream."""
         mark = self.model.watermarker.apply_watermark
         return [mark(wave.detach().cpu().numpy(), sample_rate=self.model.sr) for wave in waves]
+
+
+class OneAtATime:
+    """A desk that speaks one utterance after the other, in the order in which they were asked for."""
+
+    def __init__(self, stream: Callable[..., Chunks]) -> None:
+        self._stream = stream
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._now: tuple[int, Chunks] | None = None
+
+    def take(self, caller: int, request: Request) -> None:
+        self._waiting.append((caller, request))
+
+    def work(self) -> Told | None:
+        """One more chunk, or the end of the utterance, which has no audio of its own."""
+        if self._now is None:
+            if not self._waiting:
+                return None
+            caller, one = self._waiting.popleft()
+            self._now = caller, self._stream(one.text, one.voice, one.seed, one.n_tokens)
+        caller, chunks = self._now
+        try:
+            return [(caller, next(chunks))]
+        except StopIteration as end:
+            self._now = None
+            return [(caller, end.value)]
+        except SynthesisError as error:
+            self._now = None
+            return [(caller, error)]
 
 
 def _equal(tensor: Tensor, original: Tensor) -> bool:

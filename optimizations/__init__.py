@@ -31,6 +31,7 @@ APPLIED = (
     "batching",
     "cuda_graphs",
     "streaming",
+    "continuous_batching",
     "cpu_offload",
     "warmup",
 )

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from chatterbox.tts import Conditionals
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from harness.pipeline import Pipeline, Stage
 from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
-from optimizations.common.padding import within
-from optimizations.flow.prefix import Prompt, noise_for, prompt_of
-from optimizations.flow.static_shape import encode
+from optimizations.flow.batched import solve
+from optimizations.flow.prefix import noise_for, prompt_of
 from optimizations.flow.steps import euler_steps
 from optimizations.t3.decoder import decoder_of
+from optimizations.vocoder.batched import decode, source
 
-SAMPLES_PER_FRAME = 480
-HIFT_REACH = 16
-"""Mel frames that a sample of HiFT's wave can depend on, to either side: 3 through its first convolution, 1 through
-the first upsampling, 7.5 through the residual blocks at 8 steps a frame (kernel 11, dilations 1, 3, 5), and less than
-3 through everything finer."""
-ENCODER_ROWS = 8
-"""Rows that the flow's encoder takes at once. Its relative positions take matrices of frames by frames for each head,
-some 0.3 GB for 20 s of prompt and speech; a few rows keep a GPU busy, and more would only take more memory."""
 PROBE_TOKENS = (24, 40)
 
 
@@ -202,45 +192,6 @@ class BatchedFlow(BatchedStage):
         return [mels[i] for i in range(len(rows))]
 
 
-def solve(flow: Any, ids: list[Tensor], prompts: list[Prompt], noises: list[Tensor], n_steps: int) -> Tensor:
-    """What `CausalMaskedDiffWithXvec.inference` computes, for rows of different length.
-
-    Args:
-        flow: upstream's flow.
-        ids: prompt and speech tokens [n] of each row.
-        prompts: each row's voice.
-        noises: what each row starts from [80, 2 n].
-        n_steps: Euler steps.
-
-    Returns:
-        mels [B, 80, longest], prompt included; what is behind a row's end means nothing.
-    """
-    lengths = torch.tensor([len(row) for row in ids], device=ids[0].device)
-    padded = pad_sequence(ids, batch_first=True)
-    valid = within(lengths, padded.shape[1])
-    embedded = flow.input_embedding(padded) * valid[..., None]
-    groups = zip(embedded.split(ENCODER_ROWS), lengths.split(ENCODER_ROWS), strict=True)
-    hidden = torch.cat([encode(flow.encoder, rows, own) for rows, own in groups])
-    mu = flow.encoder_proj(hidden).transpose(1, 2).contiguous()
-    mask = within(flow.token_mel_ratio * lengths, mu.shape[2])[:, None].to(mu.dtype)
-    known = torch.zeros_like(mu)
-    noise = torch.zeros_like(mu)
-    for row, (prompt, start) in enumerate(zip(prompts, noises, strict=True)):
-        known[row, :, : len(prompt.mel)] = prompt.mel.T
-        noise[row, :, : start.shape[1]] = start
-    speakers = F.normalize(torch.stack([prompt.speaker for prompt in prompts]), dim=1)
-    mel, _ = flow.decoder(
-        meanflow=flow.decoder.estimator.meanflow,
-        mu=mu,
-        mask=mask,
-        spks=flow.spk_embed_affine_layer(speakers),
-        cond=known,
-        n_timesteps=n_steps,
-        noised_mels=noise,  # as long as `mu`, so that nothing is left of the decoder's own draw
-    )
-    return mel
-
-
 # -- vocoder -------------------------------------------------------------------------------------------------------
 
 
@@ -260,43 +211,6 @@ class BatchedHiFT(BatchedStage):
         for wave in waves.values():
             wave[: len(s3gen.trim_fade)] *= s3gen.trim_fade
         return [waves[i] for i in range(len(rows))]
-
-
-def source(hift: Any, mel: Tensor) -> Tensor:
-    """HiFT's excitation [1, 1, 480 n] of one mel [1, 80, n], with its own random phases and noise.
-
-    Row by row, for it costs little, and phases add up over a row's whole length: a rounding error of the pitch, as
-    another batch size brings it, would be heard as another phase at the end.
-    """
-    pitch = hift.f0_upsamp(hift.f0_predictor(mel)[:, None]).transpose(1, 2)
-    excitation, _, _ = hift.m_source(pitch)
-    return excitation.transpose(1, 2)
-
-
-def decode(hift: Callable[..., Tensor], mels: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
-    """Waves [480 n] of mels [1, 80, n] and sources [1, 1, 480 n]; `hift` decodes equally long ones, in a batch."""
-    frames = [mel.shape[2] for mel in mels]
-    tail = 2 * HIFT_REACH
-    if len(set(frames)) == 1:
-        return list(hift(x=torch.cat(mels), s=torch.cat(sources)))
-    if min(frames) <= tail:
-        return [hift(x=mel, s=excitation)[0] for mel, excitation in zip(mels, sources, strict=True)]
-    whole = hift(x=_padded(mels), s=_padded(sources))
-    ends = hift(
-        x=torch.cat([mel[..., -tail:] for mel in mels]),
-        s=torch.cat([excitation[..., -tail * SAMPLES_PER_FRAME :] for excitation in sources]),
-    )
-    safe = HIFT_REACH * SAMPLES_PER_FRAME
-    return [
-        torch.cat((wave[: n * SAMPLES_PER_FRAME - safe], end[-safe:]))
-        for wave, end, n in zip(whole, ends, frames, strict=True)
-    ]
-
-
-def _padded(rows: list[Tensor]) -> Tensor:
-    """Rows [1, C, n] -> [B, C, longest], zeros behind their ends."""
-    longest = max(row.shape[2] for row in rows)
-    return torch.cat([F.pad(row, (0, longest - row.shape[2])) for row in rows])
 
 
 def _relative_error(rows: list[Tensor], expected: list[Tensor]) -> float:

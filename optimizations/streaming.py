@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.pipeline import Chunk, Chunks, Pipeline, Request, Segment, SynthesisError, Utterance
 from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.graphs import Capturer
-from optimizations.flow.prefix import LOOKAHEAD, PrefixFlow
+from optimizations.flow.prefix import LOOKAHEAD
+from optimizations.streams.pieces import Piece, SpokenPieces, own_random_numbers
 from optimizations.t3.captured_loop import STAGE, CapturedLoop
 from optimizations.t3.decoder import Decoder, decoder_of
-from optimizations.vocoder.continued import ContinuedVocoder
 
-FRAMES_PER_TOKEN = 2
-BEHIND = 26
-"""Mel frames spoken already that a window begins with: 16 that HiFT reaches back, and 200 ms for the watermark's
-network and its spectrum."""
-OVERLAP = 2
-"""Mel frames over which a window fades into the next one."""
 PROBE_TEXT, PROBE_TOKENS = "This is said in pieces.", 40
-
-Piece = NDArray[np.float32]
 
 
 @register
@@ -178,7 +169,7 @@ class Streams:
         said, hop = 0, config.first
         tokens.go_on(hop + LOOKAHEAD)
         with own_random_numbers(pipeline.device) as resume:
-            voice = SpokenPieces(pipeline, segment, tokens.limit, config)
+            voice = SpokenPieces(pipeline, segment, tokens.limit, config.first_steps, config.context)
         while True:
             ids, ended = tokens.so_far()
             while not ended and len(ids) < said + hop + LOOKAHEAD:  # some were no speech
@@ -233,68 +224,3 @@ class TokenStream:
 
     def _aside(self) -> Any:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-
-class SpokenPieces:
-    """From one segment's tokens to pieces of its wave: flow, vocoder, watermark, join."""
-
-    def __init__(self, pipeline: Pipeline, segment: Segment, longest: int, config: Streaming.Config) -> None:
-        self._pipeline = pipeline
-        self._flow = PrefixFlow(pipeline, segment.conditionals, longest, config.context)
-        self._first_steps, self._said = config.first_steps, 0
-        self._vocoder = ContinuedVocoder(pipeline.model.s3gen.mel2wav, BEHIND)
-        self._held: Piece | None = None
-        self._window = torch.zeros(0)
-        self._bounds = 0, 0, 0
-
-    def launch(self, ids: Tensor, end: int, last: bool) -> None:
-        """Begin with what comes next, up to the token `end` of those [n] that are there; those behind come again."""
-        said, self._said = self._said, end
-        mel = self._flow(ids, said, None if said else self._first_steps)
-        frames, per_frame = FRAMES_PER_TOKEN * (end - said), self._vocoder.per_frame
-        self._window, start = self._vocoder(mel, frames)
-        fade = self._pipeline.model.s3gen.trim_fade
-        if start == FRAMES_PER_TOKEN * said * per_frame:  # the window begins where the utterance does
-            n = min(len(fade), len(self._window))
-            self._window[:n] *= fade[:n]
-        stop = start + frames * per_frame
-        self._bounds = start, stop, stop if last else stop + OVERLAP * per_frame
-
-    def take(self) -> Piece:
-        """The piece, watermarked."""
-        start, stop, beyond = self._bounds
-        marked = self._pipeline.stages["watermark"]([self._window])[0]
-        piece, held = marked[start:stop].copy(), self._held
-        if held is not None:
-            n = min(len(held), len(piece))
-            rise = (0.5 - 0.5 * np.cos(np.linspace(0, math.pi, n))).astype(np.float32)
-            piece[:n] = held[:n] * (1 - rise) + piece[:n] * rise
-        self._held = marked[stop:beyond].copy()
-        return piece
-
-
-@contextmanager
-def own_random_numbers(device: torch.device) -> Iterator[Any]:
-    """Random numbers beside those that are drawn outside, which go on as if nothing were drawn here.
-
-    Yields a context manager that goes on with them where they were left.
-    """
-    devices = [device] if device.type == "cuda" else []
-    state: list[Any] = []
-
-    def leave() -> None:
-        state[:] = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-
-    @contextmanager
-    def resume() -> Iterator[None]:
-        with torch.random.fork_rng(devices=devices):
-            torch.set_rng_state(state[0])
-            for device, its in zip(devices, state[1:], strict=True):
-                torch.cuda.set_rng_state(its, device)
-            yield
-            leave()
-
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(torch.randint(2**31, (1,), device=device)))
-        yield resume
-        leave()

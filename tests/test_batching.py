@@ -17,8 +17,9 @@ from harness.answers import Order
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Request
 from harness.variant import Setup, Variant
-from optimizations.batching import HIFT_REACH, batches, decode
+from optimizations.batching import batches
 from optimizations.common.graphs import Uncaptured
+from optimizations.vocoder.batched import HIFT_REACH, decode
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = (20, 37, 29)

@@ -11,6 +11,7 @@ from test_kernels import gpu_embeds, recorded_walk, relative_error
 from harness import checkpoints
 from optimizations.common.modules import cast_parameters
 from optimizations.t3.engines import StaticEngine
+from optimizations.t3.slots import PromptReader, SlotEngine
 
 
 def batched():
@@ -61,6 +62,32 @@ def test_half_precision_stays_closer_to_float32_than_the_layers_do(dtype):
     kernels = walk(batched_engine(tiny(dtype), 64), 4, 20, steps=1)
     assert kernels.dtype == dtype
     assert relative_error(kernels[1:], exact[1:]) < relative_error(layers[1:], exact[1:]) < 0.05
+
+
+@interpreted
+def test_rows_at_positions_of_their_own():
+    """Beside the layers, which the places of `t3/slots.py` go through on a CPU; and beside each row alone."""
+    model, lengths = tiny(), torch.tensor([5, 0, 17, 70])
+    prompt, after = prompts(4, 70), [prompts(4, 1, seed) for seed in range(2, 5)]
+    walks = []
+    for step in (StaticEngine.static_step, batched().step):
+        engine, reader = SlotEngine(model, 4, 100), PromptReader(model)
+        with torch.inference_mode():
+            reader.prefill(prompt, None)
+            engine.keep(torch.arange(4), lengths, reader)
+            hidden = []
+            for embeds in after:
+                hidden.append(step(engine, embeds, 100))
+                engine.position += 1
+        walks.append(torch.stack(hidden))
+    torch.testing.assert_close(walks[1], walks[0], atol=1e-5, rtol=1e-5)
+    for row, length in enumerate(lengths.tolist()):
+        if length:
+            alone = StaticEngine(model, 100)
+            with torch.inference_mode():
+                alone.prefill(prompt[row : row + 1, :length], None)
+                expected = torch.cat([alone.step(embeds[row : row + 1]) for embeds in after])
+            torch.testing.assert_close(walks[0][:, row], expected, atol=1e-5, rtol=1e-5)
 
 
 @interpreted

@@ -26,7 +26,7 @@ from harness.quality.speaker import create_encoder, similarity, voice_in
 from harness.quality.watermark import create_detector
 from optimizations.common.graphs import Uncaptured
 from optimizations.flow.prefix import PrefixFlow
-from optimizations.streaming import SpokenPieces, Streaming, own_random_numbers
+from optimizations.streams.pieces import SpokenPieces, own_random_numbers
 from optimizations.vocoder.continued import ContinuedVocoder
 
 TEXT = "Yes, it does."
@@ -142,7 +142,7 @@ def test_pieces_of_a_mel_that_stays_join_to_its_wave(mini: Pipeline, monkeypatch
 
     def say(hop: int) -> np.ndarray:
         torch.manual_seed(1)
-        spoken, pieces = SpokenPieces(mini, Segment(TEXT, voice, 0), 50, Streaming.Config()), []
+        spoken, pieces = SpokenPieces(mini, Segment(TEXT, voice, 0), 50, first_steps=5, context=250), []
         for end in range(hop, 51, hop):
             spoken.launch(torch.arange(min(50, end + 3)), end, last=end == 50)
             pieces.append(spoken.take())

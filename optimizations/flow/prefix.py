@@ -69,19 +69,17 @@ class PrefixFlow:
         s3gen, device = pipeline.model.s3gen, pipeline.device
         self._flow: Any = s3gen.flow
         self._dtype = s3gen.dtype
-        self._prompt = prompt_of(voice, device, s3gen.dtype)
-        frames = self._flow.token_mel_ratio * (len(self._prompt.tokens) + longest)
-        self._noise = noise_for(s3gen, frames, self._flow.token_mel_ratio * len(self._prompt.tokens), device)
+        self.prompt = prompt_of(voice, device, s3gen.dtype)
+        frames = self._flow.token_mel_ratio * (len(self.prompt.tokens) + longest)
+        self._noise = noise_for(s3gen, frames, self._flow.token_mel_ratio * len(self.prompt.tokens), device)
 
     def __call__(self, tokens: Tensor, first: int, steps: int | None = None) -> Tensor:
         """The mel [1, 80, 2 (n - first)] of the utterance's tokens [n] from `first` on, by one pass.
 
         It takes `steps` Euler steps, or as many as the whole utterance's mel takes, if that is fewer or none are given.
         """
-        ratio, prompt = self._flow.token_mel_ratio, self._prompt
-        start = max(0, first - self._context)
-        speech = ratio * len(prompt.tokens)
-        noise = self._noise[:, :, :speech], self._noise[:, :, speech + ratio * start : speech + ratio * len(tokens)]
+        start, noise = self.window(tokens, first)
+        prompt, ratio = self.prompt, self._flow.token_mel_ratio
         mel, _ = self._flow.inference(
             token=tokens[None, start:],
             token_len=torch.tensor([len(tokens) - start], device=tokens.device),
@@ -92,7 +90,20 @@ class PrefixFlow:
             embedding=prompt.speaker[None],
             finalize=True,
             meanflow=self._flow.decoder.estimator.meanflow,
-            n_timesteps=euler_steps(self._pipeline) if steps is None else min(steps, euler_steps(self._pipeline)),
-            noised_mels=torch.cat(noise, dim=2),  # as long as prompt and speech: nothing is left of the solver's draw
+            n_timesteps=self.steps(steps),
+            noised_mels=noise,  # as long as prompt and speech: nothing is left of the solver's draw
         )
         return mel[:, :, ratio * (first - start) :].to(self._dtype)
+
+    def window(self, tokens: Tensor, first: int) -> tuple[int, Tensor]:
+        """Which of the utterance's tokens [n] a pass that is about those from `first` on sees first, and what it starts
+        from [1, 80, frames], prompt included."""
+        ratio, start = self._flow.token_mel_ratio, max(0, first - self._context)
+        speech = ratio * len(self.prompt.tokens)
+        parts = self._noise[:, :, :speech], self._noise[:, :, speech + ratio * start : speech + ratio * len(tokens)]
+        return start, torch.cat(parts, dim=2)
+
+    def steps(self, wanted: int | None) -> int:
+        """Euler steps of a pass, of which `wanted` are enough."""
+        whole = euler_steps(self._pipeline)
+        return whole if wanted is None else min(wanted, whole)

@@ -165,7 +165,7 @@ class Decoder:
         # A guard judges each token on the host, so its loop stays; the engine's step in it may be a captured one.
         loop = None if self.guarded else self.captured_loop
         spare = [segments[-1]] * (loop.n_rows(n) - n if loop else 0)
-        hidden, guards, lengths = self._prefill(segments + spare, loop.prefill if loop else self.engine.prefill)
+        hidden, guards, lengths = self.prefill(segments + spare, loop.prefill if loop else self.engine.prefill)
         if any(segment.teacher for segment in segments):
             tokens = self._follow(hidden, segments, limit, loop)
         else:
@@ -181,7 +181,7 @@ class Decoder:
         self.batches.append(1)
         pinned, limit = segment.n_tokens is not None, segment.n_tokens or self.pipeline.sampling.max_new_tokens
         loop = None if self.guarded else self.captured_loop
-        hidden, guards, _ = self._prefill([segment], loop.prefill if loop else self.engine.prefill)
+        hidden, guards, _ = self.prefill([segment], loop.prefill if loop else self.engine.prefill)
         steps = loop.steps(hidden, 1, limit, pinned) if loop else self._steps(hidden, guards, limit, pinned)
         for tokens in steps:
             yield tokens[0]
@@ -266,7 +266,7 @@ class Decoder:
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 
-    def _prefill(
+    def prefill(
         self, segments: list[Segment], read: Callable[..., Tensor]
     ) -> tuple[Tensor, list[tuple[Guard, slice]], list[int]]:
         """Run the prompts, with the engine's own `prefill` or another one like it.

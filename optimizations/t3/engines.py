@@ -258,18 +258,22 @@ class StaticEngine(FlatEngine):
         turned = (self.position - self.pads).clamp_min(0)
         places = tuple(table[turned][:, None] for table in self.tables)
         slots = torch.arange(extent, device=embeds.device)
-        visible = self.valid_slots[:, :extent] & (slots <= self.position)
+        visible = self.valid_slots[:, :extent] & (slots <= self.position[:, None])
         # As numbers to add, worked out once: every layer would turn a mask of truth values into them for itself.
         mask = torch.zeros(visible.shape, dtype=self.keys[0].dtype, device=embeds.device)
         mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]
 
         def store(index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             keys, values = self.keys[index], self.values[index]
-            keys.index_copy_(2, self.position, k)
-            values.index_copy_(2, self.position, v)
+            self._write(keys, k)
+            self._write(values, v)
             return keys[:, :, :extent], values[:, :, :extent]
 
         return self._layers(embeds, places, store, mask, causal=False, newest=1, visible=visible)
+
+    def _write(self, cache: Tensor, new: Tensor) -> None:
+        """Keys or values of a static step [R, heads, 1, head_dim] at `position`."""
+        cache.index_copy_(2, self.position, new)
 
     def watched_row(self, queries: Tensor, index: int, head: int, extent: int) -> Tensor:
         """The newest attention row [R / sides, 1, extent] of a watched head of a static step, from its layer's rotated

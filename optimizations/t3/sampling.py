@@ -90,8 +90,10 @@ class Filters:
 NO_FILTERS = Filters(nucleus=False, top_k=0, penalizes_last=False)
 
 
-def sample_by(settings: SamplingTensors, logits: Tensor, seen: Tensor, filters: Filters) -> Tensor:
-    """`sample`, by numbers that may change between replays."""
+def sample_by(
+    settings: SamplingTensors, logits: Tensor, seen: Tensor, filters: Filters, times: Tensor | None = None
+) -> Tensor:
+    """`sample`, by numbers that may change between replays, and by `times` [B, V] as `draw` takes them."""
     if not filters.penalizes_last:
         logits = penalize(logits, seen, settings.repetition_penalty)
     best = logits.argmax(dim=-1, keepdim=True)
@@ -104,16 +106,41 @@ def sample_by(settings: SamplingTensors, logits: Tensor, seen: Tensor, filters: 
         logits = keep_top_p(logits, settings.top_p)
     if filters.penalizes_last:
         logits = penalize(logits, seen, settings.repetition_penalty)
-    return torch.where(greedy, best, draw(torch.softmax(logits, dim=-1)))
+    return torch.where(greedy, best, draw(torch.softmax(logits, dim=-1), times))
 
 
-def draw(probabilities: Tensor) -> Tensor:
+def draw(probabilities: Tensor, times: Tensor | None = None) -> Tensor:
     """One id [B, 1] per row of probabilities [B, V].
 
     A race: each id's time is exponentially distributed with its probability as the rate, and the fastest one wins
-    with just that probability.
+    with just that probability. `times` are those of rate 1; None draws them from PyTorch's generator.
     """
-    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1, keepdim=True)
+    if times is None:
+        times = torch.empty_like(probabilities).exponential_()
+    return (probabilities / times).argmax(dim=-1, keepdim=True)
+
+
+_MIXERS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
+"""SplitMix64's constants, as signed numbers."""
+
+
+def times_of(seeds: Tensor, steps: Tensor, n_ids: int) -> Tensor:
+    """A step's times [B, n_ids] for `draw`, float32, a function of each row's seed and step [B], int64, alone.
+
+    So what a row draws does not depend on who else draws, nor on how often. A counter goes through SplitMix64's
+    finalizer, once for seed and step and once for the ids; 24 bits of it are a uniform number.
+    """
+    step, first, second = _MIXERS
+
+    def mixed(x: Tensor) -> Tensor:
+        for shift, factor in ((30, first), (27, second)):
+            x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+        return x ^ (x >> 31 & (1 << 33) - 1)
+
+    rows = mixed(mixed(seeds * step) + steps * step)
+    x = mixed(rows[:, None] + torch.arange(n_ids, device=seeds.device) * step)
+    uniform = ((x >> 40 & (1 << 24) - 1).float() + 0.5) * 2.0**-24
+    return -uniform.log()
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:

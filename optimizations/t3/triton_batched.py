@@ -92,7 +92,7 @@ def rope_attention(
     sin,  # [capacity, D]; its first half carries the rotation's minus
     keys,  # written at `position`: [R, H, capacity, D], as the next
     values,
-    position,  # [1] int64: the slot of the new token
+    position,  # [1] int64, or [R] with OWN: the slot of the new token
     pad,  # [R] int64: slots of a row that hold no token of its own
     valid,  # [R, capacity] uint8: 0 where a row's padding is
     attended,  # out: [R, C]
@@ -104,6 +104,7 @@ def rope_attention(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     KEEP: tl.constexpr,
+    OWN: tl.constexpr,
 ):
     """One row's head, over BLOCK slots at a time while the next ones are on their way.
 
@@ -115,7 +116,7 @@ def rope_attention(
     r = row_head // H
     head = row_head % H
     d = tl.arange(0, D)
-    end = tl.load(position).to(tl.int32)
+    end = tl.load(position + (r if OWN else 0)).to(tl.int32)
     angle = tl.maximum(end - tl.load(pad + r).to(tl.int32), 0) * D + d
     c = tl.load(cos + angle).to(tl.float32)
     s = tl.load(sin + angle).to(tl.float32)
@@ -238,6 +239,7 @@ def attend(engine: StaticEngine, index: int, qkv: Tensor, queries: Tensor, loop:
         BLOCK=loop.slots,
         STAGES=loop.stages,
         KEEP=any(watched == index for watched, _ in engine.heads),
+        OWN=len(engine.position) > 1,
         num_warps=loop.warps,
     )
     return attended

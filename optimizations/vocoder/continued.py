@@ -37,14 +37,18 @@ class ContinuedVocoder:
 
         Returns the window's wave [samples], and where in it the new frames begin.
         """
+        window, source, start = self.window(mel, n_final)
+        return self._hift.decode(x=window, s=source)[0], start
+
+    def window(self, mel: Tensor, n_final: int) -> tuple[Tensor, Tensor, int]:
+        """All of the same but HiFT's part: its mel [1, 80, m] and its source [1, 1, samples], for whoever decodes."""
         before = self._mel.shape[2]
         window = torch.cat((self._mel, mel), dim=2) if before else mel
         source = torch.cat((self._source, self._excitation(window, before, n_final)), dim=2)
-        wave = self._hift.decode(x=window, s=source)[0]
         kept = slice(max(0, before + n_final - self._context), before + n_final)
         self._mel = window[:, :, kept].clone()
         self._source = source[:, :, kept.start * self.per_frame : kept.stop * self.per_frame].clone()
-        return wave, before * self.per_frame
+        return window, source, before * self.per_frame
 
     def _excitation(self, window: Tensor, before: int, n_final: int) -> Tensor:
         """The source [1, 1, samples] of a window's frames from `before` on, after which it has come past `n_final`."""

@@ -1,0 +1,1 @@
+"""Speaking in pieces: what goes through several stages."""

@@ -1,0 +1,187 @@
+"""Requests that join the running batch say what they say alone, whoever is there; who is next; nobody is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import optimizations
+from harness import checkpoints
+from harness.pipeline import Chunk, Desk, Pipeline, Request, SynthesisError, Utterance
+from harness.quality.watermark import create_detector
+
+TEXTS = ("Yes, it does.", "Where did you leave the keys of the car?", "No.", "We will meet at the old bridge.")
+SMALL = {"slots": 3, "together": 2, "round": 4, "first": 3, "longest": 8}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Pipeline:
+    return checkpoints.load("mini", "cpu")
+
+
+@pytest.fixture
+def mini(loaded: Pipeline) -> Iterator[Pipeline]:
+    apply(loaded, "flow_steps", steps=1)  # nobody listens
+    yield loaded
+    loaded.reset()
+    assert loaded.server is None
+
+
+def apply(pipeline: Pipeline, name: str, **parameters: object):
+    plugin = optimizations.create(name, parameters)
+    assert plugin.unavailable(pipeline) is None
+    plugin.apply(pipeline)
+    return plugin
+
+
+def requests(pipeline: Pipeline, pins: Sequence[int | None]) -> list[Request]:
+    voices = list(pipeline.voices)
+    return [Request(TEXTS[i % 4], voices[i % len(voices)], 10 + i, pin) for i, pin in enumerate(pins)]
+
+
+def serve(desk: Desk, wanted: Sequence[Request], every: int = 3) -> dict[int, tuple[list[Chunk], Utterance]]:
+    """Each request comes `every` turns of the desk's after the one before."""
+    chunks: dict[int, list[Chunk]] = {number: [] for number in range(len(wanted))}
+    whole: dict[int, Utterance] = {}
+    came = turns = 0
+    while came < len(wanted) or len(whole) < len(wanted):
+        if came < len(wanted) and turns >= every * came:
+            desk.take(came, wanted[came])
+            came += 1
+        for number, news in desk.work() or []:
+            if isinstance(news, Chunk):
+                assert number not in whole
+                chunks[number].append(news)
+            else:
+                assert isinstance(news, Utterance), news
+                whole[number] = news
+        turns += 1
+        assert turns < 2000
+    assert desk.work() is None
+    return {number: (chunks[number], whole[number]) for number in whole}
+
+
+@pytest.mark.parametrize("cache", [[], ["kv_cache"]], ids=["growing", "static"])
+def test_greedy_tokens_are_those_of_who_speaks_alone(mini: Pipeline, cache: list[str]) -> None:
+    """More callers than places, of different voices and lengths, some that stop by themselves."""
+    mini.swap(mini, "sampling", replace(mini.sampling, temperature=0.0))
+    for name in cache:
+        apply(mini, name)
+    wanted = requests(mini, (9, 20, None, 14, 5, None))
+    alone = [mini.synthesize(one.text, one.voice, one.seed, one.n_tokens) for one in wanted]
+    plugin = apply(mini, "continuous_batching", **SMALL)
+    served = serve(mini.desk(), wanted)
+    for number, utterance in enumerate(alone):
+        chunks, whole = served[number]
+        assert torch.equal(whole.tokens[0], utterance.tokens[0])
+        assert len(whole.wave) == len(utterance.wave)
+        np.testing.assert_array_equal(whole.wave, np.concatenate([chunk.wave for chunk in chunks]))
+        assert np.isfinite(whole.wave).all()
+    shown = plugin.evidence(mini)
+    assert shown.active
+    assert max(map(int, shown.facts["passes_by_utterances"])) == 2
+
+
+def test_what_is_drawn_does_not_depend_on_who_is_there(mini: Pipeline) -> None:
+    apply(mini, "continuous_batching", **SMALL)
+    wanted = requests(mini, (9, 20, None, 14, 5))
+    together = serve(mini.desk(), wanted)
+    for number, one in enumerate(wanted):
+        (_, whole) = serve(mini.desk(), [one])[0]
+        assert torch.equal(whole.tokens[0], together[number][1].tokens[0])
+    other = serve(mini.desk(), [replace(wanted[1], seed=99)])[0][1]
+    assert not torch.equal(other.tokens[0], together[1][1].tokens[0])
+
+
+def test_a_wave_in_company_is_the_wave_alone(mini: Pipeline) -> None:
+    """Each with its own noise and its own phases, whatever the passes of the flow were; in equal pieces."""
+    apply(mini, "continuous_batching", **SMALL | {"first": 6, "longest": 6, "context": 250})
+    wanted = requests(mini, (18, 18, 18))
+    together = serve(mini.desk(), wanted, every=0)
+    for number, one in enumerate(wanted):
+        (_, whole) = serve(mini.desk(), [one])[0]
+        difference = whole.wave - together[number][1].wave
+        assert np.linalg.norm(difference) < 0.02 * np.linalg.norm(whole.wave)
+
+
+def test_the_first_words_come_before_others_are_through(mini: Pipeline) -> None:
+    """Somebody who comes while long utterances are spoken has sound before those have ended."""
+    apply(mini, "continuous_batching", **SMALL)
+    desk = mini.desk()
+    for caller, one in enumerate(requests(mini, (60, 60))):
+        desk.take(caller, one)
+    heard, ended = [], set()
+    while len(heard) < 2:
+        heard += [caller for caller, _ in desk.work() or [] if caller not in heard]
+    desk.take(2, requests(mini, (60, 60, 9))[2])
+    while 2 not in heard:
+        for caller, news in desk.work() or []:
+            heard.append(caller)
+            ended |= {caller} if isinstance(news, Utterance) else set()
+    assert not ended
+
+
+def test_the_mark_is_found_in_what_was_said_in_company(mini: Pipeline) -> None:
+    apply(mini, "continuous_batching", **SMALL)
+    detector = create_detector()
+    assert detector is not None
+    for _, whole in serve(mini.desk(), requests(mini, (30, 30))).values():
+        assert detector.read(whole.wave, whole.sample_rate) > 0.9
+
+
+def test_segments_of_a_text_follow_one_another(mini: Pipeline) -> None:
+    apply(mini, "continuous_batching", **SMALL)
+    mini.wrap_stage("split_text", lambda _whole: lambda text: ["Yes.", "No."])
+    for _, whole in serve(mini.desk(), requests(mini, (14, 14, 14, 14))).values():
+        assert [len(tokens) for tokens in whole.tokens] == [8, 6]
+        assert len(whole.wave) == 960 * 14
+
+
+def test_a_text_that_has_no_room_is_an_error_of_its_own(mini: Pipeline) -> None:
+    apply(mini, "continuous_batching", **SMALL)
+    desk = mini.desk()
+    short = requests(mini, (5,))[0]
+    desk.take(0, replace(short, text="a " * 400))
+    desk.take(1, short)
+    news = []
+    while (told := desk.work()) is not None:
+        news += told
+    assert isinstance(dict(news)[0], SynthesisError)
+    assert isinstance(news[-1][1], Utterance)
+
+
+def test_a_desk_that_was_left_leaves_its_places(mini: Pipeline) -> None:
+    apply(mini, "continuous_batching", **SMALL)
+    desk = mini.desk()
+    for caller, one in enumerate(requests(mini, (60, 60, 60, 60))):
+        desk.take(caller, one)
+    for _ in range(5):
+        desk.work()
+    assert len(serve(mini.desk(), requests(mini, (5, 5, 5, 5)))) == 4
+
+
+def test_unmodified_they_speak_one_after_the_other(mini: Pipeline) -> None:
+    wanted = requests(mini, (5, 7))
+    for number, (chunks, whole) in serve(mini.desk(), wanted).items():
+        alone = mini.synthesize(wanted[number].text, wanted[number].voice, wanted[number].seed, wanted[number].n_tokens)
+        assert len(chunks) == 1
+        np.testing.assert_array_equal(whole.wave, alone.wave)
+
+
+def test_whole_utterances_are_as_without_it(mini: Pipeline) -> None:
+    before = mini.synthesize(TEXTS[0], "rms", 1, 5)
+    apply(mini, "continuous_batching", **SMALL)
+    serve(mini.desk(), requests(mini, (5,)))
+    torch.testing.assert_close(mini.synthesize(TEXTS[0], "rms", 1, 5).tokens, before.tokens)
+
+
+def test_evidence_asks_for_company(mini: Pipeline) -> None:
+    plugin = apply(mini, "continuous_batching", **SMALL)
+    mini.rehearse(TEXTS[0], "rms", 1, 5)
+    assert "nobody opened" in str(plugin.evidence(mini).reason)
+    serve(mini.desk(), requests(mini, (5,)))
+    assert "while others" in str(plugin.evidence(mini).reason)
