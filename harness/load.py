@@ -1,19 +1,18 @@
-"""Requests that come while others are spoken: in closed loop, in open loop, and who serves them.
+"""Requests that come while others are spoken: in closed loop, in open loop, and what came of them.
 
 In closed loop `n` requests are always on their way: as soon as one is answered, the next one comes, and the load
 follows the server. In open loop requests come when they come, as strangers' do, at random and at a rate: the queue
 tells whether the server keeps up.
 
-`drive` goes through a load with a `Desk`, which is given each request when it comes, and asked to work in between. The
-clock and the sleep are parameters, so that the same code runs in a test without time.
+`drive` goes through a load at a `Counter`, which is given each request when it comes, and asked for news in between.
+The clock and the sleep are parameters, so that the same code runs in a test without time.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
@@ -21,20 +20,26 @@ from typing import Any, Protocol
 from harness.player import Arrival, Heard, listen
 
 
-class Desk(Protocol):
-    """Whoever speaks for several callers."""
+@dataclass(frozen=True)
+class News:
+    """What a caller has now: `audio_s` more seconds of audio, or, when it `ends`, all there is; `failed` if that is
+    not the whole answer."""
+
+    caller: int
+    audio_s: float = 0.0
+    ends: bool = False
+    failed: bool = False
+
+
+class Counter(Protocol):
+    """Where requests are handed in, and whoever speaks for several callers answers."""
 
     def take(self, caller: int, request: Any) -> None:
         """A caller's request has come."""
         ...
 
-    def work(self) -> list[tuple[int, float]] | None:
-        """Go on a little: the callers that are further now, each with the seconds of audio that came of it, which may
-        be none; None where nothing is to do."""
-        ...
-
-    def is_done(self, caller: int) -> bool:
-        """Whether a caller has all of the answer."""
+    def news(self, patience_s: float) -> list[News] | None:
+        """What there is, after waiting for at most that long; None where nothing is asked for."""
         ...
 
 
@@ -86,7 +91,7 @@ def poisson(rate: float, n: int, seed: int) -> list[float]:
 
 
 def drive(
-    desk: Desk,
+    counter: Counter,
     load: Closed | Open,
     requests: Sequence[Any],
     clock: Callable[[], float] = time.perf_counter,
@@ -95,7 +100,7 @@ def drive(
 ) -> list[Served]:
     """Go through a load; what was not answered when `limit_s` were over stays unanswered.
 
-    In open loop a request's clock runs from when it was to come, however late the desk had time to take it.
+    In open loop a request's clock runs from when it was to come, however late there was time to take it.
     """
     start, done = clock(), set[int]()
     served: list[Served] = []
@@ -104,53 +109,23 @@ def drive(
         for _ in range(load.due(now, len(served), len(done))):
             caller = len(served)
             served.append(Served(open_s[caller] if open_s else now))
-            desk.take(caller, requests[caller % len(requests)])
-        chunks = desk.work()
-        if chunks is None:
-            following = load.next_s(len(served))
+            counter.take(caller, requests[caller % len(requests)])
+        following = load.next_s(len(served))
+        until = min(limit_s, float("inf") if following is None else following)
+        news = counter.news(max(0.0, until - (clock() - start)))
+        if news is None:
             if following is None:
                 break  # nothing to do, and nobody comes
-            sleep(max(0.0, following - (clock() - start)))
+            sleep(max(0.0, until - (clock() - start)))
             continue
         now = clock() - start
-        for caller, audio_s in (chunk for chunk in chunks if chunk[1]):
-            served[caller].arrivals.append(Arrival(now - served[caller].came_s, audio_s))
-        for caller in {caller for caller, _ in chunks} - done:
-            if desk.is_done(caller):
-                served[caller].is_whole = True
-                done.add(caller)
+        for one in news:
+            if one.audio_s:
+                served[one.caller].arrivals.append(Arrival(now - served[one.caller].came_s, one.audio_s))
+            if one.ends:
+                served[one.caller].is_whole = not one.failed
+                done.add(one.caller)
     return served
-
-
-class OneAtATime:
-    """A pipeline that speaks one utterance after the other, in the order in which they were asked for."""
-
-    def __init__(self, stream: Callable[[Any], Iterator[Any]]) -> None:
-        self._stream = stream
-        self._waiting: deque[tuple[int, Any]] = deque()
-        self._now: tuple[int, Iterator[Any]] | None = None
-        self._done: set[int] = set()
-
-    def take(self, caller: int, request: Any) -> None:
-        self._waiting.append((caller, request))
-
-    def work(self) -> list[tuple[int, float]] | None:
-        """One more chunk, or the end of the utterance, which has no audio of its own."""
-        if self._now is None:
-            if not self._waiting:
-                return None
-            caller, request = self._waiting.popleft()
-            self._now = caller, self._stream(request)
-        caller, chunks = self._now
-        chunk = next(chunks, None)
-        if chunk is None:
-            self._now = None
-            self._done.add(caller)
-            return [(caller, 0.0)]
-        return [(caller, chunk.audio_s)]
-
-    def is_done(self, caller: int) -> bool:
-        return caller in self._done
 
 
 # -- the figure ----------------------------------------------------------------------------------------------------
@@ -160,13 +135,16 @@ class OneAtATime:
 class Level:
     """What a load of one size gave. `size` is users, or simultaneous streams of audio in open loop.
 
-    Quantiles are over all requests; one without an answer counts as infinitely late.
+    Quantiles are over all requests; one without an answer counts as infinitely late, and as one that breaks off.
+    `underruns` are of those that were answered.
     """
 
     size: float
     first_p50_s: float
+    first_p90_s: float
     first_p99_s: float
     continuous_share: float
+    underruns: int
     n: int
 
     def keeps(self, limit_s: float) -> bool:
@@ -174,15 +152,18 @@ class Level:
         return self.n > 0 and self.first_p99_s <= limit_s and self.continuous_share == 1.0
 
 
-def level(size: float, served: Sequence[Served]) -> Level:
-    """A load's level, from all requests that came."""
-    heard = [one.heard() for one in served]
+def level(size: float, heard: Sequence[Heard | None]) -> Level:
+    """A load's level, from what all callers have of their requests; None of one that was not answered."""
     first = sorted(one.first_s if one else float("inf") for one in heard)
+    p50, p90, p99 = (quantile(first, share) for share in (0.5, 0.9, 0.99))
+    continuous = sum(one is not None and one.is_continuous for one in heard)
     return Level(
         size=size,
-        first_p50_s=quantile(first, 0.5),
-        first_p99_s=quantile(first, 0.99),
-        continuous_share=sum(one is not None and one.is_continuous for one in heard) / len(heard) if heard else 0.0,
+        first_p50_s=p50,
+        first_p90_s=p90,
+        first_p99_s=p99,
+        continuous_share=continuous / len(heard) if heard else 0.0,
+        underruns=sum(len(one.underruns_s) for one in heard if one),
         n=len(heard),
     )
 

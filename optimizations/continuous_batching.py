@@ -12,7 +12,6 @@ from harness.pipeline import Pipeline, Request, Segment
 from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.graphs import Capturer, Graphs
-from optimizations.flow.batched import ENCODER_ROWS
 from optimizations.flow.prefix import LOOKAHEAD
 from optimizations.flow.static_shape import StaticEncoder
 from optimizations.streams.pieces import Next, SpokenPieces, launch_together, own_random_numbers, take_together
@@ -24,6 +23,8 @@ TEXT_POSITIONS = 512
 """Positions of a place beside those of the voice and of the speech: some 40 s of text."""
 ENCODER_BUCKET = 32
 """Tokens to which the flow's encoder is padded: a solver's bucket of 64 frames, as `cuda_graphs` has it."""
+MOST_TOGETHER = 8
+"""As many rows as the flow's encoder is given at a time elsewhere (`flow/batched.py`)."""
 
 
 @register
@@ -57,7 +58,7 @@ class ContinuousBatching(Optimization):
         """`slots`: utterances whose tokens are made at a time. `together`: pieces in one pass. `round`: tokens."""
 
         slots: int = number(32, least=1, most=256)
-        together: int = number(8, least=1, most=ENCODER_ROWS)
+        together: int = number(8, least=1, most=MOST_TOGETHER)
         round: int = number(8, least=1)
         first: int = number(16, least=1)
         first_steps: int = number(5, least=1, most=10)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from harness.load import Closed, Level, OneAtATime, Open, Served, drive, level, most_kept, poisson, quantile
+from harness.load import Closed, Level, News, Open, Served, drive, level, most_kept, poisson, quantile
 
 
 @dataclass
@@ -22,25 +22,30 @@ class Time:
         self.now += seconds
 
 
-@dataclass(frozen=True)
-class Sound:
-    audio_s: float
-
-
 @dataclass
 class Speaker:
-    """Each request takes `each_s` for each of `n` chunks of a second of audio."""
+    """Says one request after the other; each takes `each_s` for each of `n` chunks of a second of audio."""
 
     time: Time
     each_s: float
     n: int = 3
     asked: list[object] = field(default_factory=list)
+    waiting: list[tuple[int, int]] = field(default_factory=list)
 
-    def __call__(self, request: object):
+    def take(self, caller: int, request: object) -> None:
         self.asked.append(request)
-        for _ in range(self.n):
-            self.time.now += self.each_s
-            yield Sound(1.0)
+        self.waiting.append((caller, self.n))
+
+    def news(self, patience_s: float) -> list[News] | None:
+        if not self.waiting:
+            return None
+        (caller, left), *others = self.waiting
+        if not left:
+            self.waiting = others
+            return [News(caller, ends=True)]
+        self.time.now += self.each_s
+        self.waiting = [(caller, left - 1), *others]
+        return [News(caller, 1.0)]
 
 
 def served_by(
@@ -48,7 +53,7 @@ def served_by(
 ) -> tuple[list[Served], Speaker]:
     time = Time()
     speaker = Speaker(time, each_s, n)
-    return drive(OneAtATime(speaker), load, ["a", "b"], time.clock, time.sleep, limit_s), speaker
+    return drive(speaker, load, ["a", "b"], time.clock, time.sleep, limit_s), speaker
 
 
 def test_one_user_never_waits() -> None:
@@ -84,7 +89,7 @@ def test_what_was_not_answered_in_time_counts_against() -> None:
     served, _ = served_by(1.0, Closed(2, 4), limit_s=4.5)
     assert [one.is_whole for one in served] == [True, False, False]
     assert served[1].heard() is None
-    found = level(2, served)
+    found = level(2, [one.heard() for one in served])
     assert found.first_p99_s == math.inf
     assert found.continuous_share == pytest.approx(1 / 3)
     assert not found.keeps(10.0)
@@ -105,7 +110,7 @@ def test_poisson_comes_at_its_rate_and_the_same_again() -> None:
 
 
 def kept(size: float, p99: float, share: float = 1.0) -> Level:
-    return Level(size, p99 / 2, p99, share, 100)
+    return Level(size, p99 / 2, p99 / 2, p99, share, 0, 100)
 
 
 def test_the_largest_load_is_the_last_before_the_first_that_fails() -> None:

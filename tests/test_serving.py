@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 
 import optimizations
 from harness import checkpoints
+from harness.load import Closed, News, drive, level, most_kept
 from harness.pipeline import Chunk, Desk, Pipeline, Request, SynthesisError, Utterance
 from harness.quality.watermark import create_detector
 
 TEXTS = ("Yes, it does.", "Where did you leave the keys of the car?", "No.", "We will meet at the old bridge.")
+LONG = "The boats were already back when we reached the harbour. Somebody had left a lamp burning on the wall."
 SMALL = {"slots": 3, "together": 2, "round": 4, "first": 3, "longest": 8}
 
 
@@ -185,3 +190,53 @@ def test_evidence_asks_for_company(mini: Pipeline) -> None:
     assert "nobody opened" in str(plugin.evidence(mini).reason)
     serve(mini.desk(), requests(mini, (5,)))
     assert "while others" in str(plugin.evidence(mini).reason)
+
+
+# -- full size, on a GPU ---------------------------------------------------------------------------------------------
+
+
+class Near:
+    """A counter in front of a desk in this very process."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def take(self, caller: int, request: Request) -> None:
+        self.desk.take(caller, request)
+
+    def news(self, patience_s: float) -> list[News] | None:
+        told = self.desk.work()
+        if told is None:
+            return None
+        return [
+            News(caller, one.audio_s) if isinstance(one, Chunk) else News(caller, 0.0, True, isinstance(one, Exception))
+            for caller, one in told
+        ]
+
+
+@pytest.mark.gpu
+def test_gpu_streams_of_one_gpu_at_full_size() -> None:
+    """Utterances of 250 tokens in closed loop; figures are printed, of which the issue wants 32 users within 300 ms."""
+    large = checkpoints.load("random", "cuda")
+    for name, parameters in combo("serving").items():
+        plugin = optimizations.create(name, parameters)
+        if plugin.unavailable(large) is None:
+            plugin.apply(large)
+    levels = []
+    for users in (1, 8, 16, 32, 48):
+        wanted = [Request(LONG, next(iter(large.voices)), 100 * users + i, 230 + i % 41) for i in range(3 * users)]
+        start = time.perf_counter()
+        served = drive(Near(large.desk()), Closed(users, len(wanted)), wanted)
+        took_s = time.perf_counter() - start
+        heard = [one.heard() for one in served]
+        levels.append(level(users, heard))
+        audio_s = sum(one.audio_s for one in heard if one)
+        print(f"\n{levels[-1]}\n{audio_s / took_s:.1f} s of audio a second; {large.server.tally}")
+    assert (most_kept(levels, 0.3) or 0) >= 32
+
+
+def combo(name: str) -> dict[str, dict]:
+    """The switched-on optimizations of a combo, in the catalogue's order, with their parameters."""
+    found = yaml.safe_load((ROOT / f"configs/combo/{name}.yaml").read_text())["optimizations"]
+    on = {plugin: found[plugin] for plugin in optimizations.names() if found.get(plugin, {}).get("enabled")}
+    return {plugin: {k: v for k, v in given.items() if k != "enabled"} for plugin, given in on.items()}

@@ -6,6 +6,7 @@ estimator over prompt and speech, twice for guidance. Begin with `static_shape.p
     static_shape.py       encoder and solver over rows padded to whole buckets, so that CUDA graphs hold them
     estimator.py          the estimator as one function with the channels innermost
     triton_estimator.py   the same through the Triton kernels of triton_kernels.py
+    batched.py            rows of different length, each as it is alone
     prefix.py             a voice's prompt, and the mel of an utterance whose end is not there yet
     steps.py              how many Euler steps the solver takes
 """

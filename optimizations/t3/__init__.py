@@ -5,6 +5,7 @@ then goes token by token: embedding -> engine -> head -> guidance and sampling -
 
     decoder.py            the stage: batches, prompts, voices' prefixes, the loop from token to token
     captured_loop.py      the same loop over buffers that stay where they are, so that CUDA graphs hold its steps
+    slots.py              the same step for requests that come and go, each at a position of its own
     blocks.py             the two kinds of transformer, a Llama and a GPT-2, without attention
     engines.py            the transformer over a cache that grows, or over a static one
     sampling.py           from logits to the next token
