@@ -29,6 +29,7 @@ class Order:
     voice: str
     seed: int
     n_tokens: int | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True)

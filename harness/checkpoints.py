@@ -30,7 +30,7 @@ from harness import hub, turbo
 from harness.errors import UserError
 from harness.mini import models as mini
 from harness.pipeline import Pipeline
-from harness.sampling import ENGLISH, MULTILINGUAL, TURBO
+from harness.sampling import DEFAULTS
 
 RANDOM_PROMPT_S = 10
 """Length of the random voices' prompt: the longest that upstream uses, hence the dearest flow."""
@@ -62,15 +62,15 @@ def _mini(device: torch.device, multilingual: bool) -> Pipeline:
 
 
 UPSTREAM = {
-    "chatterbox": (ChatterboxTTS, Pipeline, ENGLISH),
-    "multilingual": (ChatterboxMultilingualTTS, Pipeline, MULTILINGUAL),
-    "turbo": (ChatterboxTurboTTS, turbo.TurboPipeline, TURBO),
+    "chatterbox": (ChatterboxTTS, Pipeline),
+    "multilingual": (ChatterboxMultilingualTTS, Pipeline),
+    "turbo": (ChatterboxTurboTTS, turbo.TurboPipeline),
 }
-"""Resemble AI's models: upstream's class, ours, and upstream's way of sampling."""
+"""Resemble AI's models: upstream's class, and ours."""
 
 
 def _upstream(name: str, device: torch.device, folder: str | Path | None) -> Pipeline:
-    cls, pipeline, sampling = UPSTREAM[name]
+    cls, pipeline = UPSTREAM[name]
     hub.check_checkpoint(name, folder)
     if local := folder or hub.cached_checkpoint(name):
         model = cls.from_local(Path(local), str(device))
@@ -80,7 +80,7 @@ def _upstream(name: str, device: torch.device, folder: str | Path | None) -> Pip
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
             raise hub.cannot_fetch(name, reason) from error
-    return pipeline(model, device, {"default": model.conds}, name=name, sampling=sampling)
+    return pipeline(model, device, {"default": model.conds}, name=name, sampling=DEFAULTS[name])
 
 
 def _random(device: torch.device, multilingual: bool, seed: int) -> Pipeline:
@@ -95,15 +95,11 @@ def _random(device: torch.device, multilingual: bool, seed: int) -> Pipeline:
         s3gen = S3Gen().to(device).eval()
         voice_encoder = VoiceEncoder().to(device).eval()
         voices = {"random": _random_voice(t3.hp).to(device)}
-    model = ChatterboxTTS(t3, s3gen, voice_encoder, mini.build_tokenizer(), str(device), conds=voices["random"])
-    return Pipeline(
-        model,
-        device,
-        voices,
-        name="random_multilingual" if multilingual else "random",
-        trained=False,
-        sampling=MULTILINGUAL if multilingual else ENGLISH,
-    )
+    cls = ChatterboxMultilingualTTS if multilingual else ChatterboxTTS
+    tokenizer = mini.build_tokenizer(multilingual=multilingual)
+    model = cls(t3, s3gen, voice_encoder, tokenizer, str(device), conds=voices["random"])
+    name = "random_multilingual" if multilingual else "random"
+    return Pipeline(model, device, voices, name=name, trained=False, sampling=DEFAULTS[name])
 
 
 def _random_turbo(device: torch.device, tiny: bool, seed: int) -> Pipeline:
@@ -114,7 +110,7 @@ def _random_turbo(device: torch.device, tiny: bool, seed: int) -> Pipeline:
         voices = {"random": _random_voice(t3.hp, prompt_s=TINY_PROMPT_S if tiny else RANDOM_PROMPT_S).to(device)}
     model = ChatterboxTurboTTS(t3, s3gen, voice_encoder, tokenizer, str(device), conds=voices["random"])
     name = "tiny_turbo" if tiny else "random_turbo"
-    return turbo.TurboPipeline(model, device, voices, name=name, trained=False, sampling=TURBO)
+    return turbo.TurboPipeline(model, device, voices, name=name, trained=False, sampling=DEFAULTS[name])
 
 
 def _random_voice(hp: T3Config, prompt_s: int = RANDOM_PROMPT_S) -> Conditionals:

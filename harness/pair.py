@@ -34,6 +34,7 @@ from harness.plugins import import_catalogue
 from harness.quality.replay import Case
 from harness.quality.stages import compare_stages
 from harness.results import Measurement
+from harness.sampling import given
 from harness.scenarios import Call, Request, Turn
 from harness.side import Side
 from harness.variant import Setup
@@ -114,6 +115,8 @@ class Pair:
             loader=pipeline["loader"],
             loader_arguments={key: pipeline[key] for key in ("name", "checkpoint_dir", "seed")},
             device=self.experiment.device,
+            sampling=given(pipeline),
+            language=pipeline.get("language"),
             plugins=side.toggles,
             plugin_modules=tuple(modules),
             environment=variables,
@@ -250,7 +253,7 @@ class Pair:
             return
         self.experiment.report("comparing stages")
         items, seed, folder = self.experiment.items[:n_texts], self.experiment.seeds[0], self.experiment.folder
-        cases = [Case(item.text_id, item.text, item.voice, self.counts.get(item)) for item in items]
+        cases = [Case(item.text_id, item.text, item.voice, self.counts.get(item), item.language) for item in items]
         limit_s = self.settings["call_limit_s"] * (1 + len(cases))
         with self.experiment.ledger.book("scoring_s"):
             found = compare_stages(folder.path, self.reference, self.candidate, cases, seed, limit_s)
@@ -265,7 +268,9 @@ class Pair:
             return []
         self.look_for_hindrance()
         self.experiment.report(f"{call.step} {'pass' if call.step in ('speed', 'quality') else 'call'}, {call.variant}")
-        orders = [Order(one.item.text, one.item.voice, one.seed, one.n_tokens) for one in call.requests]
+        orders = [
+            Order(one.item.text, one.item.voice, one.seed, one.n_tokens, one.item.language) for one in call.requests
+        ]
         started_s = self.experiment.ledger.elapsed_s
         heard = side.speak(self.scenario.method, orders, self.settings["call_limit_s"] * len(orders))
         self.experiment.ledger.measured_s += heard.parent_s

@@ -225,9 +225,11 @@ class Pipeline(Changeable):
 
     # -- speaking ------------------------------------------------------------------------------------------------
 
-    def synthesize(self, text: str, voice: str, seed: int | None, n_tokens: int | None = None) -> Utterance:
+    def synthesize(
+        self, text: str, voice: str, seed: int | None, n_tokens: int | None = None, language: str | None = None
+    ) -> Utterance:
         """Speak one text. The seed fixes every random draw, as `torch.manual_seed` before upstream's `generate`."""
-        return self.synthesize_batch([Request(text, voice, seed, n_tokens)])[0]
+        return self.synthesize_batch([Request(text, voice, seed, n_tokens, language)])[0]
 
     def synthesize_batch(self, requests: list[Request]) -> list[Utterance]:
         """Speak several texts in one pass of the stages; the first request's seed fixes the random draws.
@@ -267,14 +269,16 @@ class Pipeline(Changeable):
             for wave, spoken, text in zip(waves, _by_utterance(segments, tokens), texts, strict=True)
         ]
 
-    def synthesize_stream(self, text: str, voice: str, seed: int | None, n_tokens: int | None = None) -> Chunks:
+    def synthesize_stream(
+        self, text: str, voice: str, seed: int | None, n_tokens: int | None = None, language: str | None = None
+    ) -> Chunks:
         """Speak one text in chunks, as they are ready; the generator returns the whole utterance.
 
         Unmodified there is one chunk, at the end. Raises SynthesisError as `synthesize` does.
         """
         if self.streamer:
-            return (yield from self.streamer(Request(text, voice, seed, n_tokens)))
-        utterance = self.synthesize(text, voice, seed, n_tokens)
+            return (yield from self.streamer(Request(text, voice, seed, n_tokens, language)))
+        utterance = self.synthesize(text, voice, seed, n_tokens, language)
         yield Chunk(utterance.wave, utterance.sample_rate, utterance.generation_time_s)
         return utterance
 

@@ -17,6 +17,7 @@ from harness.devices import count_gpus
 from harness.errors import UserError
 from harness.plugins import check_path
 from harness.quality.judges import check_judges
+from harness.sampling import check_language, check_speaking
 from harness.settings import did_you_mean
 
 OWN_LOADER = "harness.checkpoints.load"
@@ -35,7 +36,10 @@ def look(settings: Mapping[str, Any], here: bool = True) -> list[str]:
     if here:
         check_device(settings["device"])
     check_loader(settings["pipeline"])
+    check_speaking(settings["pipeline"])
     asked = workload.load_workload(settings["workload"])
+    for item in asked.items:
+        check_language(settings["pipeline"], item.language, f"workload, text {item.text_id}: language")
     if (voices := built_in_voices(settings["pipeline"])) is not None:
         workload.fit_voices(asked.items, voices)
     check_gate(settings["gate"])

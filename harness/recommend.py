@@ -140,9 +140,7 @@ def repeat(run: Run) -> str:
         for name in run.summary.enabled
         for key, value in {"enabled": True, **(settings.get(name) or {})}.items()
     ]
-    return " ".join(
-        ["python run_sweep.py", *parts, f"pipeline={run.summary.pipeline}", f"workload={run.summary.workload}"]
-    )
+    return " ".join(["python run_sweep.py", *parts, *run.pipeline_overrides(), f"workload={run.summary.workload}"])
 
 
 def _flow_value(value: Any) -> str:

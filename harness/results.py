@@ -64,7 +64,7 @@ class Measurement:
     `pass_name` is one of PASSES (the column is called "pass", a Python keyword). `pinned_tokens` is the
     number of speech tokens the run was held to, None when it ran free. `position` tells whether the
     variant ran first (0) or second (1) in its round, `process` which pair of processes it was. A failed row keeps its
-    error; its figures are None.
+    error; its figures are None. `language` is the text's own, None where it has the pipeline's.
 
     `generation_time_s` is by the child's clock and `parent_time_s` by the experiment's, from question to answer;
     figures go by `time_s`, the longer. `flaw` says what is wrong with the audio. `silent_share`, `repetition` (of
@@ -119,6 +119,7 @@ class Measurement:
     energy_j: float | None = None
     started_s: float | None = None
     text_sha: str = ""
+    language: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -81,12 +81,28 @@ def _field(default: Any, **metadata: Any) -> Any:
 
 
 @dataclass
+class Sampling:
+    """The arguments of upstream's `generate`, under its names; null leaves one at what the model's class has there."""
+
+    temperature: float | None = number(None, least=0, most=10)
+    cfg_weight: float | None = number(None, least=0, most=10)
+    exaggeration: float | None = number(None, least=0, most=10)
+    repetition_penalty: float | None = number(None, above=0)
+    top_k: int | None = number(None, least=1)
+    top_p: float | None = number(None, least=0, most=1)
+    min_p: float | None = number(None, least=0, most=1)
+    max_new_tokens: int | None = number(None, least=1, most=MOST_TOKENS)
+
+
+@dataclass
 class Pipeline:
     name: str = MISSING
     loader: str = MISSING
     checkpoint_dir: str | None = None
     seed: int = number(0, least=0, most=LARGEST_SEED)
     threads: int | None = number(None, least=1)
+    language: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass

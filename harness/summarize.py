@@ -16,6 +16,7 @@ from harness.comparison import compare, free_pairs, objection, pairs, watermark_
 from harness.figures import calls, figures, similarities, timed
 from harness.records import Child
 from harness.results import BASELINE, NO_EVIDENCE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
+from harness.sampling import label
 from harness.scenarios import scenario
 from harness.shapes import without_impossible
 from harness.workload import SINGLE_STREAM
@@ -107,7 +108,7 @@ def build_summary(folder: RunFolder) -> Summary:
         run_id=folder.run_id,
         status="failed" if failed else "incomplete" if gaps else "ok",
         combo=_name(job.get("combo"), default=candidate or reference),
-        pipeline=_name(job.get("pipeline")),
+        pipeline=label(job.get("pipeline") or {}),
         device=_name(environment.get("device")),
         workload=_name(job.get("workload")),
         scenario=manner,

@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.fitting import fit
 from harness.plugins import import_catalogue, import_path
 from harness.results import slug
+from harness.sampling import ask
 
 IMPORTS_S = time.time() - psutil.Process().create_time()
 """From this process's start to here. `preload` imports this module last, and its children inherit the figure: what
@@ -32,6 +33,8 @@ class Setup:
     loader: str
     loader_arguments: dict[str, Any]
     device: str
+    sampling: dict[str, Any] = field(default_factory=dict)
+    language: str | None = None
     plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
     plugin_modules: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
@@ -75,7 +78,9 @@ class Variant:
         load = import_path(self.setup.loader)
         create: Any = import_catalogue(self.setup.plugin_modules).create if self.setup.plugins else None
         self.fitted = fit(
-            lambda: load(device=self.setup.device, **self.setup.loader_arguments),
+            lambda: ask(
+                load(device=self.setup.device, **self.setup.loader_arguments), self.setup.sampling, self.setup.language
+            ),
             self.setup.plugins,
             create,
             self.inherited,
@@ -130,14 +135,14 @@ class Variant:
             return []
         if len(orders) == 1:
             (order,) = orders
-            return [self.pipeline.synthesize(order.text, order.voice, order.seed, n_tokens=order.n_tokens)]
+            return [self.pipeline.synthesize(order.text, order.voice, order.seed, order.n_tokens, order.language)]
         from harness.pipeline import Request
 
-        requests = [Request(order.text, order.voice, order.seed, order.n_tokens) for order in orders]
+        requests = [Request(o.text, o.voice, o.seed, o.n_tokens, o.language) for o in orders]
         return self.pipeline.synthesize_batch(requests)
 
     def _in_chunks(self, order: Order) -> Any:
-        chunks = self.pipeline.synthesize_stream(order.text, order.voice, order.seed, n_tokens=order.n_tokens)
+        chunks = self.pipeline.synthesize_stream(order.text, order.voice, order.seed, order.n_tokens, order.language)
         while True:
             try:
                 chunk = next(chunks)

@@ -12,7 +12,8 @@ and are handed to the pipeline in one of three ways, the first two as MLPerf nam
     offline       all of them at once: how much can be spoken in a day?
     streaming     one after the other, in chunks as they are ready: when is the first word heard, and does it go on?
 
-Long texts can be composed of the listed ones: `passages: {count: 64, sentences: 3}`.
+Long texts can be composed of the listed ones: `passages: {count: 64, sentences: 3}`. A text may have a language of its
+own, `{id: hello, text: "Bonjour.", language: fr}`, for a multilingual pipeline.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ SINGLE_STREAM, OFFLINE, STREAMING = SCENARIOS = ("single_stream", "offline", "st
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to say: a text under a stable id, and the voice that says it, a built-in name or a clip's path."""
+    """One thing to say: a text under a stable id, and the voice that says it, a built-in name or a clip's path.
+
+    `language` None is the pipeline's.
+    """
 
     text_id: str
     text: str
     voice: str
+    language: str | None = None
 
     @property
     def text_sha(self) -> str:
@@ -114,6 +119,7 @@ def fit_voices(items: Sequence[Item], known: Sequence[str]) -> tuple[list[Item],
 class _Text:
     text_id: str
     text: str
+    language: str | None = None
 
 
 def _passages(texts: Sequence[_Text], settings: Any) -> list[_Text]:
@@ -128,8 +134,12 @@ def _passages(texts: Sequence[_Text], settings: Any) -> list[_Text]:
     passages = []
     for i in range(count):
         stride = 1 + i // len(texts)
-        chosen = [texts[(i + stride * j) % len(texts)].text for j in range(length)]
-        passages.append(_checked(f"passage{i + 1}", " ".join(chosen), f"workload.passages, passage {i + 1}"))
+        chosen = [texts[(i + stride * j) % len(texts)] for j in range(length)]
+        where = f"workload.passages, passage {i + 1}"
+        if len({text.language for text in chosen}) > 1:
+            raise UserError(f"{where}: its texts are of several languages; make passages of one language only")
+        passage = _checked(f"passage{i + 1}", " ".join(text.text for text in chosen), where)
+        passages.append(replace(passage, language=chosen[0].language))
     return passages
 
 
@@ -137,7 +147,7 @@ def _cross(texts: Sequence[_Text], voices: Sequence[str], how: Any) -> list[Item
     if how not in CROSSINGS:
         raise UserError(f"workload.cross={how}: there is {' and '.join(CROSSINGS)}")
     pairs = zip(texts, cycle(voices), strict=False) if how == "round_robin" else product(texts, voices)
-    return [Item(text.text_id, text.text, voice) for text, voice in pairs]
+    return [Item(text.text_id, text.text, voice, text.language) for text, voice in pairs]
 
 
 # -- reading a file --------------------------------------------------------------------------------------------
@@ -191,7 +201,7 @@ def _from_yaml(content: str, path: Path) -> list[_Text]:
 
 
 def _listed(entries: Any, where: str) -> list[_Text]:
-    """Texts from a list of strings, called text1, text2 ..., or of mappings with `id` and `text`."""
+    """Texts from a list of strings, called text1, text2 ..., or of mappings with `id`, `text` and maybe `language`."""
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
         raise UserError(f"{where}: expected a list of texts, as in [{{id: hello, text: Hello there.}}]")
     texts = []
@@ -199,11 +209,20 @@ def _listed(entries: Any, where: str) -> list[_Text]:
         place = f"{where}, entry {number}"
         if isinstance(entry, str):
             texts.append(_checked(f"text{number}", entry, place))
-        elif isinstance(entry, Mapping) and set(entry) == {"id", "text"} and isinstance(entry["text"], str):
-            texts.append(_checked(str(entry["id"]), entry["text"], f"{place} ({entry['id']})"))
+        elif isinstance(entry, Mapping) and set(entry) - {"language"} == {"id", "text"} and _are_words(entry):
+            text = _checked(str(entry["id"]), entry["text"], f"{place} ({entry['id']})")
+            texts.append(replace(text, language=entry.get("language")))
         else:
-            raise UserError(f"{place}: expected a sentence, or {{id: ..., text: ...}}; quote it if YAML misreads it")
+            raise UserError(
+                f"{place}: expected a sentence, or {{id: ..., text: ..., language: ...}}, of which the language may be "
+                "left out; quote what YAML misreads, as it does no"
+            )
     return texts
+
+
+def _are_words(entry: Mapping[str, Any]) -> bool:
+    """A text, and a language if there is one; YAML takes an unquoted `no` for a truth value."""
+    return isinstance(entry["text"], str) and isinstance(entry.get("language", ""), str)
 
 
 def _checked(text_id: str, text: str, where: str) -> _Text:

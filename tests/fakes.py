@@ -54,13 +54,17 @@ class FakePipeline(Changeable):
     chunk: int = 1000
     calls: int = 0
 
-    def synthesize(self, text: str, voice: str, seed: int, n_tokens: int | None = None) -> FakeUtterance:
+    def synthesize(
+        self, text: str, voice: str, seed: int, n_tokens: int | None = None, language: str | None = None
+    ) -> FakeUtterance:
         self.calls += 1
         self._obey(text)
         tokens = n_tokens or TOKENS
         return self._speak(tokens, self._spend(tokens))
 
-    def synthesize_stream(self, text: str, voice: str, seed: int, n_tokens: int | None = None):
+    def synthesize_stream(
+        self, text: str, voice: str, seed: int, n_tokens: int | None = None, language: str | None = None
+    ):
         """In chunks of `chunk` tokens."""
         self.calls += 1
         self._obey(text)
@@ -262,10 +266,10 @@ class FakeDeadly(FakeOptimization):
     def apply(self, pipeline: FakePipeline) -> None:
         speak = pipeline.synthesize
 
-        def deadly(text: str, voice: str, seed: int, n_tokens: int | None = None) -> FakeUtterance:
+        def deadly(*args) -> FakeUtterance:
             if pipeline.calls == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return speak(text, voice, seed, n_tokens)
+            return speak(*args)
 
         pipeline.synthesize = deadly
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,11 +10,20 @@ import numpy as np
 import pytest
 import torch
 from applied import apply_uncaptured
+from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS
+from chatterbox.tts import ChatterboxTTS
+from chatterbox.tts_turbo import ChatterboxTurboTTS
+from test_cli import composed
 
-from harness import checkpoints
+from harness import checkpoints, devices, job, preflight, sampling
 from harness.application import optimize
+from harness.config import expand
+from harness.errors import UserError
+from harness.gate.decide import require_comparable
 from harness.pipeline import Pipeline, Segment
 from harness.quality.replay import Case, record, replay
+from harness.report import write_report
+from harness.results import RunFolder
 from harness.sampling import Sampling
 
 TEXT = "The boat is late. We wait."
@@ -199,3 +209,158 @@ def test_an_application_asks_for_them_in_generate(mini):
         np.testing.assert_allclose(wave[0].numpy(), expected.wave, atol=1e-4)
     finally:
         fast.restore()
+
+
+# -- what a command may ask for --------------------------------------------------------------------------------------
+
+
+def looked_at(*overrides: str) -> dict:
+    """A command's settings, as they are looked at before anything loads."""
+    (spec,) = expand(composed("+combo=baseline", *overrides))
+    preflight.look(spec.config)
+    return spec.config["pipeline"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["pipeline.sampling.temperature=-0.1"], r"pipeline\.sampling\.temperature=-0\.1: give a number from 0 to 10"),
+        (["pipeline.sampling.temperature=nan"], r"pipeline\.sampling\.temperature=nan"),
+        (
+            ["pipeline.sampling.temperature=1e-9"],
+            r"temperature=1e-09: give 0 .*, or 0\.01 or more",
+        ),
+        (["pipeline.sampling.cfg_weight=-1"], r"pipeline\.sampling\.cfg_weight=-1"),
+        (["pipeline.sampling.exaggeration=inf"], r"pipeline\.sampling\.exaggeration=inf"),
+        (["pipeline.sampling.repetition_penalty=0"], r"repetition_penalty=0(\.0)?: give a number above 0"),
+        (["pipeline.sampling.top_p=1.1"], r"pipeline\.sampling\.top_p=1\.1"),
+        (["pipeline.sampling.min_p=-0.1"], r"pipeline\.sampling\.min_p=-0\.1"),
+        (["pipeline.sampling.max_new_tokens=0"], r"max_new_tokens=0: give a number from 1 to 1000"),
+        (["pipeline.sampling.max_new_tokens=1001"], r"max_new_tokens=1001"),
+        (["pipeline.sampling.top_k=5"], r"top_k=5: the pipeline mini has no such setting"),
+        (["pipeline=tiny_turbo", "pipeline.sampling.cfg_weight=0.5"], r"cfg_weight=0\.5: .* tiny_turbo has no such"),
+        (["pipeline=tiny_turbo", "pipeline.sampling.top_k=0"], r"top_k=0: give a number of 1 or more"),
+        (["pipeline=turbo", "pipeline.language=de"], r"language=de: the pipeline turbo speaks English only"),
+        (["pipeline.language=fr"], r"pipeline\.language=fr: the pipeline mini speaks English only.*mini_multilingual"),
+        (["pipeline=mini_multilingual", "pipeline.language=xx"], r"language=xx: .* it knows ar, da, de,"),
+        (["workload.texts=[{id: a, text: Ja., language: de}]"], r"text a: language=de: .* speaks English only"),
+        (
+            ["pipeline=mini_multilingual", "workload.texts=[{id: a, text: Ja., language: xx}]"],
+            r"language=xx: .* it knows",
+        ),
+        (["workload.texts=[{id: a, text: Nei., language: true}]"], r"entry 1: expected"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_by_name(overrides, says):
+    with pytest.raises(UserError, match=says) as error:
+        looked_at(*overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_the_ends_of_the_ranges():
+    for override in ("temperature=0", "temperature=0.01", "cfg_weight=0", "top_p=0", "min_p=1", "max_new_tokens=1"):
+        looked_at(f"pipeline.sampling.{override}")
+    for override in ("temperature=0", "cfg_weight=0", "top_k=1", "top_p=0"):
+        looked_at("pipeline=tiny_turbo", f"pipeline.sampling.{override}")
+    looked_at("pipeline.language=en")
+    looked_at("pipeline=mini_multilingual", "pipeline.language=zh")
+
+
+def test_the_languages_are_upstreams():
+    assert set(sampling.LANGUAGES) == set(SUPPORTED_LANGUAGES)
+
+
+def test_the_defaults_are_those_of_upstreams_classes():
+    for cls, ours in (
+        (ChatterboxTTS, sampling.ENGLISH),
+        (ChatterboxMultilingualTTS, sampling.MULTILINGUAL),
+        (ChatterboxTurboTTS, sampling.TURBO),
+    ):
+        theirs = {name: one.default for name, one in inspect.signature(cls.generate).parameters.items()}
+        kept = {name: value for name, value in vars(ours).items() if name in theirs}
+        assert kept == {name: theirs[name] for name in kept}
+        assert len(kept) >= 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ([], "mini"),
+        (["pipeline.sampling.temperature=0.8", "pipeline.language=en"], "mini"),
+        (["pipeline.sampling.cfg_weight=0", "pipeline.sampling.top_p=0.9"], "mini (cfg_weight=0, top_p=0.9)"),
+        (["pipeline=mini_multilingual", "pipeline.language=fr"], "mini_multilingual (language=fr)"),
+        (["pipeline=tiny_turbo", "pipeline.sampling.top_k=50"], "tiny_turbo (top_k=50)"),
+        (["pipeline=random_multilingual", "pipeline.sampling.repetition_penalty=2"], "random_multilingual"),
+    ],
+)
+def test_what_is_not_the_default_is_told_and_asked_for_again(overrides, label):
+    asked = looked_at(*overrides)
+    assert sampling.label(asked) == label
+    assert sampling.label(looked_at(*sampling.overrides(asked))) == label
+
+
+# -- from the command to the report ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spoken_job(tmp_path_factory) -> RunFolder:
+    """The miniature without guidance and without chance, two languages in one workload, heard by nobody's ear."""
+    out = tmp_path_factory.mktemp("results")
+    texts = "[{id: eins, text: Wir kommen gern., language: de}, {id: two, text: We will come.}]"
+    (spec,) = expand(
+        composed(
+            *(
+                "optimizations.kv_cache.enabled=true",
+                "pipeline=mini_multilingual",
+                "pipeline.language=fr",
+                "device=cpu",
+            ),
+            *(
+                "pipeline.sampling.cfg_weight=0",
+                "pipeline.sampling.temperature=0",
+                "pipeline.sampling.max_new_tokens=12",
+            ),
+            *(f"workload.texts={texts}", "workload.seeds=[1]", "workload.voices=[rms]", "measure.pinned_tokens=6"),
+            *("measure.min_rounds=1", "measure.max_rounds=1", "measure.warmup_calls=0", "quality.fidelity_texts=2"),
+        )
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "LOCKS", tmp_path_factory.mktemp("locks"))
+        summary = job.run(spec, out, lambda *_: None)
+    return RunFolder.open(out / summary.run_id)
+
+
+def test_a_job_speaks_as_it_is_asked(spoken_job):
+    rows, _ = spoken_job.measurements()
+    assert {row.error for row in rows} == {None}
+    assert {(row.text_id, row.language) for row in rows} == {("eins", "de"), ("two", None)}
+    free = [row for row in rows if row.pass_name == "quality"]
+    assert all(row.n_tokens <= 12 for row in free)
+    assert any(row.hit_token_cap for row in free), "the cap is the one that was asked for"
+    by_work: dict = {}
+    for row in free:
+        by_work.setdefault(row.work, set()).add(row.n_tokens)
+    assert all(len(counts) == 1 for counts in by_work.values()), "greedy, both sides say the same"
+
+
+def test_words_are_judged_in_each_texts_language(spoken_job):
+    reasons = {score.text_id: score.reason for score in spoken_job.scores()[0] if score.pass_name == "quality"}
+    assert "does not know the language de" in reasons["eins"]
+    assert "does not know the language fr" in reasons["two"]
+
+
+def test_what_was_asked_is_recorded_and_makes_another_experiment(spoken_job):
+    summary, kept = spoken_job.summary(), spoken_job.job()["pipeline"]
+    assert kept["language"] == "fr"
+    assert kept["sampling"]["cfg_weight"] == 0
+    assert summary.pipeline == "mini_multilingual (language=fr, temperature=0, cfg_weight=0, max_new_tokens=12)"
+    with pytest.raises(UserError, match="measured pipeline"):
+        require_comparable(summary, replace(summary, pipeline="mini_multilingual"))
+    assert spoken_job.read_json("fidelity.json")["stages"]["generate_tokens"]["verdict"] == "faithful"
+
+
+def test_the_report_says_it(spoken_job, tmp_path):
+    write_report([spoken_job], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "language=fr, temperature=0, cfg_weight=0" in text
+    assert "pipeline=mini_multilingual pipeline.language=fr pipeline.sampling.temperature=0" in text

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import librosa
@@ -43,6 +44,7 @@ from chatterbox.models.t3.modules.perceiver import Perceiver
 from chatterbox.models.t3.modules.t3_config import T3Config
 from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.models.voice_encoder import VoiceEncConfig, VoiceEncoder
+from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from chatterbox.tts import ChatterboxTTS, Conditionals
 from s3tokenizer.model_v2 import ModelConfig, S3TokenizerV2
 from safetensors.torch import load_file
@@ -208,9 +210,21 @@ def character_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def build_tokenizer(weights: Path = WEIGHTS) -> EnTokenizer:
+class LettersOfManyLanguages(EnTokenizer):
+    """What upstream's multilingual class asks of a tokenizer, over the miniature's characters.
+
+    Letters lose their accents. There is no character for a language: the miniature says all of them as it says English,
+    and what it has no letter for, it cannot read.
+    """
+
+    def text_to_tokens(self, text: str, language_id: str | None = None) -> Tensor:
+        decomposed = unicodedata.normalize("NFKD", text)
+        return super().text_to_tokens("".join(letter for letter in decomposed if not unicodedata.combining(letter)))
+
+
+def build_tokenizer(weights: Path = WEIGHTS, multilingual: bool = False) -> EnTokenizer:
     """Upstream's text tokenizer over the miniature's characters."""
-    return EnTokenizer(str(weights / "tokenizer.json"))
+    return (LettersOfManyLanguages if multilingual else EnTokenizer)(str(weights / "tokenizer.json"))
 
 
 def pack_table(table: Tensor) -> Tensor:
@@ -238,11 +252,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def load(
     device: str | torch.device, multilingual: bool = False, weights: Path = WEIGHTS
-) -> tuple[ChatterboxTTS, dict[str, Conditionals], bool]:
-    """The miniature as upstream's `ChatterboxTTS`, its built-in voices, and whether it was trained.
+) -> tuple[ChatterboxTTS | ChatterboxMultilingualTTS, dict[str, Conditionals], bool]:
+    """The miniature as upstream's object, its built-in voices, and whether it was trained.
 
-    `multilingual=True` switches upstream's alignment analyzer on and points it at this model's heads. What
-    has no file in the folder has seeded random weights: same shapes, same code, noise for speech.
+    `multilingual=True` makes it one of upstream's multilingual class, switches upstream's alignment analyzer on and
+    points it at this model's heads. What has no file in the folder has seeded random weights: same shapes, same code,
+    noise for speech.
     """
     card = _model_card(weights)
     with torch.random.fork_rng(devices=[]):
@@ -256,8 +271,9 @@ def load(
     for part in (t3, s3gen, voice_encoder):
         part.to(device).eval()
     voices = {name: conditionals.to(device) for name, conditionals in voices.items()}
-    tokenizer = build_tokenizer(weights if (weights / "tokenizer.json").exists() else WEIGHTS)
-    model = ChatterboxTTS(t3, s3gen, voice_encoder, tokenizer, str(device), conds=voices[VOICES[0]])
+    tokenizer = build_tokenizer(weights if (weights / "tokenizer.json").exists() else WEIGHTS, multilingual)
+    cls = ChatterboxMultilingualTTS if multilingual else ChatterboxTTS
+    model = cls(t3, s3gen, voice_encoder, tokenizer, str(device), conds=voices[VOICES[0]])
     return model, voices, card["trained"]
 
 

@@ -34,6 +34,7 @@ class Case:
     text: str
     voice: str
     n_tokens: int | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class Inputs:
 def record(pipeline: Pipeline, cases: Sequence[Case], seed: int) -> list[Inputs]:
     """Speak the cases, without splitting their texts, and keep what went from stage to stage."""
     voices = [_stage(pipeline, "condition", seed, case.voice) for case in cases]
-    segments = [Segment(c.text, voice, i, c.n_tokens) for i, (c, voice) in enumerate(zip(cases, voices, strict=True))]
+    segments = [
+        Segment(case.text, voice, i, case.n_tokens, language=case.language)
+        for i, (case, voice) in enumerate(zip(cases, voices, strict=True))
+    ]
     tokens = _stage(pipeline, "generate_tokens", seed, segments)
     mels = _stage(pipeline, "tokens_to_mel", seed, tokens, voices)
     waves = _stage(pipeline, "mel_to_wave", seed, mels)
@@ -90,7 +94,7 @@ def _teach(
     """Guided logits [n, V] at each of the tokens; None from a loop that does not listen to a teacher."""
     teachers = [Teacher(row) for row in tokens]
     segments = [
-        Segment(case.text, voice, i, len(teacher.tokens), teacher)
+        Segment(case.text, voice, i, len(teacher.tokens), teacher, case.language)
         for i, (case, voice, teacher) in enumerate(zip(cases, voices, teachers, strict=True))
     ]
     _stage(pipeline, "generate_tokens", seed, segments)

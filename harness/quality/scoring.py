@@ -127,7 +127,7 @@ def score_rows(
     def reference(voice: str) -> Reference:
         return embed_reference(voice, reference_wave_for_voice(voice), judges.encoder)
 
-    return [score_row(row, results_dir, judges, reference(row.voice), language) for row in rows]
+    return [score_row(row, results_dir, judges, reference(row.voice), row.language or language) for row in rows]
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def command(run: Run) -> str:
         parts.append(f"+combo={run.name}")
     if not sweep and run.summary.against != BASELINE:
         parts.append(f"against={run.summary.against}")
-    parts += [f"pipeline={run.summary.pipeline}", f"workload={run.summary.workload}"]
+    parts += [*run.pipeline_overrides(), f"workload={run.summary.workload}"]
     for group in ("measure", "quality"):
         name = (run.job.get(group) or {}).get("name", "default")
         parts += [f"{group}={name}"] if name != "default" else []

@@ -8,6 +8,7 @@ from typing import Any
 from harness import stats
 from harness.report import words
 from harness.results import BASELINE, MERGED, SIMILARITY, Comparison, RunFolder, Summary, Variant
+from harness.sampling import overrides
 
 KEPT = "kept"
 PER_PROCESS = ("first_call_s", "load_s", "model_memory_mb")
@@ -106,6 +107,10 @@ class Run:
         """Of each optimization, as job.yaml has them; empty where it was not kept."""
         settings = self.job.get("optimizations") or {}
         return {name: {key: kept[key] for key in kept if key != "enabled"} for name, kept in settings.items() if kept}
+
+    def pipeline_overrides(self) -> list[str]:
+        """The words of a command line that ask for the pipeline, and for what it is asked."""
+        return overrides(self.job.get("pipeline") or {"name": self.summary.pipeline})
 
     def change(self, metric: str) -> Comparison:
         return self.summary.comparison[metric]

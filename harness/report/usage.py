@@ -5,6 +5,7 @@ from typing import Any
 
 from harness import combos, declared
 from harness.report.data import Run
+from harness.sampling import LANGUAGE, changed
 
 ENGLISH = "chatterbox.tts", "ChatterboxTTS"
 MULTILINGUAL = "chatterbox.mtl_tts", "ChatterboxMultilingualTTS"
@@ -14,7 +15,10 @@ def lines(run: Run) -> str:
     """Python: upstream's object for the run's pipeline, checkpoint and kind of device, and on it what was measured."""
     multilingual = "multilingual" in run.summary.pipeline
     module, name = MULTILINGUAL if multilingual else ENGLISH
-    language = ', language_id="en"' if multilingual else ""
+    pipeline = run.job.get("pipeline") or {}
+    language = f', language_id="{pipeline.get("language") or LANGUAGE}"' if multilingual else ""
+    asked = {name: value for name, value in changed(pipeline).items() if name != "max_new_tokens"}
+    settings = "".join(f", {name}={value}" for name, value in asked.items())
     return "\n".join(
         [
             f"from {module} import {name}",
@@ -22,7 +26,7 @@ def lines(run: Run) -> str:
             *(f"import {plugins}" for plugins in run.job.get("plugin_modules") or ()),
             "",
             f"tts = optimize({name}.{_loading(run)}, {_combo(run)})",
-            f'wave = tts.generate("Hello there."{language})',
+            f'wave = tts.generate("Hello there."{language}{settings})',
         ]
     )
 

@@ -177,5 +177,6 @@ class Scenario:
             repeat=call.round,
             pinned_tokens=request.n_tokens,
             text_sha=request.item.text_sha,
+            language=request.item.language,
             **columns,
         )
