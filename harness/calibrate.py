@@ -1,11 +1,17 @@
-"""At what fidelity words or voice begin to suffer: `python -m harness.calibrate --out curve.jsonl`.
+"""At what fidelity words or voice begin to suffer: `python -m harness.calibrate --out FOLDER`.
 
 The miniature's stages are damaged by growing amounts: fewer steps of the flow's solver, noise on weights, weights in
-fewer bits. Each damage is compared stage by stage (`fidelity`), and spoken and heard against the unharmed pipeline. The
-curve, a row a damage, shows where word error rate or similarity starts to move; `limits` reads it off, for
-`fidelity.LIMITS`.
+fewer bits. Each damage is compared with the unharmed stage (`fidelity`), and what is spoken with it is heard. The curve
+shows where word error rate or similarity starts to move; `limits` reads it off, for `fidelity.LIMITS`.
 
-Each damage speaks every clip and hears it. A file that is there is gone on with.
+    clips.jsonl   one row for each clip: its damage, text and seed, its words and voice, and the stage's fidelity to it
+    curve.json    one entry for each damage, with intervals over texts, and the limits that follow
+    curve.png     the same as a picture
+
+A damage to the flow or the vocoder leaves the words of T3 as they are, so those are spoken once. A damage to T3 makes
+every text another draw, which takes more clips to tell from chance, so it has more seeds. Two hours of one core, or
+four minutes of thirty-two: every text and stage is a piece of work of its own, for as many processes as there are
+cores. A folder that is there is gone on with, and what is known so far is read off.
 """
 
 from __future__ import annotations
@@ -13,31 +19,44 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import product
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness import checkpoints, stats
 from harness.locations import ROOT
 from harness.pipeline import Pipeline, SynthesisError
-from harness.quality.fidelity import LIMITS, compare, summarize
-from harness.quality.replay import Case, record, replay
-from harness.quality.scoring import MIN_VOICE_S, create_judges, reference_wave
+from harness.quality.fidelity import LIMITS, Trace, compare
+from harness.quality.replay import OTHER_SEED, Case, Inputs, record, teach
+from harness.quality.scoring import MIN_VOICE_S, Judges, create_judges, reference_wave
 from harness.quality.speaker import SAMPLE_RATE, similarity, voice_in
 from harness.quality.words import word_errors
-from harness.results import append_row, finite, read_rows
+from harness.report.curve import draw
+from harness.results import append_row, finite, read_rows, write_atomically
 
 SENTENCES = ROOT / "tests/data/held_out_sentences.txt"
-STEPS = (8, 6, 5, 4, 3, 2, 1)
-NOISES = (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3)
-BITS = (8, 7, 6, 5, 4, 3)
+STEPS = (8, 6, 4, 3, 2, 1)
+NOISES = {
+    "t3": (0.03, 0.06, 0.1, 0.2, 0.3, 0.4),
+    "flow": (0.01, 0.03, 0.06, 0.1, 0.2),
+    "vocoder": (0.003, 0.01, 0.03, 0.06, 0.1, 0.2),
+}
+BITS = {"t3": (6, 5, 4, 3), "flow": (6, 5, 4, 3), "vocoder": (8, 6, 5, 4, 3)}
 SEED = 0
+SEEDS = {"generate_tokens": (1, 2, 3), "tokens_to_mel": (1,), "mel_to_wave": (1,)}
+HARMED, UNHARMED, UNKNOWN = "harmed", "unharmed", "unknown"
+NOTHING = Inputs(np.zeros(0, np.int64), np.zeros((80, 0), np.float32), np.zeros(0, np.float32))
+LONGEST = 300
+"""Tokens, twelve seconds: a text takes three, and a damaged T3 may find no end."""
 
 
 # -- damages ---------------------------------------------------------------------------------------------------------
@@ -62,9 +81,9 @@ def damages() -> Iterator[Damage]:
         ("flow", "tokens_to_mel", lambda pipeline: pipeline.model.s3gen.flow.decoder),
         ("vocoder", "mel_to_wave", lambda pipeline: pipeline.model.s3gen.mel2wav),
     ):
-        for noise in NOISES:
+        for noise in NOISES[name]:
             yield Damage(f"{name}_noise", noise, stage, partial(_change, part=part, to=partial(noisy, amount=noise)))
-        for bits in BITS:
+        for bits in BITS[name]:
             yield Damage(f"{name}_bits", bits, stage, partial(_change, part=part, to=partial(rounded, bits=bits)))
 
 
@@ -95,117 +114,205 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
     return ((rows / scale).round() * scale).view_as(weight)
 
 
-# -- the curve -------------------------------------------------------------------------------------------------------
+# -- speaking and hearing --------------------------------------------------------------------------------------------
 
 
 class Listener:
-    """Speaks and hears with one pipeline, the same clips every time."""
+    """Speaks and hears with one pipeline, whole and damaged."""
 
-    def __init__(self, pipeline: Pipeline, sentences: Sequence[str], seeds: Sequence[int]) -> None:
-        self.pipeline, self.judges = pipeline, create_judges({})
-        voices = sorted(pipeline.voices)
-        self.cases = [Case(f"s{i}", text, voices[i % len(voices)]) for i, text in enumerate(sentences)]
-        self.seeds = seeds
-        clips = {voice: reference_wave(voice) for voice in voices}
-        self.references = {v: self.judges.encoder.embed(voice_in(*clip)) for v, clip in clips.items() if clip}
-        self.inputs = record(pipeline, self.cases, SEED)
-        self.traces = replay(pipeline, self.cases, self.inputs, SEED)
-        self.unharmed = list(self.hear())
+    def __init__(self, pipeline: Pipeline, judges: Judges) -> None:
+        self.pipeline, self.judges = pipeline, judges
+        clips = {voice: reference_wave(voice) for voice in pipeline.voices}
+        self.references = {voice: judges.encoder.embed(voice_in(*clip)) for voice, clip in clips.items() if clip}
 
-    def row(self, damage: Damage) -> dict[str, Any]:
-        """A damage's place on the curve: fidelity by stage, and what it did to words and voice."""
-        damage.inflict(self.pipeline)
-        try:
-            traces = replay(self.pipeline, self.cases, self.inputs, SEED)
-            heard = list(self.hear())
-        finally:
-            self.pipeline.reset()
-        texts = [case.text_id for case in self.cases]
-        found = summarize([compare(*pair) for pair in zip(self.traces, traces, strict=True)], texts)
-        clips = [case.text_id for case, _ in product(self.cases, self.seeds)]
-        return {
-            "family": damage.family,
-            "size": damage.size,
-            "stage": damage.stage,
-            "fidelity": {stage: of["figures"] for stage, of in found.items()},
-            **{name: self._moved(i, heard, clips) for i, name in enumerate(("wer", "similarity"))},
-        }
+    def rows(
+        self, case: Case, stage: str, seeds: Sequence[int], inflicted: Iterable[Damage]
+    ) -> Iterator[dict[str, Any]]:
+        """A row for each clip of one text: unharmed with each seed, then with each damage to the stage.
 
-    def hear(self) -> Iterator[tuple[float, float]]:
-        """Word error rate and similarity of each clip; 1 and 0 where nothing was said."""
-        for case, seed in product(self.cases, self.seeds):
+        The stage is compared where the first seed's clip is.
+        """
+        whole = {seed: record(self.pipeline, [case], seed)[0] for seed in seeds}
+        first = whole[seeds[0]]
+        reference = self.trace(case, stage, seeds[0], first, first)
+        for seed in seeds:
+            yield self.row(case, stage, UNHARMED, 0, seed, whole[seed])
+        for damage in inflicted:
+            damage.inflict(self.pipeline)
             try:
-                said = self.pipeline.synthesize(case.text, case.voice, seed)
-            except SynthesisError:
-                yield 1.0, 0.0
-                continue
-            voice = voice_in(said.wave, said.sample_rate)
-            close = 0.0
-            if len(voice) >= MIN_VOICE_S * SAMPLE_RATE:
-                close = similarity(self.judges.encoder.embed(voice), self.references[case.voice])
-            heard = self.judges.transcriber.transcribe(said.wave, said.sample_rate)
-            yield word_errors(case.text, heard)["wer"], close
+                for seed in seeds:
+                    try:
+                        (said,) = record(self.pipeline, [case], seed, [whole[seed]], since=stage)
+                    except SynthesisError:
+                        said = NOTHING
+                    found = {}
+                    if seed == seeds[0]:
+                        found = compare(reference, self.trace(case, stage, seed, first, said))[stage]
+                    yield self.row(case, stage, damage.family, damage.size, seed, said) | {"fidelity": found}
+            finally:
+                self.pipeline.reset()
 
-    def _moved(self, axis: int, heard: Sequence[tuple[float, float]], clips: Sequence[str]) -> dict[str, float | None]:
-        before, after = ([clip[axis] for clip in side] for side in (self.unharmed, heard))
-        interval = stats.mean_delta(before, after, clips)
-        return {"delta": interval.estimate, "low": interval.low, "high": interval.high}
+    def trace(self, case: Case, stage: str, seed: int, whole: Inputs, said: Inputs) -> Trace:
+        """What the stage makes of the unharmed pipeline's inputs: a part of what was just said, but for T3's logits."""
+        if stage == "generate_tokens":
+            return Trace(logits=teach(self.pipeline, [case], [whole], seed)[0])
+        if stage == "tokens_to_mel":
+            return Trace(mel=said.mel)
+        chance = None
+        if said is whole:
+            chance = record(self.pipeline, [case], seed + OTHER_SEED, [whole], since=stage)[0].wave
+        return Trace(wave=said.wave, chance=chance)
+
+    def row(self, case: Case, stage: str, family: str, size: float, seed: int, said: Inputs) -> dict[str, Any]:
+        wer, close = self.hear(case, said.wave)
+        where = {"text_id": case.text_id, "stage": stage, "family": family, "size": size, "seed": seed}
+        return where | {"wer": wer, "similarity": close}
+
+    def hear(self, case: Case, wave: np.ndarray) -> tuple[float, float]:
+        """Word error rate and similarity of a clip; 1 and 0 where nothing was said."""
+        if not len(wave) or not np.isfinite(wave).all():
+            return 1.0, 0.0
+        rate = self.pipeline.model.sr
+        voice, close = voice_in(wave, rate), 0.0
+        if len(voice) >= MIN_VOICE_S * SAMPLE_RATE:
+            close = similarity(self.judges.encoder.embed(voice), self.references[case.voice])
+        return word_errors(case.text, self.judges.transcriber.transcribe(wave, rate))["wer"], close
+
+
+@cache
+def listener() -> Listener:
+    """This process's own."""
+    torch.set_num_threads(1)
+    pipeline = checkpoints.load("mini", "cpu")
+    pipeline.sampling = replace(pipeline.sampling, max_new_tokens=LONGEST)
+    return Listener(pipeline, create_judges({}))
+
+
+def piece(case: Case, stage: str) -> list[dict[str, Any]]:
+    """One piece of work: a text, and all damages to a stage."""
+    own = [damage for damage in damages() if damage.stage == stage]
+    return list(listener().rows(case, stage, SEEDS[stage], own))
+
+
+def work(rows: Sequence[Mapping[str, Any]], sentences: Sequence[str]) -> list[tuple[Case, str]]:
+    """Pieces that have no rows yet; the texts go round the voices."""
+    voices = checkpoints.mini.VOICES
+    cases = [Case(f"s{i}", text, voices[i % len(voices)]) for i, text in enumerate(sentences)]
+    known = {(row["text_id"], row["stage"]) for row in rows}
+    return [(case, stage) for case in cases for stage in SEEDS if (case.text_id, stage) not in known]
+
+
+# -- the curve -------------------------------------------------------------------------------------------------------
+
+
+def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """An entry for each damage: the stage's fidelity, and what it did to words and voice, paired, over texts."""
+    unharmed = {_clip(row): row for row in rows if row["family"] == UNHARMED}
+    found = []
+    for damage in damages():
+        own = [row for row in rows if (row["family"], row["size"]) == (damage.family, damage.size)]
+        if not own:
+            continue
+        texts = [row["text_id"] for row in own]
+        before = [unharmed[_clip(row)] for row in own]
+        compared = [row for row in own if row["fidelity"]]
+        moved = {
+            axis: stats.mean_delta([row[axis] for row in before], [row[axis] for row in own], texts)
+            for axis in ("wer", "similarity")
+        }
+        found.append(
+            {
+                "family": damage.family,
+                "size": damage.size,
+                "stage": damage.stage,
+                "texts": len(set(texts)),
+                "clips": len(own),
+                "fidelity": {name: _amounts(compared, name) for name in compared[0]["fidelity"]},
+                **{axis: _interval(interval) for axis, interval in moved.items()},
+            }
+        )
+    return found
+
+
+def _clip(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["text_id"], row["stage"], row["seed"]
+
+
+def _amounts(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
+    """A figure's mean over texts; infinite where it is with one of them, which is stored as null."""
+    values = [row["fidelity"][name] for row in rows]
+    if None in values:
+        return {"mean": math.inf, "low": math.inf, "high": math.inf}
+    return _interval(stats.mean(values, [row["text_id"] for row in rows]))
+
+
+def _interval(interval: stats.Interval) -> dict[str, float | None]:
+    return {"mean": interval.estimate, "low": interval.low, "high": interval.high}
 
 
 # -- reading it off --------------------------------------------------------------------------------------------------
 
 
-def limits(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def limits(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """By stage and figure, the largest amount that harmed neither words nor voice, below all that did.
 
-    Of the damages to that stage alone. Harmed is what got worse by more than counts, with the whole interval; unharmed,
-    what is proved not to have. None where no damage was small enough.
+    Harmed is what got worse by more than counts, with the whole interval; unharmed, what is proved not to have. None
+    where no damage was small enough.
     """
     found: dict[str, dict[str, float | None]] = {}
-    for stage, names in LIMITS.items():
-        own = [row for row in rows if row["stage"] == stage]
+    for stage in SEEDS:
+        own = [entry for entry in entries if entry["stage"] == stage]
         found[stage] = {}
-        for name in names:
-            amounts = [(_amount(row, name), row) for row in own]
-            ceiling = min((amount for amount, row in amounts if _harm(row) == "harmed"), default=math.inf)
-            below = [amount for amount, row in amounts if amount < ceiling and _harm(row) == "unharmed"]
+        for name in LIMITS[stage]:
+            amounts = [(_mean(entry, name), entry) for entry in own]
+            ceiling = min((amount for amount, entry in amounts if harm(entry) == HARMED), default=math.inf)
+            below = [amount for amount, entry in amounts if amount < ceiling and harm(entry) == UNHARMED]
             found[stage][name] = max(below, default=None)
     return found
 
 
-def _amount(row: dict[str, Any], name: str) -> float:
-    figure = row["fidelity"][row["stage"]].get(name) or {}
-    return math.inf if figure.get("mean") is None else figure["mean"]
+def _mean(entry: Mapping[str, Any], name: str) -> float:
+    mean = entry["fidelity"][name]["mean"]
+    return math.inf if mean is None else mean
 
 
-def _harm(row: dict[str, Any]) -> str:
-    """ "harmed", "unharmed", or "" where nobody can tell."""
-    axes = [(row["wer"], stats.METRICS["wer"]), (row["similarity"], stats.SIMILARITY)]
+def harm(entry: Mapping[str, Any]) -> str:
+    """HARMED, UNHARMED, or UNKNOWN where nobody can tell."""
+    axes = [(entry["wer"], stats.METRICS["wer"]), (entry["similarity"], stats.SIMILARITY)]
     verdicts = [stats.verdict(moved["low"], moved["high"], metric.threshold, metric) for moved, metric in axes]
     if "worse" in verdicts:
-        return "harmed"
+        return HARMED
     proved = [stats.proves_no_worse(moved["low"], moved["high"], metric.threshold, metric) for moved, metric in axes]
-    return "unharmed" if all(proved) else ""
+    return UNHARMED if all(proved) else UNKNOWN
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m harness.calibrate", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the curve, a row a damage")
-    parser.add_argument("--sentences", type=int, default=12)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--families", nargs="*", help="such as flow_steps, t3_noise, vocoder_bits (default: all)")
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--sentences", type=int, default=60, help="of the sixty held-out ones")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
-    rows, _ = read_rows(options.out)
-    known = {(row["family"], row["size"]) for row in rows}
-    wanted = [d for d in damages() if not options.families or d.family in options.families]
-    missing = [damage for damage in wanted if (damage.family, damage.size) not in known]
-    if missing:
-        sentences = SENTENCES.read_text(encoding="utf-8").splitlines()[: options.sentences]
-        listener = Listener(checkpoints.load("mini", "cpu"), sentences, range(1, options.seeds + 1))
-        for damage in missing:
-            append_row(options.out, finite(listener.row(damage)))
-            print(f"{damage.family} {damage.size:g}", flush=True)
-    print(json.dumps(limits(read_rows(options.out)[0]), indent=2))
+    options.out.mkdir(parents=True, exist_ok=True)
+    clips = options.out / "clips.jsonl"
+    sentences = SENTENCES.read_text(encoding="utf-8").splitlines()[: options.sentences]
+    missing = work(read_rows(clips)[0], sentences)
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("forkserver")) as pool:
+        for number, done in enumerate(as_completed([pool.submit(piece, *one) for one in missing]), start=1):
+            for row in done.result():
+                append_row(clips, finite(row))
+            print(f"{number} of {len(missing)} pieces", flush=True)
+    read_off(options.out)
+
+
+def read_off(folder: Path) -> None:
+    """curve.json and curve.png from the clips that are there."""
+    entries = curve(read_rows(folder / "clips.jsonl")[0])
+    read = limits(entries)
+    write_atomically(folder / "curve.json", json.dumps(finite({"limits": read, "curve": entries}), indent=1) + "\n")
+    draw(entries, read, list(map(harm, entries)), folder / "curve.png")
+    print(json.dumps(finite(read), indent=2))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from harness import calibrate, checkpoints
 from harness.pipeline import Pipeline
 from harness.quality import fidelity, replay, stages
 from harness.quality.fidelity import DIFFERS, FAITHFUL, NOT_MEASURED, Trace
+from harness.quality.scoring import create_judges
+from harness.report.curve import draw
 from harness.worker import Setup, Variant
 from optimizations import create
 from optimizations.common.graphs import Uncaptured
@@ -246,7 +248,8 @@ def test_a_jobs_sides_are_compared_and_nothing_is_left_behind(tmp_path, mini):
     found = stages.compare_stages(
         tmp_path, FakeSide("baseline", mini), FakeSide("combo", mini), cases, SEED, limit_s=60
     )
-    assert found["cases"] == [{"text_id": "bread", "text": "There is some bread.", "voice": "kal16", "n_tokens": 30}]
+    (case,) = found["cases"]
+    assert (case["text_id"], case["voice"], case["n_tokens"]) == ("bread", "kal16", 30)
     assert {record["verdict"] for record in found["stages"].values()} == {FAITHFUL}
     assert not list(tmp_path.iterdir())
 
@@ -278,28 +281,84 @@ def test_damages_grow_within_a_family_and_every_stage_with_weights_has_some():
 
 
 def test_a_damage_stands_on_the_curve_and_leaves_the_pipeline_as_it_was(mini):
-    listener = calibrate.Listener(mini, ["Will it rain?"], seeds=[1])
-    row = listener.row(calibrate.Damage("flow_steps", 1, "tokens_to_mel", lambda p: calibrate.take_steps(p, 1)))
-    assert row["fidelity"]["tokens_to_mel"]["mel_error"]["mean"] > 0.05
-    assert row["fidelity"]["generate_tokens"]["kl_mean"]["mean"] == 0
-    assert set(row["wer"]) == {"delta", "low", "high"}
-    assert list(listener.hear()) == listener.unharmed
+    listener = calibrate.Listener(mini, create_judges({}))
+    one_step = calibrate.Damage("flow_steps", 1, "tokens_to_mel", lambda p: calibrate.take_steps(p, 1))
+    for _ in range(2):
+        whole, damaged = listener.rows(CASES[0], "tokens_to_mel", (1,), [one_step])
+        assert (whole["family"], damaged["family"], damaged["size"]) == ("unharmed", "flow_steps", 1)
+        assert damaged["fidelity"]["mel_error"] > 0.05
+        assert damaged["similarity"] < whole["similarity"]
 
 
-def curve(amount: float, wer: tuple[float, float], stage: str = "tokens_to_mel") -> dict:
+@pytest.mark.parametrize("stage", calibrate.SEEDS)
+def test_a_stage_that_nobody_damaged_is_no_distance_away_and_sounds_the_same(mini, stage):
+    nothing = calibrate.Damage("none", 0, stage, lambda _pipeline: None)
+    whole, same = calibrate.Listener(mini, create_judges({})).rows(CASES[1], stage, (1,), [nothing])
+    assert set(same["fidelity"].values()) == {0}
+    assert (same["wer"], same["similarity"]) == (whole["wer"], whole["similarity"])
+
+
+def test_a_t3_that_says_nothing_is_heard_as_nothing(mini):
+    mute = calibrate.Damage(
+        "mute",
+        1,
+        "generate_tokens",
+        lambda p: p.replace_stage("generate_tokens", lambda s: [torch.zeros(0, dtype=torch.long)] * len(s), by="test"),
+    )
+    listener = calibrate.Listener(mini, create_judges({}))
+    listener.trace = lambda *_: Trace(logits=np.zeros((3, 5)))  # a teacher finds no ear in this one
+    _, silent = listener.rows(CASES[1], "generate_tokens", (1,), [mute])
+    assert (silent["wer"], silent["similarity"]) == (1.0, 0.0)
+
+
+def clip(family: str, text: int, wer: float, amount: float | None = None, seed: int = 1) -> dict:
+    """A row of clips.jsonl for a damage of size 0.1 to the flow."""
+    found = {} if amount is None else {"mel_error": amount, "mel_distance_db": 20 * amount}
+    where = {"text_id": f"s{text}", "stage": "tokens_to_mel", "family": family, "seed": seed}
+    return where | {"size": 0 if family == "unharmed" else 0.1, "wer": wer, "similarity": 0.9, "fidelity": found}
+
+
+def test_the_curve_pairs_each_clip_with_the_unharmed_one_of_its_text_and_seed():
+    rows = [clip("unharmed", i, 0.01 * i) for i in range(8)] + [
+        clip("flow_noise", i, 0.01 * i + 0.2, amount=0.1) for i in reversed(range(8))
+    ]
+    (entry,) = calibrate.curve(rows)
+    assert (entry["family"], entry["size"], entry["texts"], entry["clips"]) == ("flow_noise", 0.1, 8, 8)
+    assert entry["wer"] == pytest.approx({"mean": 0.2, "low": 0.2, "high": 0.2})
+    assert entry["fidelity"]["mel_error"]["mean"] == pytest.approx(0.1)
+    assert calibrate.harm(entry) == "harmed"
+
+
+def test_work_that_is_done_is_not_done_again():
+    done = [clip("unharmed", 0, 0.0)]
+    left = [(case.text_id, stage) for case, stage in calibrate.work(done, ["One.", "Two."])]
+    assert ("s0", "tokens_to_mel") not in left
+    assert len(left) == 2 * len(calibrate.SEEDS) - 1
+
+
+def damaged(amount: float, wer: tuple[float, float], stage: str = "tokens_to_mel") -> dict:
+    """An entry of the curve."""
     figures = {name: {"mean": amount} for name in fidelity.LIMITS[stage]}
-    still = {"delta": 0.0, "low": -0.001, "high": 0.001}
-    return {"stage": stage, "fidelity": {stage: figures}, "wer": {"low": wer[0], "high": wer[1]}, "similarity": still}
+    still = {"mean": 0.0, "low": -0.001, "high": 0.001}
+    moved = {"mean": sum(wer) / 2, "low": wer[0], "high": wer[1]}
+    return {"family": "flow_noise", "stage": stage, "fidelity": figures, "wer": moved, "similarity": still}
+
+
+CURVE = [
+    damaged(0.01, (-0.01, 0.01)),
+    damaged(0.02, (-0.01, 0.015)),
+    damaged(0.03, (-0.05, 0.05)),  # nobody can tell
+    damaged(0.04, (0.03, 0.2)),
+    damaged(0.06, (-0.01, 0.01)),  # harmless, but beyond what harmed
+]
 
 
 def test_limits_are_the_largest_harmless_amounts_below_the_smallest_harmful_one():
-    rows = [
-        curve(0.01, (-0.01, 0.01)),
-        curve(0.02, (-0.01, 0.015)),
-        curve(0.03, (-0.05, 0.05)),  # nobody can tell
-        curve(0.04, (0.03, 0.2)),
-        curve(0.06, (-0.01, 0.01)),  # harmless, but beyond what harmed
-    ]
-    found = calibrate.limits(rows)
+    found = calibrate.limits(CURVE)
     assert set(found["tokens_to_mel"].values()) == {0.02}
     assert set(found["generate_tokens"].values()) == {None}
+
+
+def test_the_curve_is_drawn(tmp_path):
+    draw(CURVE, calibrate.limits(CURVE), list(map(calibrate.harm, CURVE)), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000

@@ -475,6 +475,10 @@ QUICK = {
     "+combo=production pipeline.name=minni": "did you mean mini?",
     "+combo=production optimizations.mixed_precision.dtype=float17": "choose one of auto",
     "+combo=production gate.limits=[fast]": "gate limit 'fast'",
+    "+combo=production pipeline.sampling.cfg_weight=nan": "pipeline.sampling.cfg_weight=nan: give a number from 0",
+    "+combo=production pipeline.language=fr": "speaks English only",
+    "+combo=production pipeline=mini_multilingual pipeline.language=xx": "pipeline.language=xx",
+    "+combo=production workload=languages": "workload, text de1: language=de",
     "plugin_modules=[fakes] optimizations.fake_fast.enabled=true workload.seeds=[]": "workload.seeds=[]",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from harness.application import optimize
 from harness.config import expand
 from harness.errors import UserError
 from harness.gate.decide import require_comparable
-from harness.pipeline import Pipeline, Segment
+from harness.pipeline import Pipeline, Request, Segment
+from harness.quality.fidelity import LIMITS
 from harness.quality.replay import Case, record, replay
 from harness.report import write_report
 from harness.results import RunFolder
@@ -148,6 +150,29 @@ def test_a_multilingual_model_and_its_guard_take_them_too(multilingual, settings
     finally:
         multilingual.reset()
         multilingual.sampling = usual
+
+
+@pytest.mark.parametrize("plugins", [{}, COMBOS["captured"], {"kv_cache": {}, "batching": {"size": 2}}])
+def test_each_text_is_read_in_its_own_language(multilingual, monkeypatch, plugins):
+    """The miniature has no character for a language, so it is the tokenizer that is watched."""
+    asked = []
+    read = multilingual.model.tokenizer.text_to_tokens
+
+    def watched(text: str, language_id: str | None = None):
+        asked.append((text, language_id))
+        return read(text, language_id=language_id)
+
+    monkeypatch.setattr(multilingual.model.tokenizer, "text_to_tokens", watched)
+    apply_uncaptured(multilingual, **plugins)
+    asked.clear()
+    try:
+        requests = [Request(text, "rms", 1, 4, language) for text, language in (("Oui.", "fr"), ("Yes.", None))]
+        multilingual.synthesize_batch(requests)
+        multilingual.synthesize("Ja.", "rms", 1, 4, language="de")
+        list(multilingual.synthesize_stream("No.", "rms", 1, 4, language="es"))
+        assert asked == [("Oui.", "fr"), ("Yes.", "en"), ("Ja.", "de"), ("No.", "es")]
+    finally:
+        multilingual.reset()
 
 
 # -- every other way of decoding -------------------------------------------------------------------------------------
@@ -302,32 +327,24 @@ def test_what_is_not_the_default_is_told_and_asked_for_again(overrides, label):
 # -- from the command to the report ----------------------------------------------------------------------------------
 
 
+def measured(out: Path, *overrides: str) -> RunFolder:
+    """A short job on the CPU, from a command's words."""
+    least = ("measure.min_rounds=1", "measure.max_rounds=1", "measure.warmup_calls=0", "workload.seeds=[1]")
+    (spec,) = expand(composed("device=cpu", *least, *overrides))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "LOCKS", out)
+        summary = job.run(spec, out, lambda *_: None)
+    return RunFolder.open(out / summary.run_id)
+
+
 @pytest.fixture(scope="module")
 def spoken_job(tmp_path_factory) -> RunFolder:
     """The miniature without guidance and without chance, two languages in one workload, heard by nobody's ear."""
-    out = tmp_path_factory.mktemp("results")
     texts = "[{id: eins, text: Wir kommen gern., language: de}, {id: two, text: We will come.}]"
-    (spec,) = expand(
-        composed(
-            *(
-                "optimizations.kv_cache.enabled=true",
-                "pipeline=mini_multilingual",
-                "pipeline.language=fr",
-                "device=cpu",
-            ),
-            *(
-                "pipeline.sampling.cfg_weight=0",
-                "pipeline.sampling.temperature=0",
-                "pipeline.sampling.max_new_tokens=12",
-            ),
-            *(f"workload.texts={texts}", "workload.seeds=[1]", "workload.voices=[rms]", "measure.pinned_tokens=6"),
-            *("measure.min_rounds=1", "measure.max_rounds=1", "measure.warmup_calls=0", "quality.fidelity_texts=2"),
-        )
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "LOCKS", tmp_path_factory.mktemp("locks"))
-        summary = job.run(spec, out, lambda *_: None)
-    return RunFolder.open(out / summary.run_id)
+    asked = (f"workload.texts={texts}", "workload.voices=[rms]", "measure.pinned_tokens=6", "quality.fidelity_texts=2")
+    settings = [f"pipeline.sampling.{one}" for one in ("cfg_weight=0", "temperature=0", "max_new_tokens=12")]
+    pipeline = ("pipeline=mini_multilingual", "pipeline.language=fr", "optimizations.kv_cache.enabled=true")
+    return measured(tmp_path_factory.mktemp("results"), *pipeline, *settings, *asked)
 
 
 def test_a_job_speaks_as_it_is_asked(spoken_job):
@@ -364,3 +381,23 @@ def test_the_report_says_it(spoken_job, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "language=fr, temperature=0, cfg_weight=0" in text
     assert "pipeline=mini_multilingual pipeline.language=fr pipeline.sampling.temperature=0" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pipeline=mini_multilingual", "pipeline.language=fr"],
+        ["pipeline=mini_multilingual", "workload=languages"],
+        ["pipeline.sampling.cfg_weight=0"],
+        ["pipeline.sampling.temperature=0"],
+        ["pipeline=mini_multilingual", "pipeline.sampling.cfg_weight=0", "pipeline.sampling.temperature=0"],
+    ],
+    ids=" ".join,
+)
+def test_production_holds_whatever_is_asked(tmp_path, overrides):
+    folder = measured(tmp_path, "+combo=production", "workload=smoke", *overrides)
+    summary, fidelity = folder.summary(), folder.read_json("fidelity.json")
+    assert summary.status == "ok"
+    assert {one["status"] for one in summary.optimizations.values() if one["enabled"]} <= {"active", "unavailable"}
+    assert {stage: found["verdict"] for stage, found in fidelity["stages"].items()} == dict.fromkeys(LIMITS, "faithful")

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from harness.errors import UserError
+from harness.sampling import LANGUAGES
 from harness.workload import ROOT, load_workload
 
 CONFIGS = sorted((ROOT / "configs/workload").glob("*.yaml"))
@@ -52,6 +53,12 @@ def test_long_has_three_passages_below_the_cap_and_one_beyond():
     assert all(300 <= length <= 500 for length in lengths[:-1])
     assert len(lengths[:-1]) >= 3
     assert lengths[-1] > 40 * 17  # the cap is 40 s, and the fastest voice says 17 characters a second
+
+
+def test_languages_is_in_several_and_says_which():
+    spoken = {item.language for item in shipped("languages").items}
+    assert len(spoken) >= 5
+    assert spoken <= set(LANGUAGES)
 
 
 def test_quick_and_smoke_are_small_enough_for_a_first_look():

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.pipeline import Pipeline, Segment, Teacher
+from harness.pipeline import Pipeline, Segment, SynthesisError, Teacher
 from harness.quality.fidelity import Trace
 from harness.quality.watermark import create_detector
 
@@ -46,15 +46,31 @@ class Inputs:
     wave: NDArray[np.float32]  # [samples], without the mark
 
 
-def record(pipeline: Pipeline, cases: Sequence[Case], seed: int) -> list[Inputs]:
-    """Speak the cases, without splitting their texts, and keep what went from stage to stage."""
+def record(
+    pipeline: Pipeline,
+    cases: Sequence[Case],
+    seed: int,
+    given: Sequence[Inputs] = (),
+    since: str = "generate_tokens",
+) -> list[Inputs]:
+    """Speak the cases, without splitting their texts, and keep what went from stage to stage.
+
+    From the stage `since` on; what comes before it is `given`. Raises SynthesisError as `Pipeline.synthesize` does.
+    """
+    device = pipeline.device
     voices = [_stage(pipeline, "condition", seed, case.voice) for case in cases]
-    segments = [
-        Segment(case.text, voice, i, case.n_tokens, language=case.language)
-        for i, (case, voice) in enumerate(zip(cases, voices, strict=True))
-    ]
-    tokens = _stage(pipeline, "generate_tokens", seed, segments)
-    mels = _stage(pipeline, "tokens_to_mel", seed, tokens, voices)
+    tokens = [torch.from_numpy(kept.tokens).to(device) for kept in given]
+    mels = [torch.from_numpy(kept.mel).to(device)[None] for kept in given]
+    if since == "generate_tokens":
+        segments = [
+            Segment(case.text, voice, i, case.n_tokens, language=case.language)
+            for i, (case, voice) in enumerate(zip(cases, voices, strict=True))
+        ]
+        tokens = _stage(pipeline, "generate_tokens", seed, segments)
+        if any(len(row) == 0 for row in tokens):
+            raise SynthesisError("T3 emitted its stop token first: there is no speech token to vocode")
+    if since != "mel_to_wave":
+        mels = _stage(pipeline, "tokens_to_mel", seed, tokens, voices)
     waves = _stage(pipeline, "mel_to_wave", seed, mels)
     return [
         Inputs(row.cpu().numpy(), _array(mel[0]), _array(wave))
@@ -69,7 +85,7 @@ def replay(pipeline: Pipeline, cases: Sequence[Case], inputs: Sequence[Inputs], 
     tokens = [torch.from_numpy(kept.tokens).to(device) for kept in inputs]
     mels = [torch.from_numpy(kept.mel).to(device)[None] for kept in inputs]
     waves = [torch.from_numpy(kept.wave).to(device) for kept in inputs]
-    logits = _teach(pipeline, cases, voices, tokens, seed)
+    logits = teach(pipeline, cases, inputs, seed)
     spoken = _stage(pipeline, "tokens_to_mel", seed, tokens, voices)
     vocoded = _stage(pipeline, "mel_to_wave", seed, mels)
     chance = _stage(pipeline, "mel_to_wave", seed + OTHER_SEED, mels)
@@ -88,11 +104,12 @@ def replay(pipeline: Pipeline, cases: Sequence[Case], inputs: Sequence[Inputs], 
     ]
 
 
-def _teach(
-    pipeline: Pipeline, cases: Sequence[Case], voices: Sequence[Any], tokens: Sequence[Tensor], seed: int
+def teach(
+    pipeline: Pipeline, cases: Sequence[Case], inputs: Sequence[Inputs], seed: int
 ) -> list[NDArray[np.float32] | None]:
-    """Guided logits [n, V] at each of the tokens; None from a loop that does not listen to a teacher."""
-    teachers = [Teacher(row) for row in tokens]
+    """Guided logits [n, V] at each of the recorded tokens; None from a loop that does not listen to a teacher."""
+    voices = [_stage(pipeline, "condition", seed, case.voice) for case in cases]
+    teachers = [Teacher(torch.from_numpy(kept.tokens).to(pipeline.device)) for kept in inputs]
     segments = [
         Segment(case.text, voice, i, len(teacher.tokens), teacher, case.language)
         for i, (case, voice, teacher) in enumerate(zip(cases, voices, teachers, strict=True))
