@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from chatterbox.models.s3tokenizer import S3_TOKEN_RATE
 from chatterbox.tts import Conditionals
 from torch import Tensor
 
@@ -17,12 +18,14 @@ from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.graphs import Body, Capturer, Graphs
 from optimizations.common.kernels import for_device
+from optimizations.common.padding import padded_length
 from optimizations.common.probe import profile
 from optimizations.flow.static_shape import StaticEncoder, StaticSolver
 from optimizations.t3.captured_loop import CapturedLoop
 from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.t3.engines import StaticEngine
 from optimizations.vocoder.static_shape import StaticVocoder
+from optimizations.watermark.perth import Marker
 
 FRAMES_PER_TOKEN = 2
 TEXT_POSITIONS = 222
@@ -46,7 +49,8 @@ class CudaGraphs(Optimization):
       is another capture. The host looks every `poll` tokens, and one look late, whether the end was reached; what ran
       beyond it is cut off, and its random numbers are given back.
     - the flow's encoder and one step of its solver, by bucket of length;
-    - HiFT's source and HiFT itself, by bucket of length.
+    - HiFT's source and HiFT itself, by bucket of length;
+    - what `gpu_watermark` does, by seconds.
     Padding changes nothing in what is kept, see `flow/static_shape.py` and `vocoder/static_shape.py`. The warm-up
     captures all buckets up to `tokens`; what is longer is captured when it first comes, and counted.
 
@@ -103,6 +107,9 @@ class CudaGraphs(Optimization):
         if "mel_to_wave" not in pipeline.replaced_by:
             self._capture_vocoder(pipeline)
             self._stages.append("mel_to_wave")
+        if isinstance(marker := pipeline.stages["watermark"], Marker):
+            self._capture_watermark(pipeline, marker)
+            self._stages.append("watermark")
 
     def _capture_t3(self, pipeline: Pipeline) -> None:
         self._decoder = decoder = decoder_of(pipeline, self.name)
@@ -157,6 +164,19 @@ class CudaGraphs(Optimization):
             self._prepare_each(pipeline, range(-(-longest // bucket) * bucket, 0, -bucket), speak)
 
         self._make_ready(pipeline, "mel_to_wave", prepare)
+
+    def _capture_watermark(self, pipeline: Pipeline, marker: Marker) -> None:
+        pipeline.swap(marker, "graphs", self.graphs)
+
+        def prepare(stage: Stage) -> None:
+            longest = padded_length(self.config.tokens * marker.rate // S3_TOKEN_RATE, marker.bucket)
+
+            def speak(samples: int) -> None:
+                stage([torch.zeros(samples, device=pipeline.device)])
+
+            self._prepare_each(pipeline, range(longest, 0, -marker.bucket), speak)
+
+        self._make_ready(pipeline, "watermark", prepare)
 
     def _lengths(self, shortest: int, longest: int) -> list[int]:
         """Speech tokens, most first, that fill each bucket up behind the shortest prompt, as far as any voice gets."""

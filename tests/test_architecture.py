@@ -12,7 +12,7 @@ import pytest
 import optimizations
 
 ROOT = Path(optimizations.__file__).parent
-MACHINERY = ("streams", "t3", "flow", "vocoder", "common")
+MACHINERY = ("streams", "t3", "flow", "vocoder", "watermark", "common")
 FILES = sorted(ROOT.rglob("*.py"))
 BY_NAME = ("import_module", "for_device", "find_spec")
 """Functions that take a module's import path."""

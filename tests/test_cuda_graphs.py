@@ -289,6 +289,24 @@ def test_a_padded_vocoder_gives_the_wave_that_an_unpadded_one_gives(mini: Pipeli
     assert relative_error(wave_of(mini, mel), alone) < 1e-4
 
 
+def test_a_watermark_in_whole_buckets_is_the_one_alone(mini: Pipeline) -> None:
+    wave = 0.1 * torch.randn(24000, generator=torch.Generator().manual_seed(0))
+    plugin = optimizations.create("gpu_watermark")
+    plugin.apply(mini)
+    (alone,) = mini.stages["watermark"]([wave])
+    mini.stages["watermark"].bucket = 24000
+    graphs = fixed(mini, tokens=40)
+    prepare(mini)
+    assert graphs.captured["watermark"] == 2
+    for n in (24000, 16000, 23999):  # what is longer leaves nothing behind
+        (marked,) = mini.stages["watermark"]([wave[:n]])
+        assert len(marked) == n
+    (marked,) = mini.stages["watermark"]([wave])
+    np.testing.assert_allclose(marked, alone, atol=1e-6)
+    assert graphs.captured["watermark"] == 2
+    assert graphs.replays["watermark"] == 4
+
+
 def test_cycles_of_whole_frames_are_those_of_their_samples() -> None:
     """Up to 400 cycles a second and 9 harmonics for 10 s; upstream's sum on a CPU is in float64 inside."""
     each = torch.rand(2, 9, 500, generator=torch.Generator().manual_seed(0)) * 9 * 400 / 24000

@@ -9,7 +9,7 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from optimizations.common import cpp
-from optimizations.gpu_watermark import mark
+from optimizations.watermark.perth import mark
 
 TEXT, N_TOKENS = "Leave the window open tonight.", 20
 
@@ -103,9 +103,13 @@ def test_the_mark_is_upstreams_where_nothing_is_resampled(mini, baseline):
     marker = mini.model.watermarker
     rate, wave = marker.perth_net.hp.sample_rate, baseline.wave
     expected = marker.apply_watermark(wave, sample_rate=rate)
+    hop = marker.perth_net.hp.hop_size
+    padded = torch.nn.functional.pad(torch.from_numpy(wave), (0, 5 * hop - len(wave) % hop))
     with torch.inference_mode():
-        (marked,) = mark(marker.perth_net, [torch.from_numpy(wave)])
-    np.testing.assert_allclose(marked.numpy(), expected, atol=1e-6)
+        marked, (length,) = mark(marker.perth_net, padded[None], torch.tensor([len(wave)]))
+    assert length == len(expected)
+    np.testing.assert_allclose(marked[0, :length].numpy(), expected, atol=1e-6)
+    assert not marked[0, length:].any()
     assert np.abs(expected[: len(wave)] - wave[: len(expected)]).max() > 1e-3
 
 
@@ -114,10 +118,10 @@ def test_waves_of_any_lengths_are_marked_together_as_they_are_alone(mini):
     generator = torch.Generator().manual_seed(0)
     loudness = torch.linspace(0.02, 0.2, 9600)  # so that the threshold of loud frames is each row's own
     waves = [loudness[:n] * torch.randn(n, generator=generator) for n in (9600, 4800, 9600, 5555)]
-    together = plugin._watermark(waves)
+    together = plugin._marker(waves)
     for wave, marked in zip(waves, together, strict=True):
         assert len(marked) == len(wave)
-        np.testing.assert_allclose(marked, plugin._watermark([wave])[0], atol=1e-6)
+        np.testing.assert_allclose(marked, plugin._marker([wave])[0], atol=1e-6)
 
 
 def test_conditioning_cache_goes_by_content(mini, tmp_path):

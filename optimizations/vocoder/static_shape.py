@@ -4,8 +4,7 @@ HiFT's convolutions look ahead as well as back, and at a mel's end they see zero
 see what the layer before made of the padding, a bias at least. So what enters a convolution is zeroed behind the end,
 at the rate that it has there. The two ends of the way are not convolutions: the source's spectrogram mirrors the signal
 at its end, and the inverse transform divides by the windows that overlap there; both are done with the end as a number
-on the device. (PyTorch's own `istft` asks the device whether that sum of windows vanishes anywhere, so it cannot be
-captured.)
+on the device (`common/spectra.py`).
 
 `decode` says it in PyTorch's operators; on a GPU the Triton kernels of `triton_kernels.py` do the same.
 """
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from optimizations.common.graphs import Graphs
 from optimizations.common.kernels import for_device
 from optimizations.common.padding import padded_length, within
+from optimizations.common.spectra import signal, spectrogram
 from optimizations.vocoder.hift import cycles_a_sample, sines_and_noise
 
 STAGE = "mel_to_wave"
@@ -141,7 +141,8 @@ def decode(hift: Any, mel: Tensor, excitation: Tensor, frames: Tensor) -> Tensor
     per_frame = excitation.shape[2] // mel.shape[2]
     steps = frames * (per_frame // hop)  # of the spectrogram, which has one more
     valid = within(steps + 1, excitation.shape[2] // hop + 1).to(mel.dtype)
-    spectrum = spectrogram(excitation[:, 0], frames * per_frame, window, hop) * valid
+    bins = spectrogram(excitation[:, 0], frames * per_frame, window, hop).transpose(1, 2)
+    spectrum = torch.cat((bins.real, bins.imag), dim=1) * valid
 
     x = hift.conv_pre(mel) * within(frames, mel.shape[2])
     length = frames
@@ -158,7 +159,8 @@ def decode(hift: Any, mel: Tensor, excitation: Tensor, frames: Tensor) -> Tensor
     n_bins = n_fft // 2 + 1
     magnitude = torch.exp(x[:, :n_bins]).clip(max=1e2) * valid
     phase = torch.sin(x[:, n_bins:])
-    wave = signal(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), valid, window, hop)
+    bins = torch.complex(magnitude * phase.cos(), magnitude * phase.sin()).transpose(1, 2)
+    wave = signal(bins, valid, window, hop)
     return wave.clamp(-hift.audio_limit, hift.audio_limit)
 
 
@@ -168,30 +170,3 @@ def residual(block: Any, x: Tensor, length: Tensor) -> Tensor:
     for first, widening, second, closing in pairs:
         x = x + closing(masked(widening(masked(x, first, length)), second, length))
     return x
-
-
-def spectrogram(signal: Tensor, samples: Tensor, window: Tensor, hop: int) -> Tensor:
-    """Real over imaginary parts [B, 2 bins, T / hop + 1] of signals [B, T] that end, and are mirrored, at `samples`."""
-    reach = len(window) // 2
-    where = torch.arange(-reach, signal.shape[1] + reach, device=signal.device).abs()
-    where = torch.where(where < samples, where, 2 * (samples - 1) - where).clamp(0, signal.shape[1] - 1)
-    pieces = signal[:, where].unfold(1, len(window), hop)
-    spectrum = torch.fft.rfft(pieces * window).transpose(1, 2)
-    return torch.cat((spectrum.real, spectrum.imag), dim=1)
-
-
-def signal(spectrum: Tensor, valid: Tensor, window: Tensor, hop: int) -> Tensor:
-    """Waves [B, T] of spectra [B, bins, T / hop + 1], of which those with `valid` [1, T / hop + 1] count."""
-    pieces = torch.fft.irfft(spectrum.transpose(1, 2), n=len(window)) * window
-    weights = valid[..., None] * window**2
-    reach = len(window) // 2
-    wave = overlapped(pieces, hop) / overlapped(weights, hop).clamp_min(1e-11)
-    return wave[:, reach:-reach]
-
-
-def overlapped(pieces: Tensor, hop: int) -> Tensor:
-    """Pieces [B, n, size] added up at `hop` samples' distance: [B, (n - 1) hop + size]."""
-    parts = pieces.unflatten(2, (-1, hop))
-    last = parts.shape[2] - 1
-    shifted = [F.pad(parts[:, :, i], (0, 0, i, last - i)) for i in range(last + 1)]
-    return torch.stack(shifted).sum(dim=0).flatten(1)
