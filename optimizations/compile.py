@@ -56,11 +56,11 @@ class Compile(Optimization):
     Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
     result back: some 25 a layer of T3, a thousand in an estimator step.
     Change: `decode=triton` runs the decode step through kernels written for it (t3/triton_engine.py), five a
-    layer, for a Llama and for Turbo's GPT-2; in large batches cuBLAS multiplies, and kernels do the rest, of which a
-    GPT-2 has PyTorch's. `decode=native` is the step in C++
-    for a CPU (t3/decode.cpp), all layers in one call, T3's head in another, and the draw in a third.
-    `decode=inductor` has PyTorch's compiler fuse the same step; `auto` is triton on CUDA and native on a CPU, where
-    without `kv_cache` it leaves it at the estimator. `estimator` has the compiler fuse the flow's estimator.
+    layer, for a Llama and for Turbo's GPT-2; in large batches cuBLAS multiplies, and kernels do the rest.
+    `decode=native` is the step in C++ for a CPU (t3/decode.cpp), all layers in one call, T3's head in another, and the
+    draw in a third. `decode=inductor` has PyTorch's compiler fuse the same step; `auto` is triton on CUDA and native on
+    a CPU, where without `kv_cache` it leaves it at the estimator. `estimator` has the compiler fuse the flow's
+    estimator.
     Why: a decode step is bound by reading T3's weights once; whatever is launched, waited for or written between two
     reads is lost. The estimator is bound by arithmetic, and its norms, activations and transposes are not.
     Where not: on a GPU, launching from Python still costs more than the kernels, so it needs `cuda_graphs` to tell.

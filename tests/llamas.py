@@ -1,8 +1,9 @@
-"""A transformer too small to say anything, and a walk of an engine through it."""
+"""Transformers too small to say anything, a Llama and a GPT-2, and a walk of an engine through them."""
 
 import torch
-from transformers import LlamaConfig, LlamaModel
+from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
+from optimizations.t3.blocks import by_outputs
 from optimizations.t3.engines import StaticEngine
 
 WIDTH = 64
@@ -27,6 +28,24 @@ def tiny(dtype=torch.float32, **sizes):
         else:
             torch.nn.init.normal_(parameter, std=0.1)
         parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def tiny_gpt2(dtype=torch.float32):
+    """The same of a GPT-2, its weights laid out as our steps read them."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=8, n_embd=WIDTH, n_head=2, n_layer=2, n_positions=400, activation_function="gelu_new"
+    )
+    model = GPT2Model(config).eval()
+    for name, parameter in model.named_parameters():
+        if "ln_" in name and name.endswith("weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        else:
+            torch.nn.init.normal_(parameter, std=0.1)
+        parameter.data = parameter.data.to(dtype)
+    for weight, laid_out in by_outputs(model):
+        weight.data = laid_out
     return model
 
 

@@ -5,13 +5,16 @@ from importlib import import_module
 import pytest
 import torch
 from interpreter import interpreted
-from llamas import prompts, tiny, walk
+from llamas import prompts, tiny, tiny_gpt2, walk
 from test_kernels import gpu_embeds, recorded_walk, relative_error
 
 from harness import checkpoints
 from optimizations.common.modules import cast_parameters
+from optimizations.t3.blocks import blocks_of, by_outputs
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.slots import PromptReader, SlotEngine
+
+both = pytest.mark.parametrize("make", [tiny, tiny_gpt2], ids=["llama", "gpt2"])
 
 
 def batched():
@@ -36,15 +39,17 @@ def addresses(model):
 
 
 @interpreted
-def test_steps_are_the_static_engines():
-    model = tiny()
+@both
+def test_steps_are_the_static_engines(make):
+    model = make()
     expected = walk(StaticEngine(model, 64), 3, 63)  # up to more slots than attention takes at once
     torch.testing.assert_close(walk(batched_engine(model, 64), 3, 63), expected, atol=1e-5, rtol=1e-5)
 
 
 @interpreted
-def test_rows_padded_behind_a_prefix():
-    model, rows, pad = tiny(), 18, torch.arange(18) % 5
+@both
+def test_rows_padded_behind_a_prefix(make):
+    model, rows, pad = make(), 18, torch.arange(18) % 5
     with torch.inference_mode():
         prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
     expected = walk(StaticEngine(model, 64), rows, 12, pad, prefix, steps=1)
@@ -55,19 +60,21 @@ def test_rows_padded_behind_a_prefix():
 
 
 @interpreted
+@both
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_closer_to_float32_than_the_layers_do(dtype):
-    exact = walk(StaticEngine(tiny(), 64), 4, 20, steps=1)
-    layers = walk(StaticEngine(tiny(dtype), 64), 4, 20, steps=1)
-    kernels = walk(batched_engine(tiny(dtype), 64), 4, 20, steps=1)
+def test_half_precision_stays_closer_to_float32_than_the_layers_do(make, dtype):
+    exact = walk(StaticEngine(make(), 64), 4, 20, steps=1)
+    layers = walk(StaticEngine(make(dtype), 64), 4, 20, steps=1)
+    kernels = walk(batched_engine(make(dtype), 64), 4, 20, steps=1)
     assert kernels.dtype == dtype
     assert relative_error(kernels[1:], exact[1:]) < relative_error(layers[1:], exact[1:]) < 0.05
 
 
 @interpreted
-def test_rows_at_positions_of_their_own():
+@both
+def test_rows_at_positions_of_their_own(make):
     """Beside the layers, which the places of `t3/slots.py` go through on a CPU; and beside each row alone."""
-    model, lengths = tiny(), torch.tensor([5, 0, 17, 70])
+    model, lengths = make(), torch.tensor([5, 0, 17, 70])
     prompt, after = prompts(4, 70), [prompts(4, 1, seed) for seed in range(2, 5)]
     walks = []
     for step in (StaticEngine.static_step, batched().step):
@@ -91,8 +98,9 @@ def test_rows_at_positions_of_their_own():
 
 
 @interpreted
-def test_watched_heads_give_their_rows():
-    model = tiny()
+@both
+def test_watched_heads_give_their_rows(make):
+    model = make()
     engines = [StaticEngine(model, 64), batched_engine(model, 64)]
     for engine in engines:
         engine.heads = ((0, 1), (1, 0))
@@ -102,8 +110,9 @@ def test_watched_heads_give_their_rows():
 
 
 @interpreted
-def test_a_step_writes_its_own_slot_alone():
-    engine = batched_engine(tiny(), 64)
+@both
+def test_a_step_writes_its_own_slot_alone(make):
+    engine = batched_engine(make(), 64)
     walk(engine, 2, 5, steps=0)
     before = [cache.clone() for cache in (*engine.keys, *engine.values)]
     with torch.inference_mode():
@@ -127,7 +136,7 @@ def test_layers_and_kernels_read_the_same_joined_weights():
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
     assert not any(parameter.is_inference() for parameter in model.parameters())
     assert torch.equal(walk(StaticEngine(model, 64), 2, 5, steps=0), prompt)
-    assert not batched().join(model), "what lies together stays where it is"
+    assert not batched().join(blocks_of(model)), "what lies together stays where it is"
     assert addresses(model) == [q, k, v]
 
 
@@ -151,14 +160,16 @@ def test_weights_that_were_cast_or_restored_are_joined_again():
 # -- on a GPU ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return checkpoints.load("random", "cuda")
+@pytest.fixture(scope="module", params=["random", "random_turbo"])
+def loaded(request):
+    return checkpoints.load(request.param, "cuda")
 
 
 @pytest.fixture
 def large(loaded):
-    """The full-size pipeline, which is the baseline again after the test."""
+    """A full-size pipeline, which is the baseline again after the test."""
+    for weight, laid_out in by_outputs(loaded.model.t3.tfmr):
+        loaded.set_data(weight, laid_out)
     yield loaded
     loaded.reset()
 
@@ -209,6 +220,6 @@ def test_gpu_steps_repeat_bit_for_bit(large):
 @pytest.mark.gpu
 def test_gpu_joined_weights_are_held_once(large):
     cast_parameters(large, large.model.t3.tfmr, torch.bfloat16)
-    before = torch.cuda.memory_allocated()
-    assert batched().join(large.model.t3.tfmr)
+    before, blocks = torch.cuda.memory_allocated(), blocks_of(large.model.t3.tfmr)
+    assert batched().join(blocks) == blocks.rotates, "a GPT-2 has nothing that lies apart"
     assert abs(torch.cuda.memory_allocated() - before) < 2**20

@@ -7,8 +7,7 @@ import pytest
 import torch
 from applied import apply_one, spoken
 from interpreter import interpreted
-from llamas import WIDTH, assert_padding_counts, relative_error, walk
-from transformers import GPT2Config, GPT2Model
+from llamas import assert_padding_counts, relative_error, tiny_gpt2, walk
 
 from harness import checkpoints
 from harness.sampling import TURBO
@@ -16,24 +15,6 @@ from optimizations.common.modules import cast_parameters
 from optimizations.t3.blocks import by_outputs
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import in_8_bits
-
-
-def tiny(dtype=torch.float32):
-    """Two layers of random weights, none of which is what another could stand in for."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=8, n_embd=WIDTH, n_head=2, n_layer=2, n_positions=400, activation_function="gelu_new"
-    )
-    model = GPT2Model(config).eval()
-    for name, parameter in model.named_parameters():
-        if "ln_" in name and name.endswith("weight"):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        else:
-            torch.nn.init.normal_(parameter, std=0.1)
-        parameter.data = parameter.data.to(dtype)
-    for weight, laid_out in by_outputs(model):
-        weight.data = laid_out
-    return model
 
 
 @pytest.fixture
@@ -47,28 +28,28 @@ def fused():
 @interpreted
 @pytest.mark.parametrize(("rows", "length"), [(1, 70), (3, 5)])
 def test_steps_are_the_static_engines(fused, rows, length):
-    model = tiny()
+    model = tiny_gpt2()
     expected = walk(StaticEngine(model, 64), rows, length)
     torch.testing.assert_close(walk(fused(model), rows, length), expected, atol=1e-5, rtol=1e-5)
 
 
 @interpreted
 def test_weights_in_8_bits_are_read_as_they_are(fused):
-    model = in_8_bits(tiny())
+    model = in_8_bits(tiny_gpt2())
     expected = walk(StaticEngine(model, 64), 1, 5)
     torch.testing.assert_close(walk(fused(model), 1, 5), expected, atol=1e-5, rtol=1e-5)
 
 
 @interpreted
 def test_rows_padded_behind_a_prefix(fused):
-    assert_padding_counts(tiny(), fused)
+    assert_padding_counts(tiny_gpt2(), fused)
 
 
 @interpreted
 def test_half_precision_stays_closer_to_float32_than_the_layers_do(fused):
-    exact = walk(StaticEngine(tiny(), 64), 1, 20)
-    layers = walk(StaticEngine(tiny(torch.bfloat16), 64), 1, 20)
-    kernels = walk(fused(tiny(torch.bfloat16)), 1, 20)
+    exact = walk(StaticEngine(tiny_gpt2(), 64), 1, 20)
+    layers = walk(StaticEngine(tiny_gpt2(torch.bfloat16), 64), 1, 20)
+    kernels = walk(fused(tiny_gpt2(torch.bfloat16)), 1, 20)
     assert kernels.dtype == torch.bfloat16
     assert relative_error(kernels, exact) < relative_error(layers, exact) < 0.05
 

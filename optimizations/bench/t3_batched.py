@@ -30,8 +30,8 @@ def main() -> None:
     torch.manual_seed(0)
     with torch.device("cuda"), torch.inference_mode():
         tfmr = full_size()
-        triton_batched.join(tfmr)
         engine = TritonEngine(tfmr)
+        triton_batched.join(engine.blocks)
         engine.reserve(ROWS, CAPACITY - 1)
         print(f"{torch.cuda.get_device_name()}, bfloat16; loops and kernels: {ROWS} rows, {FILLED} filled slots\n")
         loop = fastest_loop(engine)
@@ -86,9 +86,9 @@ def print_kernels(engine: TritonEngine, loop: Loop) -> None:
 
     attend = partial(triton_batched.attend, engine, qkv=qkv, queries=queries, loop=loop)
     launches: dict[str, tuple[Callable[[int], object], int]] = {
-        "add_rmsnorm": (lambda index: triton_batched.add_norm(x, y, layers[index].input_layernorm, x), 0),
+        "normed_sum": (lambda index: triton_batched.add_norm(x, y, layers[index].input_layernorm, x), 0),
         "product: q, k, v": (product_qkv, 3 * square),
-        "rope_attention": (attend, cache_bytes(engine, ROWS, FILLED)),
+        "step_attention": (attend, cache_bytes(engine, ROWS, FILLED)),
         "product: o": (lambda index: triton_batched.product(h, layers[index].self_attn.o_proj), square),
         "product: gate, up": (product_gate_up, 2 * oblong),
         "silu_product": (lambda _index: triton_batched.gated(gate_up), 0),

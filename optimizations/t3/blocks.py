@@ -33,6 +33,8 @@ class Blocks(Protocol):
     inner: int
     """Width of the feed-forward net."""
     epsilon: float
+    rotates: bool
+    """Whether positions turn queries and keys, and `tables` are cosines and sines; else they add what `tables` has."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,6 +73,8 @@ def blocks_of(tfmr: Any) -> Blocks:
 
 class LlamaBlocks:
     """Of transformers' `LlamaModel`."""
+
+    rotates = True
 
     def __init__(self, tfmr: Any) -> None:
         self.layers, self.norm = tfmr.layers, tfmr.norm
@@ -111,6 +115,8 @@ class LlamaBlocks:
 
 class GPT2Blocks:
     """Of transformers' `GPT2Model`."""
+
+    rotates = False
 
     def __init__(self, tfmr: Any) -> None:
         self.layers, self.norm = tfmr.h, tfmr.ln_f

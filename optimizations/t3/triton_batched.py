@@ -1,18 +1,21 @@
-"""One decode step of a Llama for many rows: cuBLAS multiplies, Triton kernels do what lies between.
+"""One decode step for many rows: cuBLAS multiplies, Triton kernels do what lies between.
 
 From some twenty rows on, a product with a matrix is work for matrix units, and nobody feeds those better than cuBLAS.
 What is left is the cache: at 128 rows and 350 slots it is five times as many bytes as the weights. So attention reads
 the filled slots and nothing else, and everything around it is kept to few launches. Eight a layer; C is the model's
 width, M the MLP's, R the rows, L the filled slots, b the bytes of a number:
 
-    add_rmsnorm        the sum of what came before, normalized
+    normed_sum         the sum of what came before, normalized
     product            3 C² b           queries, keys and values at once
-    rope_attention     2 R L C b        rotation, cache write, attention: one program for each row's head
+    step_attention     2 R L C b        rotation, cache write, attention: one program for each row's head
     product            C² b
-    add_rmsnorm
-    product            2 C M b          gate and up at once
-    silu_product                        silu(gate) * up
+    normed_sum
+    product            2 C M b          gate and up at once; a GPT-2's half as much
+    silu_product                        silu(gate) * up; a GPT-2's gelu is PyTorch's
     product            C M b
+
+A GPT-2's products add their bias themselves, its norms are centred and shifted, and nothing is rotated: what its places
+add, the first sum adds.
 
 The residual stream and all sums outside the products are float32, whatever the weights are.
 
@@ -29,12 +32,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor, nn
-from transformers import LlamaModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from optimizations.common.launching import LOG2_E, launch
+from optimizations.t3.blocks import Blocks, matrix_of
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.triton_decode import NEVER
 
@@ -55,15 +60,17 @@ on their way to it. Memory that gives 4.3 TB/s and answers within a microsecond 
 
 
 @triton.jit
-def add_rmsnorm(
+def normed_sum(
     before,  # [R, C]
     y,  # [R, C]: what to add
     norm,  # [C]
+    shift,  # [C]: not read unless CENTRED
     x,  # out: [R, C] float32: the sum; may be `before`
-    h,  # out: [R, C]: its RMSNorm
+    h,  # out: [R, C]: its RMSNorm, or its LayerNorm if CENTRED
     epsilon,
     C: tl.constexpr,
     ADD: tl.constexpr,
+    CENTRED: tl.constexpr,
 ):
     """One row. Without ADD there is nothing to add, and `y` is not read."""
     k = tl.arange(0, C)
@@ -73,8 +80,12 @@ def add_rmsnorm(
     if ADD:
         row += tl.load(y + at).to(tl.float32)
     tl.store(x + at, row)
-    scale = tl.rsqrt(tl.sum(row * row, axis=0) / C + epsilon)
-    tl.store(h + at, (row * scale * gain).to(h.dtype.element_ty))
+    if CENTRED:
+        row -= tl.sum(row, axis=0) / C
+    normed = row * tl.rsqrt(tl.sum(row * row, axis=0) / C + epsilon) * gain
+    if CENTRED:
+        normed += tl.load(shift + k).to(tl.float32)
+    tl.store(h + at, normed.to(h.dtype.element_ty))
 
 
 @triton.jit
@@ -86,9 +97,9 @@ def _turned(part, cos, sin, D: tl.constexpr):
 
 
 @triton.jit
-def rope_attention(
+def step_attention(
     qkv,  # [R, 3 C]: queries, keys, values
-    cos,  # [capacity, D]
+    cos,  # [capacity, D]; not read unless ROTATE
     sin,  # [capacity, D]; its first half carries the rotation's minus
     keys,  # written at `position`: [R, H, capacity, D], as the next
     values,
@@ -96,13 +107,14 @@ def rope_attention(
     pad,  # [R] int64: slots of a row that hold no token of its own
     valid,  # [R, capacity] uint8: 0 where a row's padding is
     attended,  # out: [R, C]
-    queries,  # out with KEEP: [R, C] float32: rotated
+    queries,  # out with KEEP: [R, C] float32: as attention takes them
     capacity,
     scale,  # of the scores, which are logarithms to the base of 2
     H: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
+    ROTATE: tl.constexpr,
     KEEP: tl.constexpr,
     OWN: tl.constexpr,
 ):
@@ -117,12 +129,16 @@ def rope_attention(
     head = row_head % H
     d = tl.arange(0, D)
     end = tl.load(position + (r if OWN else 0)).to(tl.int32)
-    angle = tl.maximum(end - tl.load(pad + r).to(tl.int32), 0) * D + d
-    c = tl.load(cos + angle).to(tl.float32)
-    s = tl.load(sin + angle).to(tl.float32)
     own = qkv + r * (3 * H * D) + head * D
-    query = _turned(own, c, s, D)
-    key = _turned(own + H * D, c, s, D).to(keys.dtype.element_ty)
+    if ROTATE:
+        angle = tl.maximum(end - tl.load(pad + r).to(tl.int32), 0) * D + d
+        c = tl.load(cos + angle).to(tl.float32)
+        s = tl.load(sin + angle).to(tl.float32)
+        query = _turned(own, c, s, D)
+        key = _turned(own + H * D, c, s, D).to(keys.dtype.element_ty)
+    else:
+        query = tl.load(own + d).to(tl.float32)
+        key = tl.load(own + H * D + d)
     value = tl.load(own + 2 * H * D + d)
     row_keys = keys + row_head.to(tl.int64) * capacity * D
     row_values = values + row_head.to(tl.int64) * capacity * D
@@ -177,47 +193,79 @@ def silu_product(
     tl.store(activated + r * M + i, (gate / (1 + tl.exp(-gate)) * up).to(activated.dtype.element_ty))
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer's norms and products by what they are for, of either kind of transformer."""
+
+    norm: Any
+    qkv: tuple[Any, ...]
+    out: Any
+    inner_norm: Any
+    inner: tuple[Any, ...]
+    """Gate and up, or what gelu is for."""
+    outer: Any
+
+    @classmethod
+    def of(cls, layer: Any) -> Layer:
+        if isinstance(layer, GPT2Block):
+            attention, net = layer.attn, layer.mlp
+            return cls(layer.ln_1, (attention.c_attn,), attention.c_proj, layer.ln_2, (net.c_fc,), net.c_proj)
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            norm=layer.input_layernorm,
+            qkv=(attention.q_proj, attention.k_proj, attention.v_proj),
+            out=attention.o_proj,
+            inner_norm=layer.post_attention_layernorm,
+            inner=(mlp.gate_proj, mlp.up_proj),
+            outer=mlp.down_proj,
+        )
+
+
 def step(engine: StaticEngine, embeds: Tensor, extent: int, loop: Loop = LOOP) -> Tensor:
     """One more position [R, 1, C] at the slot `position` -> hidden [R, C], as `StaticEngine.static_step`.
 
     Takes transformers that `triton_engine.unsupported` has nothing against, with plain weights. `extent` matters to the
     watched heads' rows alone. Parameters that lie apart are joined: run the first step, capture a later one.
     """
-    tfmr: Any = engine.tfmr
-    if join(tfmr):
+    if join(engine.blocks):
         engine.moves += 1
     before = embeds[:, 0].contiguous()
     x = torch.empty_like(before, dtype=torch.float32)
     queries, y = torch.empty_like(x), None
+    if not engine.blocks.rotates:
+        y = engine.tables[0][(engine.position - engine.pads).clamp_min(0)]
     engine.rows = [torch.empty(0)] * len(engine.heads)
-    for index, layer in enumerate(tfmr.layers):
-        attention, mlp = layer.self_attn, layer.mlp
-        h = add_norm(before, y, layer.input_layernorm, x)
-        qkv = product(h, attention.q_proj, attention.k_proj, attention.v_proj)
-        attended = attend(engine, index, qkv, queries, loop)
+    for index, layer in enumerate(map(Layer.of, engine.blocks.layers)):
+        h = add_norm(before, y, layer.norm, x)
+        attended = attend(engine, index, product(h, *layer.qkv), queries, loop)
         for place, (watched, head) in enumerate(engine.heads):
             if watched == index:
                 engine.rows[place] = engine.watched_row(queries, index, head, extent)
-        h = add_norm(x, product(attended, attention.o_proj), layer.post_attention_layernorm, x)
-        y = product(gated(product(h, mlp.gate_proj, mlp.up_proj)), mlp.down_proj)
+        h = add_norm(x, product(attended, layer.out), layer.inner_norm, x)
+        inner = product(h, *layer.inner)
+        y = product(gated(inner) if len(layer.inner) == 2 else F.gelu(inner, approximate="tanh"), layer.outer)
         before = x
-    return add_norm(x, y, tfmr.norm, x)
+    return add_norm(x, y, engine.blocks.norm, x)
 
 
 # -- one launch each ---------------------------------------------------------------------------------------------------
 
 
-def product(h: Tensor, *linears: nn.Linear) -> Tensor:
-    """What the layers make of h [R, C], side by side: [R, sum of their outputs]."""
-    return h @ joined([linear.weight for linear in linears]).T
+def product(h: Tensor, *products: Any) -> Tensor:
+    """What the products make of h [R, C], side by side: [R, sum of their outputs]."""
+    first, *others = products
+    if first.bias is not None:
+        return torch.addmm(first.bias, h, matrix_of(first).T)
+    return h @ (joined([linear.weight for linear in products]) if others else first.weight).T
 
 
 def add_norm(before: Tensor, y: Tensor | None, norm: Any, x: Tensor) -> Tensor:
-    """RMSNorm [R, C], in the weights' dtype, of before + y, which is left in `x` [R, C], float32."""
+    """The norm [R, C], in the weights' dtype, of before + y, which is left in `x` [R, C], float32."""
     rows, width = x.shape
-    h = norm.weight.new_empty(rows, width)
-    args = before, before if y is None else y, norm.weight, x, h, norm.variance_epsilon
-    launch(add_rmsnorm, (rows,), *args, C=width, ADD=y is not None, num_warps=4)
+    h, centred = norm.weight.new_empty(rows, width), isinstance(norm, nn.LayerNorm)
+    shift, epsilon = (norm.bias, norm.eps) if centred else (norm.weight, norm.variance_epsilon)
+    args = before, before if y is None else y, norm.weight, shift, x, h, epsilon
+    launch(normed_sum, (rows,), *args, C=width, ADD=y is not None, CENTRED=centred, num_warps=4)
     return h
 
 
@@ -226,18 +274,20 @@ def attend(engine: StaticEngine, index: int, qkv: Tensor, queries: Tensor, loop:
 
     Where a head of the layer is watched, its rotated queries are left in `queries` [R, C], float32.
     """
-    keys = engine.keys[index]
+    keys, rotates = engine.keys[index], engine.blocks.rotates
+    cos, sin = engine.tables if rotates else (keys, keys)
     rows, heads, _, head_dim = keys.shape
     attended = keys.new_empty(rows, heads * head_dim)
     launch(
-        rope_attention,
+        step_attention,
         (rows * heads,),
-        *(qkv, *engine.tables, keys, engine.values[index], engine.position, engine.pads),
+        *(qkv, cos, sin, keys, engine.values[index], engine.position, engine.pads),
         *(engine.valid_slots.view(torch.uint8), attended, queries, engine.capacity, head_dim**-0.5 * LOG2_E),
         H=heads,
         D=head_dim,
         BLOCK=loop.slots,
         STAGES=loop.stages,
+        ROTATE=rotates,
         KEEP=any(watched == index for watched, _ in engine.heads),
         OWN=len(engine.position) > 1,
         num_warps=loop.warps,
@@ -257,13 +307,13 @@ def gated(gate_up: Tensor) -> Tensor:
 # -- parameters that lie together --------------------------------------------------------------------------------------
 
 
-def join(tfmr: LlamaModel) -> bool:
+def join(blocks: Blocks) -> bool:
     """Have the matrices of one product lie one behind the other, in all layers; whether any had to move.
 
     Whoever recorded their addresses has to start again then. Nothing is held twice: the old memory of a product's
     parameters is free as soon as the new one has their values.
     """
-    apart = [weights for weights in _products(tfmr) if not _together(weights)]
+    apart = [weights for weights in _products(blocks) if not _together(weights)]
     for weights in apart:
         _move_together(weights)
     return bool(apart)
@@ -275,11 +325,11 @@ def joined(weights: Sequence[Tensor]) -> Tensor:
     return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
 
 
-def _products(tfmr: Any) -> Iterator[list[nn.Parameter]]:
-    for layer in tfmr.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        yield [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-        yield [mlp.gate_proj.weight, mlp.up_proj.weight]
+def _products(blocks: Blocks) -> Iterator[list[nn.Parameter]]:
+    for layer in map(Layer.of, blocks.layers):
+        for products in (layer.qkv, layer.inner):
+            if len(products) > 1:
+                yield [linear.weight for linear in products]
 
 
 def _together(weights: list[nn.Parameter]) -> bool:

@@ -126,7 +126,7 @@ class TritonEngine(StaticEngine):
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         # Many rows want weights joined: before anything is captured that knows where they were.
-        if rows > MAX_ROWS and not self.scaled and triton_batched.join(self.tfmr):
+        if rows > MAX_ROWS and not self.scaled and triton_batched.join(self.blocks):
             self.moves += 1
         super()._reserve(rows, length, like)
 
@@ -240,13 +240,7 @@ class TritonEngine(StaticEngine):
 
 
 class GPT2Engine(TritonEngine):
-    """The same for a GPT-2, by the kernels of `triton_gpt2.py`; many rows go through the layers."""
-
-    def _reserve(self, rows: int, length: int, like: Tensor) -> None:
-        StaticEngine._reserve(self, rows, length, like)
-
-    def many(self, embeds: Tensor, extent: int) -> Tensor:
-        return StaticEngine.static_step(self, embeds, extent)
+    """The same for a GPT-2, by the kernels of `triton_gpt2.py` for few rows."""
 
     def enter(self, b: Buffers) -> None:
         rows, width = b.x.shape
