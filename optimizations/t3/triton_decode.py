@@ -75,33 +75,48 @@ def _times(row, gain, SCALED: tl.constexpr):
 
 
 @triton.jit
-def _square_sums(row, other, SCALED: tl.constexpr):
-    """Of two rows at once."""
+def _squares(row, SCALED: tl.constexpr):
+    """A row's numbers squared; of 8-bit weights' four the sums."""
     if SCALED:
-        squares = row[0] * row[0] + row[1] * row[1] + row[2] * row[2] + row[3] * row[3]
-        others = other[0] * other[0] + other[1] * other[1] + other[2] * other[2] + other[3] * other[3]
-        return tl.split(tl.sum(tl.join(squares, others), axis=0))
+        return row[0] * row[0] + row[1] * row[1] + row[2] * row[2] + row[3] * row[3]
     else:
-        return tl.split(tl.sum(tl.join(row * row, other * other), axis=0))
+        return row * row
 
 
 @triton.jit
-def _dots(tile, row, other, SCALED: tl.constexpr):
-    """Products of a tile [B, K] of weights with two rows, in float32 -> two [B].
+def _square_sums(row, other, R: tl.constexpr, SCALED: tl.constexpr):
+    """Of two rows at once, which are one and the same if there is but one."""
+    if R == 1:
+        squares = tl.sum(_squares(row, SCALED), axis=0)
+        return squares, squares
+    else:
+        return tl.split(tl.sum(tl.join(_squares(row, SCALED), _squares(other, SCALED)), axis=0))
 
-    One sum for both rows: what takes time here is not the arithmetic but the threads' waiting for one another.
-    """
+
+@triton.jit
+def _weighted(tile, row, SCALED: tl.constexpr):
+    """Weights [B, K] times a row, in float32; of 8-bit weights' four the sums."""
     if SCALED:
         a = ((tile << 24) >> 24).to(tl.float32)
         b = ((tile << 16) >> 24).to(tl.float32)
         c = ((tile << 8) >> 24).to(tl.float32)
         d = (tile >> 24).to(tl.float32)
-        first = a * row[0][None, :] + b * row[1][None, :] + c * row[2][None, :] + d * row[3][None, :]
-        second = a * other[0][None, :] + b * other[1][None, :] + c * other[2][None, :] + d * other[3][None, :]
-        return tl.split(tl.sum(tl.join(first, second), axis=1))
+        return a * row[0][None, :] + b * row[1][None, :] + c * row[2][None, :] + d * row[3][None, :]
     else:
-        weights = tile.to(tl.float32)
-        return tl.split(tl.sum(tl.join(weights * row[None, :], weights * other[None, :]), axis=1))
+        return tile.to(tl.float32) * row[None, :]
+
+
+@triton.jit
+def _dots(tile, row, other, R: tl.constexpr, SCALED: tl.constexpr):
+    """Products of a tile [B, K] of weights with two rows, in float32 -> two [B]; the same one if there is but one row.
+
+    One sum for both rows: what takes time here is not the arithmetic but the threads' waiting for one another.
+    """
+    if R == 1:
+        y = tl.sum(_weighted(tile, row, SCALED), axis=1)
+        return y, y
+    else:
+        return tl.split(tl.sum(tl.join(_weighted(tile, row, SCALED), _weighted(tile, other, SCALED)), axis=1))
 
 
 @triton.jit
@@ -125,18 +140,18 @@ def _beside(r, R: tl.constexpr):
 
 
 @triton.jit
-def _normed_dots(first, second, x, gain, r, beside, epsilon, C: tl.constexpr, SCALED: tl.constexpr):
+def _normed_dots(first, second, x, gain, r, beside, epsilon, R: tl.constexpr, C: tl.constexpr, SCALED: tl.constexpr):
     """Products of two tiles with the RMSNorm of two rows of the residual stream: two of each tile.
 
     A product is linear, so the norm's scale comes after it: then neither sum waits for the other.
     """
     row = _numbers(x + r * C, C, SCALED)
     other = _numbers(x + beside * C, C, SCALED)
-    squares, others = _square_sums(row, other, SCALED)
+    squares, others = _square_sums(row, other, R, SCALED)
     row = _times(row, gain, SCALED)
     other = _times(other, gain, SCALED)
-    a, other_a = _dots(first, row, other, SCALED)
-    b, other_b = _dots(second, row, other, SCALED)
+    a, other_a = _dots(first, row, other, R, SCALED)
+    b, other_b = _dots(second, row, other, R, SCALED)
     scale = tl.rsqrt(squares / C + epsilon)
     other_scale = tl.rsqrt(others / C + epsilon)
     return a * scale, other_a * other_scale, b * scale, other_b * other_scale
@@ -225,7 +240,7 @@ def rmsnorm_qkv_rope(
         gdc_launch_dependents()
     for r in tl.range(0, R, 2):
         beside = _beside(r, R)
-        a, other_a, b, other_b = _normed_dots(first, second, x, gain, r, beside, epsilon, C, SCALED)
+        a, other_a, b, other_b = _normed_dots(first, second, x, gain, r, beside, epsilon, R, C, SCALED)
         _put(
             *(a * first_scale, b * second_scale, r, part, head, i, slot, cosine, sine),
             *(q, keys, values, capacity, C, D),
@@ -352,7 +367,7 @@ def product_residual(
         other_before = tl.load(residual + second).to(tl.float32)
         row = _numbers(rows + r * K, K, SCALED)
         other = _numbers(rows + beside * K, K, SCALED)
-        y, other_y = _dots(tile, row, other, SCALED)
+        y, other_y = _dots(tile, row, other, R, SCALED)
         tl.store(x + first, before + y * scales + added)
         if R > 1:
             tl.store(x + second, other_before + other_y * scales + added)
@@ -394,7 +409,7 @@ def rmsnorm_gate_up_silu(
         gdc_wait()
     for r in tl.range(0, R, 2):
         beside = _beside(r, R)
-        g, other_g, u, other_u = _normed_dots(gate_tile, up_tile, x, gain, r, beside, epsilon, C, SCALED)
+        g, other_g, u, other_u = _normed_dots(gate_tile, up_tile, x, gain, r, beside, epsilon, R, C, SCALED)
         y = _gated(g * gate_scales, u * up_scales)
         other_y = _gated(other_g * gate_scales, other_u * up_scales)
         tl.store(activated + r * M + outputs, y.to(activated.dtype.element_ty))
@@ -449,7 +464,7 @@ def speech_head(
         beside = _beside(r, R)
         row = tl.load(hidden + r * C + k).to(tl.float32)
         other = tl.load(hidden + beside * C + k).to(tl.float32)
-        y, other_y = _dots(tile, row, other, False)
+        y, other_y = _dots(tile, row, other, R, False)
         tl.store(logits + r * V + outputs, y + added, mask=inside)
         if R > 1:
             tl.store(logits + beside * V + outputs, other_y + added, mask=inside)

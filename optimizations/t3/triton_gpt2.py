@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from optimizations.t3.triton_decode import _beside, _dots, _numbers, _scales, _square_sums, _times, _weights
+from optimizations.t3.triton_decode import _beside, _dots, _numbers, _scales, _squares, _times, _weights
 
 
 @triton.jit
@@ -41,28 +41,29 @@ def enter(
 
 
 @triton.jit
-def _sums(row, other, SCALED: tl.constexpr):
-    """Of two rows at once."""
-    if SCALED:
-        numbers = row[0] + row[1] + row[2] + row[3]
-        return tl.split(tl.sum(tl.join(numbers, other[0] + other[1] + other[2] + other[3]), axis=0))
-    else:
-        return tl.split(tl.sum(tl.join(row, other), axis=0))
+def _moments(row, C: tl.constexpr, SCALED: tl.constexpr):
+    """A row's mean and variance, by one sum."""
+    numbers = row[0] + row[1] + row[2] + row[3] if SCALED else row
+    squares, total = tl.split(tl.sum(tl.join(_squares(row, SCALED), numbers), axis=0))
+    mean = total / C
+    return mean, squares / C - mean * mean
 
 
 @triton.jit
-def _layered_dots(tile, of_gain, of_shift, x, gain, r, beside, epsilon, C: tl.constexpr, SCALED: tl.constexpr):
+def _layered_dots(
+    tile, of_gain, of_shift, x, gain, r, beside, epsilon, R: tl.constexpr, C: tl.constexpr, SCALED: tl.constexpr
+):
     """Products of a tile with the LayerNorm of two rows of the residual stream."""
     row = _numbers(x + r * C, C, SCALED)
     other = _numbers(x + beside * C, C, SCALED)
-    squares, others = _square_sums(row, other, SCALED)
-    total, other_total = _sums(row, other, SCALED)
-    y, other_y = _dots(tile, _times(row, gain, SCALED), _times(other, gain, SCALED), SCALED)
-    mean = total / C
-    other_mean = other_total / C
-    scale = tl.rsqrt(squares / C - mean * mean + epsilon)
-    other_scale = tl.rsqrt(others / C - other_mean * other_mean + epsilon)
-    return (y - mean * of_gain) * scale + of_shift, (other_y - other_mean * of_gain) * other_scale + of_shift
+    mean, variance = _moments(row, C, SCALED)
+    y, other_y = _dots(tile, _times(row, gain, SCALED), _times(other, gain, SCALED), R, SCALED)
+    y = (y - mean * of_gain) * tl.rsqrt(variance + epsilon) + of_shift
+    if R == 1:
+        return y, y
+    else:
+        mean, variance = _moments(other, C, SCALED)
+        return y, (other_y - mean * of_gain) * tl.rsqrt(variance + epsilon) + of_shift
 
 
 @triton.jit
@@ -108,14 +109,14 @@ def layernorm_qkv(
     scale = _scales(scales, outputs, SCALED)
     added = tl.load(bias + outputs).to(tl.float32)
     gain = _numbers(norm, C, SCALED)
-    of_gain, of_shift = _dots(tile, gain, _numbers(shift, C, SCALED), SCALED)
+    of_gain, of_shift = _dots(tile, gain, _numbers(shift, C, SCALED), 2, SCALED)
     slot = tl.load(position)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
     for r in tl.range(0, R, 2):
         beside = _beside(r, R)
-        y, other_y = _layered_dots(tile, of_gain, of_shift, x, gain, r, beside, epsilon, C, SCALED)
+        y, other_y = _layered_dots(tile, of_gain, of_shift, x, gain, r, beside, epsilon, R, C, SCALED)
         _put(y * scale + added, r, part, head, i, slot, q, keys, values, capacity, C, D)
         if R > 1:
             _put(other_y * scale + added, beside, part, head, i, slot, q, keys, values, capacity, C, D)
@@ -153,12 +154,12 @@ def layernorm_gelu(
     scale = _scales(scales, outputs, SCALED)
     added = tl.load(bias + outputs).to(tl.float32)
     gain = _numbers(norm, C, SCALED)
-    of_gain, of_shift = _dots(tile, gain, _numbers(shift, C, SCALED), SCALED)
+    of_gain, of_shift = _dots(tile, gain, _numbers(shift, C, SCALED), 2, SCALED)
     if OVERLAP:
         gdc_wait()
     for r in tl.range(0, R, 2):
         beside = _beside(r, R)
-        y, other_y = _layered_dots(tile, of_gain, of_shift, x, gain, r, beside, epsilon, C, SCALED)
+        y, other_y = _layered_dots(tile, of_gain, of_shift, x, gain, r, beside, epsilon, R, C, SCALED)
         tl.store(activated + r * M + outputs, _gelu(y * scale + added).to(activated.dtype.element_ty))
         if R > 1:
             other_y = _gelu(other_y * scale + added)
