@@ -30,7 +30,7 @@ from optimizations.watermark.perth import Marker
 FRAMES_PER_TOKEN = 2
 TEXT_POSITIONS = 222
 """Cache positions to have ready beside those of the voice and the speech: about as many as 15 s of text take."""
-PROBE_TOKENS = (4, 12)
+PROBE_GRAPHS = (1, 3)
 URGENT = -1
 """The priority of what is captured: where T3 goes on beside it (`streaming`), T3 has the usual one, and waits."""
 
@@ -46,8 +46,9 @@ class CudaGraphs(Optimization):
     - T3's decode step as a whole: embedding, layers over a static cache (kv_cache's, or one of its own), head,
       guidance, penalties, sampling, and the bookkeeping for the next step; by rows and by bucket of the cache. The
       sampling's settings lie on the device and may change at will; only a nucleus (top-p below 1) where there was none
-      is another capture. The host looks every `poll` tokens, and one look late, whether the end was reached; what ran
-      beyond it is cut off, and its random numbers are given back.
+      is another capture. As many steps as `poll` says are one graph, beside one of a single step: between two graphs a
+      GPU waits. The host looks as often, and one look late, whether the end was reached; what ran beyond it is cut off,
+      and its random numbers are given back.
     - the flow's encoder and one step of its solver, by bucket of length;
     - HiFT's source and HiFT itself, by bucket of length;
     - what `gpu_watermark` does, by seconds.
@@ -73,7 +74,7 @@ class CudaGraphs(Optimization):
 
     @dataclass
     class Config:
-        """`tokens`: speech to be ready for, 25 a second. `flow_bucket`: mel frames. `poll`: tokens between looks."""
+        """`tokens`: speech to be ready for, 25 a second. `flow_bucket`: mel frames. `poll`: tokens in a graph."""
 
         tokens: int = number(500, least=1)
         flow_bucket: int = number(64, least=1)
@@ -233,7 +234,7 @@ class CudaGraphs(Optimization):
         if idle := [stage for stage in self._stages if not graphs.replays[stage]]:
             return Evidence(False, facts, f"nothing was replayed in {' and '.join(idle)}")
         with self._decoder.unrecorded():
-            facts["launches_per_token"] = launches_per_token(pipeline, self._decoder)
+            facts["launches_per_token"] = launches_per_token(pipeline, self._decoder, self.config.poll)
         return Evidence(True, facts)
 
 
@@ -252,13 +253,13 @@ class Prepared:
         return self._stage(*args)
 
 
-def launches_per_token(pipeline: Pipeline, decoder: Decoder) -> float:
-    """Launches by the host, of kernels or of graphs, that one more token takes."""
+def launches_per_token(pipeline: Pipeline, decoder: Decoder, at_once: int) -> float:
+    """Launches by the host, of kernels or of graphs of so many steps, that one more token takes."""
     voice = next(iter(pipeline.voices))
     counts = []
-    for n_tokens in PROBE_TOKENS:
-        segment = Segment("Yes, it does.", pipeline.stages["condition"](voice), 0, n_tokens)
+    for n_graphs in PROBE_GRAPHS:
+        segment = Segment("Yes, it does.", pipeline.stages["condition"](voice), 0, 1 + n_graphs * at_once)
         decoder([segment])
         _, seen = profile(decoder, [segment])
         counts.append(sum(n for name, n in seen.ops.items() if "Launch" in name))
-    return (counts[1] - counts[0]) / (PROBE_TOKENS[1] - PROBE_TOKENS[0])
+    return (counts[1] - counts[0]) / ((PROBE_GRAPHS[1] - PROBE_GRAPHS[0]) * at_once)

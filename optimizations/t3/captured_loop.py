@@ -4,7 +4,8 @@ The decoder's own loop hands numbers to the device for each token (the position,
 (is it over?). Here the step is a function of buffers that stay where they are, so it can be captured: it runs the
 newest token through the transformer, samples, and writes the token, its embedding, the ids seen and the position down
 for the next step. The host only says how far attention has to read, in whole buckets, and looks every few tokens
-whether all rows are finished. What runs beyond the end is cut off, so the tokens are those of the decoder's own loop.
+whether all rows are finished; as many steps are one graph, for between two graphs a GPU waits some microseconds. What
+runs beyond the end is cut off, so the tokens are those of the decoder's own loop.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class CapturedLoop:
     On a GPU what follows the logits is one Triton kernel.
 
     Batches are filled up to a power of two with rows that nobody wants, so that few numbers of rows occur; a step's
-    time hardly depends on it. `poll` is the number of tokens between two looks at whether all is said.
+    time hardly depends on it. `poll` is the number of steps in a graph, and between two looks at whether all is said.
     """
 
     def __init__(self, decoder: Decoder, graphs: Graphs, poll: int) -> None:
@@ -85,12 +86,15 @@ class CapturedLoop:
 
         Behind a row's end they mean nothing.
         """
-        draws, made = Draws(self.device), 0
-        for tokens in self.steps(hidden, n, limit, pinned):
-            made = tokens.shape[1]
-            finished = self._token_buffers[self.decoder.sides, hidden.shape[0] // self.decoder.sides].finished
-            if made < limit and not pinned and made % self.poll == 0 and self._finished.look(finished.all()):
+        draws, filled = Draws(self.device), self.engine.length
+        buffers, made = self._start(hidden, n, limit, pinned), 1
+        while made < limit:
+            at_once = self.poll if limit - made >= self.poll else 1
+            self._advance(buffers, filled + made - 1, at_once)
+            made += at_once
+            if made < limit and at_once > 1 and not pinned and self._finished.look(buffers.finished.all()):
                 break
+        tokens = buffers.tokens[:n, :made]
         if self.decoder.pipeline.sampling.greedy:
             draws.keep(0, made)
         elif not pinned:
@@ -100,17 +104,22 @@ class CapturedLoop:
     @torch.inference_mode()
     def steps(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Iterator[Tensor]:
         """The tokens of `decode` so far, [n, made], each time that one more was launched, up to the limit."""
-        buffers, filled = self._begin(hidden.shape[0] // self.decoder.sides, n, limit, pinned), self.engine.length
+        filled = self.engine.length
+        buffers = self._start(hidden, n, limit, pinned)
+        yield buffers.tokens[:n, :1]
+        for made in range(1, limit):
+            self._advance(buffers, filled + made - 1)
+            yield buffers.tokens[:n, : made + 1]
+
+    def _start(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> TokenBuffers:
+        """The first token for every row, from the prompts' last hidden states."""
+        buffers = self._begin(hidden.shape[0] // self.decoder.sides, n, limit, pinned)
         self.engine.position -= 1  # the prompt's last slot: every choice moves it on
-        for made in range(1, limit + 1):
-            if made == 1:
-                self._choose(buffers, hidden, self._times(buffers))
-                if not self.decoder.pipeline.start_stays_seen:
-                    start = self.decoder.t3.hp.start_speech_token
-                    buffers.seen[:, start] = buffers.token[:, 0] == start
-            else:
-                self._advance(buffers, filled + made - 2)
-            yield buffers.tokens[:n, :made]
+        self._choose(buffers, hidden, self._times(buffers))
+        if not self.decoder.pipeline.start_stays_seen:
+            start = self.decoder.t3.hp.start_speech_token
+            buffers.seen[:, start] = buffers.token[:, 0] == start
+        return buffers
 
     @torch.inference_mode()
     def follow(self, hidden: Tensor, n: int, tokens: Tensor) -> Iterator[Tensor]:
@@ -176,13 +185,16 @@ class CapturedLoop:
         engine.reserve(self.decoder.sides * n, positions)
         buffers = self._begin(n, n, limit=1, pinned=True)
         for last in range(engine.capacity - 1, 0, -engine.bucket):
-            engine.length = last
-            engine.position.fill_(last)
             if guarded:
+                engine.length = last
+                engine.position.fill_(last)
                 self.step(buffers.embeds)
-            else:
+                continue
+            for at_once in {1, self.poll}:
                 buffers.written.zero_()
-                self._advance(buffers, last)
+                first = max(0, last + 1 - at_once)
+                engine.position.fill_(first)
+                self._advance(buffers, first, at_once)
 
     def _begin(self, rows: int, n: int, limit: int, pinned: bool) -> TokenBuffers:
         """Buffers for `rows` rows, of which the first `n` are wanted, as it is before the first token."""
@@ -207,22 +219,22 @@ class CapturedLoop:
         buffers.finished[n:] = True
         return buffers
 
-    def _advance(self, buffers: TokenBuffers, position: int) -> Tensor:
-        """One more token for every row, and the logits [sides of rows, V] that it was chosen by.
+    def _advance(self, buffers: TokenBuffers, position: int, at_once: int = 1) -> Tensor:
+        """That many more tokens for every row, and the logits [sides of rows, V] that the last was chosen by.
 
         They are good until the next one. `position` is the slot that the newest token takes.
         """
-        extent = self._extent(position)
-        shape = (len(buffers.token), self.decoder.sides, extent, self._filters)
-        return self.graphs.run(STAGE, shape, lambda: self._step(buffers, extent))
+        extent = self._extent(position, at_once)
+        shape = (len(buffers.token), self.decoder.sides, extent, self._filters, at_once)
+        return self.graphs.run(STAGE, shape, lambda: self._steps(buffers, extent, at_once))
 
-    def _extent(self, position: int) -> int:
-        """The slots that a step at `position` has to read, in whole buckets; makes room where there is none."""
-        engine = self.engine
-        if position >= engine.capacity:
-            engine.extend(position, position + 1)
+    def _extent(self, position: int, n: int = 1) -> int:
+        """The slots that `n` steps from `position` on read, in whole buckets; makes room where there is none."""
+        engine, last = self.engine, position + n - 1
+        if last >= engine.capacity:
+            engine.extend(position, last + 1)
         self._follow_moves()
-        return min((position // engine.bucket + 1) * engine.bucket, engine.capacity)
+        return min((last // engine.bucket + 1) * engine.bucket, engine.capacity)
 
     def _follow_moves(self) -> None:
         if self.engine.moves != self._moves:
@@ -234,10 +246,12 @@ class CapturedLoop:
         synchronize(self.device)
         self.graphs.forget(STAGE)
 
-    def _step(self, buffers: TokenBuffers, extent: int) -> Tensor:
-        """The newest tokens through the transformer, and the next ones."""
-        times = self._times(buffers)
-        return self._choose(buffers, self.engine.static_step(buffers.embeds, extent), times)
+    def _steps(self, buffers: TokenBuffers, extent: int, n: int) -> Tensor:
+        """The newest tokens through the transformer, and the next ones; `n` times."""
+        for _ in range(n):
+            times = self._times(buffers)
+            logits = self._choose(buffers, self.engine.static_step(buffers.embeds, extent), times)
+        return logits
 
     @property
     def _filters(self) -> Filters:
