@@ -5,8 +5,8 @@ few tens of kilobytes: as long as a tenth of the decode step, and nearly all of 
 which keeps the row's logits in registers from the first operation to the last. It starts while the head still works
 (see `triton_decode.py`) and has everything but the logits in registers when they come.
 
-Top-k and top-p need no sort: the last value that stays is found bit by bit, by counting the ids, or adding up the
-probabilities, on either side of it.
+Top-k and top-p need no sort: the last value that stays is found two bits at a time, by counting the ids, or adding up
+the probabilities, on either side of the three values in question.
 
 Bytes moved, for B rows of V ids and an embedding C wide: 13 B V + 16 B C, some 110 KB for one row at full size.
 """
@@ -26,22 +26,39 @@ from optimizations.common.launching import can_overlap, launch
 from optimizations.t3.sampling import NO_FILTERS, Filters, SamplingTensors
 from optimizations.t3.token_buffers import TokenBuffers
 
+WARPS = 16
+
 
 @triton.jit
 def _ordered(x):
-    """Numbers as integers in the same order."""
+    """Numbers as integers without a sign, in the same order."""
     bits = x.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _sums(a, b, c):
+    """Three at once: what takes time is the threads' waiting for one another."""
+    first, last = tl.split(tl.sum(tl.join(tl.join(a, b), tl.join(c, c)), axis=0))
+    a, b = tl.split(first)
+    c, _ = tl.split(last)
+    return a, b, c
 
 
 @triton.jit
 def _top_k(x, k: tl.constexpr):
-    """Without what is less likely than the k-th of the logits; its value is found bit by bit."""
+    """Without what is less likely than the k-th of the logits; its value is found two bits at a time."""
     order = _ordered(x)
-    lowest = tl.where(tl.sum((order >= 0).to(tl.int32), axis=0) >= k, 0, -2147483648)
-    for bit in tl.range(0, 31):
-        higher = lowest + (1 << (30 - bit))
-        lowest = tl.where(tl.sum((order >= higher).to(tl.int32), axis=0) >= k, higher, lowest)
+    lowest = tl.full([], 0, tl.uint32)
+    unit = tl.full([], 1 << 30, tl.uint32)
+    for _ in tl.range(0, 16):
+        first, second, third = _sums(
+            (order >= lowest + unit).to(tl.int32),
+            (order >= lowest + 2 * unit).to(tl.int32),
+            (order >= lowest + 3 * unit).to(tl.int32),
+        )
+        lowest += unit * ((first >= k).to(tl.uint32) + (second >= k).to(tl.uint32) + (third >= k).to(tl.uint32))
+        unit = unit >> 2
     return tl.where(order >= lowest, x, -float("inf"))
 
 
@@ -51,11 +68,17 @@ def _top_p(x, top_p):
     order = _ordered(x)
     share = tl.exp(x - tl.max(x, axis=0))
     spare = (1 - top_p) * tl.sum(share, axis=0)
-    lowest = tl.where(tl.sum(tl.where(order < 0, share, 0.0), axis=0) <= spare, 0, -2147483648)
-    for bit in tl.range(0, 31):
-        higher = lowest + (1 << (30 - bit))
-        below = tl.sum(tl.where(order < higher, share, 0.0), axis=0)
-        lowest = tl.where(below <= spare, higher, lowest)
+    lowest = tl.full([], 0, tl.uint32)
+    unit = tl.full([], 1 << 30, tl.uint32)
+    for _ in tl.range(0, 16):
+        first, second, third = _sums(
+            tl.where(order < lowest + unit, share, 0.0),
+            tl.where(order < lowest + 2 * unit, share, 0.0),
+            tl.where(order < lowest + 3 * unit, share, 0.0),
+        )
+        stay = (first <= spare).to(tl.uint32) + (second <= spare).to(tl.uint32) + (third <= spare).to(tl.uint32)
+        lowest += unit * stay
+        unit = unit >> 2
     return tl.where(order >= tl.minimum(lowest, tl.max(order, axis=0)), x, -float("inf"))
 
 
@@ -200,7 +223,7 @@ def choose_tokens(
         PENALIZE_LAST=filters.penalizes_last,
         COUNT=alone,
         OVERLAP=overlap,
-        num_warps=16,
+        num_warps=WARPS,
         launch_pdl=overlap,
     )
     if not alone:
