@@ -106,7 +106,7 @@ def test_every_module_can_be_imported() -> None:
 
 def test_benches_have_one_command_that_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for stage in ("t3", "t3-batched", "flow", "vocoder"):
+    for stage in ("t3", "t3-turbo", "t3-batched", "flow", "vocoder"):
         monkeypatch.setattr(sys, "argv", ["optimizations.bench", stage])
         with pytest.raises(SystemExit, match="CUDA device"):
             import_module("optimizations.bench.__main__").main()

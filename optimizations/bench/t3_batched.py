@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from optimizations.bench.t3 import full_size
+from optimizations.bench.t3 import ENGLISH, full_size
 from optimizations.bench.timing import BANDWIDTH, microseconds
 from optimizations.t3 import triton_batched
 from optimizations.t3.triton_batched import LOOP, Loop
@@ -29,7 +29,7 @@ LOOPS = [LOOP, Loop(64, 4, 4), Loop(64, 4, 5), Loop(32, 2, 5), Loop(128, 8, 3), 
 def main() -> None:
     torch.manual_seed(0)
     with torch.device("cuda"), torch.inference_mode():
-        tfmr = full_size()
+        tfmr = full_size(ENGLISH)
         engine = TritonEngine(tfmr)
         triton_batched.join(engine.blocks)
         engine.reserve(ROWS, CAPACITY - 1)
