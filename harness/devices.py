@@ -56,6 +56,24 @@ def _has_driver() -> bool:
     return True
 
 
+def share_of_cores(device: str) -> int | None:
+    """How many of the host's cores a job may use beside its GPU, one GPU's share; None on a CPU: that job has them all.
+
+    Launchers give the processes that they start other numbers of threads than one that runs job after job: without
+    this, a ratio would depend on who started the job.
+    """
+    import pynvml
+
+    if not device.startswith("cuda"):
+        return None
+    try:
+        pynvml.nvmlInit()
+        gpus = pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError:
+        gpus = 1
+    return max(1, len(os.sched_getaffinity(0)) // max(1, gpus))
+
+
 def _visible() -> list[str] | None:
     """The GPUs that CUDA_VISIBLE_DEVICES names; CUDA stops at the first entry that is none. None: it is not set."""
     if (named := os.environ.get(VISIBLE)) is None:

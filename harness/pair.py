@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from harness.answers import Order
-from harness.devices import visible_gpus
+from harness.devices import share_of_cores, visible_gpus
 from harness.experiment import Experiment
 from harness.measure import CpuWatch
 from harness.plugins import import_catalogue
@@ -120,7 +120,7 @@ class Pair:
             plugins=side.toggles,
             plugin_modules=tuple(modules),
             environment=variables,
-            threads=pipeline["threads"],
+            threads=pipeline["threads"] or share_of_cores(self.experiment.device),
         )
 
     @property

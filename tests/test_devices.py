@@ -190,3 +190,16 @@ def test_the_board_has_a_line_for_each_job_that_is_measured_and_one_for_all():
     assert bar.lines[0]["completed"] == 3
     assert bar.lines[1] is None
     assert bar.lines[2]["completed"] == 4
+
+
+@pytest.mark.parametrize(("n_gpus", "n_cores", "share"), [(1, 16, 16), (2, 32, 16), (8, 4, 1)])
+def test_a_gpus_job_has_the_gpus_share_of_the_cores_whoever_starts_it(monkeypatch, n_gpus, n_cores, share):
+    import pynvml
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: n_gpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(n_cores)))
+    monkeypatch.setenv("MKL_NUM_THREADS", "50")  # as joblib says to its workers
+    monkeypatch.setenv(devices.VISIBLE, "0")
+    assert devices.share_of_cores("cuda:0") == share
+    assert devices.share_of_cores("cpu") is None
