@@ -8,6 +8,8 @@ unmarked one with less than 0.4.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from typing import Any, Protocol
 
@@ -27,7 +29,10 @@ def create_detector() -> Detector | None:
     """Perth's detector, on the CPU; None where Perth could not import what it needs (`pkg_resources`, as a rule)."""
     import perth
 
-    return PerthDetector(perth.PerthImplicitWatermarker()) if perth.PerthImplicitWatermarker else None
+    if not perth.PerthImplicitWatermarker:
+        return None
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints which step of its training it comes from
+        return PerthDetector(perth.PerthImplicitWatermarker())
 
 
 class PerthDetector:
