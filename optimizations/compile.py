@@ -70,7 +70,7 @@ class Compile(Optimization):
     would come in the middle of an utterance. Its mask asks the host a question, which breaks the graph in 14 places:
     `flash_attention` (on float32 with backend=sdpa) takes that away. The Triton kernels need `kv_cache`, weights in
     float32, bfloat16, float16 or those of `int8_weights`, and sizes that are powers of two; the C++ needs float32 or
-    `int8_weights`, and leaves the multilingual guard's model to the layers, whose attention the guard watches.
+    `int8_weights`, and cannot serve the multilingual guard, which watches the layers' attention.
     The campaign had nothing of the kind.
     Evidence: kernels by name and steps made in C++ in one probe, graphs compiled and broken since the start, and which
     utterances had to wait for a compilation.
@@ -102,6 +102,9 @@ class Compile(Optimization):
         if decode == "inductor":
             return None
         if decode == "native":
+            stage = pipeline.stages["generate_tokens"]
+            if isinstance(stage, Decoder) and stage.guarded:
+                return "the multilingual guard watches attention that the step in C++ does not show: leave compile out"
             return cpp_engine.unsupported(pipeline.model.t3.tfmr)
         if find_spec("triton") is None:
             return "no package triton: install it, or use compile.decode=inductor"

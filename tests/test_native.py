@@ -219,3 +219,13 @@ def test_weights_in_8_bits_step_back_where_every_step_would_unpack_them(mini, mo
     cpp.load.cache_clear()
     monkeypatch.setenv("PATH", "")
     assert "C++ compiler" in plugin.unavailable(mini)
+
+
+def test_the_step_in_cpp_steps_back_from_the_guard_unless_there_is_none():
+    pipeline = checkpoints.load("mini_multilingual", "cpu")
+    for guard, reason in ((True, "guard"), (False, None)):
+        for name, parameters in {"alignment_analyzer": {"guard": guard}, "kv_cache": {}}.items():
+            optimizations.create(name, parameters).apply(pipeline)
+        found = optimizations.create("compile", {"estimator": False}).unavailable(pipeline)
+        assert reason in found if reason else found is None
+        pipeline.reset()

@@ -129,6 +129,21 @@ def test_evidence_of_a_run(mini):
         mini.reset()
 
 
+def test_the_guards_own_notes_are_not_the_caches(multilingual):
+    """It keeps what it has seen of the text on the host, by `cat`; of the cache there is none."""
+    try:
+        plugin = applied(multilingual, kv_cache={})["kv_cache"]
+        multilingual.synthesize(TEXT, next(iter(multilingual.voices)), 0, n_tokens=4)
+        evidence = plugin.evidence(multilingual)
+        assert evidence.active
+        assert evidence.facts["cat_calls_per_token"] == 0
+        step = plugin._decoder.token_embedding
+        plugin._decoder.token_embedding = lambda token, position: torch.cat((step(token, position)[:1],) * 2)
+        assert plugin.evidence(multilingual).facts["cat_calls_per_token"] == 1
+    finally:
+        multilingual.reset()
+
+
 def test_the_baseline_concatenates_where_the_static_cache_does_not(mini):
     """The probe behind kv_cache's evidence sees `cat` when there is some."""
     voice = next(iter(mini.voices))

@@ -333,6 +333,50 @@ def test_fidelity_stands_in_the_report_stage_by_stage_and_where_nothing_was_hear
     assert "but computed: tokens_to_mel differs; watermark not measured" in verdict_line(summary)
 
 
+def figure(mean: float | None, limit: float | None = 0.05) -> dict:
+    return {"mean": mean, "low": mean, "high": mean, "limit": limit}
+
+
+def compared(folder, **figures: dict) -> None:
+    """A comparison of stages, judged as it is in a job."""
+    stages = {}
+    for stage, found in figures.items():
+        limited = [one for one in found.values() if one["limit"]]
+        within = all(one["mean"] is not None and one["mean"] <= one["limit"] for one in limited)
+        stages[stage] = {"verdict": "faithful" if within else "differs", "figures": found}
+    folder.write_json("fidelity.json", {"cases": [], "stages": stages})
+    folder.write_summary(build_summary(folder))
+
+
+def test_the_report_says_what_was_heard_what_was_computed_and_what_nobody_judged(tmp_path):
+    heard = make_run(tmp_path, Case())
+    mute = write_rows(tmp_path, Case(combo="throughput", unmeasured="its weights come from a seed"), 1)
+    compared(mute, generate_tokens={"kl_mean": figure(0.001)}, tokens_to_mel={"mel_error": figure(0.25)})
+    text = write_report([heard, mute], tmp_path / "report").read_text()
+    assert re.search(r"\*\*Heard\*\*, words by \S+, voice by \S+: `production` \(\d+ clips\)\.", text)
+    assert "**Computed**, without an ear: `throughput`: `tokens_to_mel` differs." in text
+    assert re.search(r"\*\*Not judged\*\*: `throughput`: .*its weights come from a seed\.", text)
+    assert re.search(r"\*\*Not judged\*\*: `production`: stages were not compared", text)
+
+
+@pytest.mark.pictures
+def test_the_picture_of_stages_shows_each_figure_over_its_limit(tmp_path):
+    folder = write_rows(tmp_path, Case(unmeasured="its weights come from a seed"))
+    compared(
+        folder,
+        generate_tokens={"kl_mean": figure(0.001), "top1_changed": figure(0.0)},
+        tokens_to_mel={"mel_error": figure(0.25), "mel_distance_db": figure(None)},
+        mel_to_wave={"wave_error": figure(0.5, limit=None)},
+    )
+    write_report([folder], tmp_path / "report")
+    assert (tmp_path / "report/fidelity.png").stat().st_size > 5_000
+    page = (tmp_path / "report/report.html").read_text()
+    assert "production: 2 of 3 stages faithful to the baseline's" in html.unescape(page)
+    assert "production, flow: 25 %" in page
+    assert "production, flow: not finite" in page
+    assert "vocoder: " not in page, "what has no limit is in the table only"
+
+
 def test_stages_that_could_not_be_compared_say_why(tmp_path):
     folder = write_rows(tmp_path, Case())
     folder.write_json("fidelity.json", {"reason": "production: RuntimeError: no room"})

@@ -119,7 +119,7 @@ def _log_softmax(logits: NDArray) -> NDArray:
 
 
 def summarize(compared: Sequence[dict[str, dict[str, float]]], text_ids: Sequence[str]) -> dict[str, Any]:
-    """By stage a verdict and each figure's mean over texts with its interval.
+    """By stage a verdict and each figure's mean over texts with its interval, and its limit where it has one.
 
     Faithful is what stays within all limits with the whole interval, or with every text where they are too few for one.
     """
@@ -135,6 +135,6 @@ def _stage(stage: str, texts: Sequence[dict[str, float] | None], text_ids: Seque
         values = [figures[name] for figures, _ in known]
         interval = stats.mean(values, [text_id for _, text_id in known]) if np.isfinite(values).all() else None
         low, high = (interval and interval.bounds) or (min(values), max(values))
-        found[name] = {"mean": float(np.mean(values)), "low": low, "high": high}
+        found[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "limit": LIMITS[stage].get(name)}
     within = all(found[name]["high"] <= limit for name, limit in LIMITS[stage].items())
     return {"verdict": FAITHFUL if within else DIFFERS, "figures": found}

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
 from harness import stats
+from harness.quality.fidelity import DIFFERS, FAITHFUL
 from harness.report import drawing, words
 from harness.report.data import Run, ranked
 from harness.report.document import Figure
@@ -55,7 +56,10 @@ SMALL = 10
 
 
 def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figure]:
-    """Draw what the runs of one setting allow, into `folder`; keys: ratio, rtf, stages, memory, quality."""
+    """Draw what the runs of one setting allow, into `folder`.
+
+    Keys: ratio, rtf, stages, memory, quality, fidelity.
+    """
     usable = [run for run in ranked(runs) if not run.failed]
     painters: dict[str, Callable[[Sequence[Run]], Canvas | None]] = {
         "ratio": _ratio,
@@ -63,6 +67,7 @@ def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figur
         "stages": _stages,
         "memory": _memory,
         "quality": _quality,
+        "fidelity": _fidelity,
     }
     figures = {}
     with plt.rc_context(STYLE):
@@ -113,11 +118,19 @@ def _number(value: float | None) -> float:
 
 
 def colour_of(verdict: str) -> str:
-    return GOOD if verdict in stats.GOOD else BAD if verdict in stats.BAD else NEUTRAL
+    return GOOD if _is_good(verdict) else BAD if _is_bad(verdict) else NEUTRAL
 
 
 def _marker(verdict: str) -> str:
-    return "o" if verdict in stats.GOOD else "X" if verdict in stats.BAD else "D"
+    return "o" if _is_good(verdict) else "X" if _is_bad(verdict) else "D"
+
+
+def _is_good(verdict: str) -> bool:
+    return verdict in (*stats.GOOD, FAITHFUL)
+
+
+def _is_bad(verdict: str) -> bool:
+    return verdict in (*stats.BAD, DIFFERS)
 
 
 def _mark(verdict: str, label: str) -> Any:
@@ -343,6 +356,82 @@ def _meanings(runs: Sequence[Run]) -> dict[str, str]:
         else:
             found[run.verdict("rtf")] = f"{run.verdict('rtf')}, quality {run.quality()}"
     return found
+
+
+PARTS = {"generate_tokens": "T3", "tokens_to_mel": "flow", "mel_to_wave": "vocoder", "watermark": "watermark"}
+NEAREST, FARTHEST = 1e-4, 1e2
+"""Shares of a limit at which the picture ends: what lies beyond stands at its edge."""
+
+
+def _fidelity(runs: Sequence[Run]) -> Canvas | None:
+    """How far each stage is from the reference's on the same inputs, as a share of what still counts as the same."""
+    known = [run for run in runs if any(_limited(run, stage) for stage in PARTS)]
+    if not known:
+        return None
+    size = (WIDTH * 1.1, FRAME + 0.35 + 1.3 * ROW * len(known))
+    canvas = plt.figure(figsize=size)
+    grid = canvas.add_gridspec(1, len(PARTS))
+    whole = canvas.add_subplot(grid[:])  # it only bears the title, which is over all of them
+    whole.set_axis_off()
+    first = canvas.add_subplot(grid[0])
+    row_of_axes = [
+        first,
+        *(canvas.add_subplot(place, sharex=first, sharey=first) for place in (grid[i] for i in range(1, len(PARTS)))),
+    ]
+    for axes, (stage, part) in zip(row_of_axes, PARTS.items(), strict=True):
+        axes.axvspan(1, FARTHEST, color=BAND, linewidth=0)
+        axes.axvline(1, color=RULE, linewidth=1)
+        axes.annotate(part, (0.5, 1.0), (0, 5), xycoords="axes fraction", textcoords="offset points", ha="center")
+        axes.tick_params(axis="y", length=0, labelleft=axes is first)
+        for row, run in enumerate(known):
+            figures = _limited(run, stage)
+            for number, (name, figure) in enumerate(figures.items()):
+                _share_of_limit(axes, row + 0.22 * (number - (len(figures) - 1) / 2), run, stage, name, figure)
+            if not figures:
+                axes.text(NEAREST * 2, row, stats.NOT_MEASURED, va="center", fontsize=SMALL, color=SOFT)
+    first.set_xscale("log")
+    first.set_xlim(NEAREST / 2, FARTHEST * 2)
+    first.set_xticks(
+        [1e-4, 1e-2, 1, 1e2],
+        ["10\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT FOUR}", "10\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT TWO}", "1", "100"],
+    )
+    first.minorticks_off()
+    first.set_yticks(range(len(known)), [run.name for run in known])
+    first.set_ylim(len(known) - 0.5, -0.5)
+    canvas.supxlabel("distance from the reference's stage on the same inputs, divided by its limit", fontsize=SMALL)
+    verdicts = [found["verdict"] for run in known for found in run.summary.fidelity.values()]
+    differ = sum(any(found["verdict"] == DIFFERS for found in run.summary.fidelity.values()) for run in known)
+    whole.set_title(_fidelity_title(known, verdicts, differ), pad=26)
+    marks = [_mark(verdict, verdict) for verdict in (FAITHFUL, DIFFERS) if verdict in verdicts]
+    canvas.legend(handles=marks, loc="outside upper right", ncols=2, fontsize=SMALL)
+    return canvas
+
+
+def _limited(run: Run, stage: str) -> dict[str, dict[str, float | None]]:
+    """A stage's figures that have a limit."""
+    figures = run.summary.fidelity.get(stage, {}).get("figures", {})
+    return {name: figure for name, figure in figures.items() if figure.get("limit")}
+
+
+def _share_of_limit(axes: Axes, y: float, run: Run, stage: str, name: str, figure: dict[str, float | None]) -> None:
+    """One figure's mean and its interval; what is not finite was stored as null."""
+    limit = figure["limit"] or 1.0
+    low, mean, high = (
+        FARTHEST if (value := figure[bound]) is None else min(max(value / limit, NEAREST), FARTHEST)
+        for bound in ("low", "mean", "high")
+    )
+    verdict = run.summary.fidelity[stage]["verdict"]
+    (line,) = axes.plot([low, high], [y, y], color=colour_of(verdict), linewidth=2, solid_capstyle="butt")
+    (mark,) = axes.plot(mean, y, _marker(verdict), color=colour_of(verdict), markersize=6)
+    for artist in (line, mark):
+        tip(artist, f"{run.name}, {PARTS[stage]}: {words.fidelity(name, figure['mean'])}")
+
+
+def _fidelity_title(runs: Sequence[Run], verdicts: Sequence[str], differ: int) -> str:
+    if len(runs) > 1:
+        return _of(runs, {"faithful in every stage": len(runs) - differ, "different in a stage": differ}, "is", "are")
+    same = sum(verdict == FAITHFUL for verdict in verdicts)
+    return f"{runs[0].name}: {same} of {words.count(len(verdicts), 'stage')} faithful to {_versus(runs)}'s"
 
 
 def place_labels(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:

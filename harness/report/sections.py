@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from harness import stats
 from harness.ablation import Effect, attribute
+from harness.quality.fidelity import FAITHFUL
 from harness.report import claims, rules, tables, words
 from harness.report.advice import deployment, recommendation, recommended
 from harness.report.claims import CANNOT, Finding
@@ -256,7 +257,8 @@ STAGE_BY_STAGE = (
     "Fidelity needs no ear and holds for any weights: each stage of the combo is given the reference's own inputs. T3 "
     "is made to say the reference's tokens, and its distributions of the next one are compared; the flow has the same "
     "tokens and noise, the vocoder the same mel, the watermark the same wave. A stage is faithful where the whole "
-    "interval of each figure stays within its limit."
+    "interval of each figure stays within its limit. What differs by intent, as fewer solver steps or fewer bits do, "
+    "is for an ear to judge where there is one."
 )
 
 
@@ -270,22 +272,50 @@ def _quality(runs: Sequence[Run], figures: Figures) -> Section:
             "chance afterwards."
         ),
     ]
-    notes: dict[str, list[str]] = {}
-    for run in runs:
-        if run.combo.quality_note:
-            notes.setdefault(run.combo.quality_note, []).append(run.code)
-    blocks += [
-        Paragraph(f"For {words.listing(names)}: {words.stop(words.said(note))}") for note, names in notes.items()
-    ]
+    blocks.append(Bullets([*_heard(measured), *_computed(runs), *_unknown(runs)]))
     if measured:
         blocks.append(tables.quality(measured))
     if told := [run for run in measured if run.baseline.heard and run.combo.heard]:
         blocks += [Paragraph(BESIDE_THE_MEAN), tables.heard(told)]
+    blocks += [here["quality"] for here in figures.values() if "quality" in here]
     compared = [run for run in runs if run.summary.fidelity]
     if compared:
         blocks += [Paragraph(STAGE_BY_STAGE), tables.fidelity(compared)]
-    blocks += [here["quality"] for here in figures.values() if "quality" in here]
+        blocks += [here["fidelity"] for here in figures.values() if "fidelity" in here]
     return Section("Quality", blocks, open=bool(measured or compared))
+
+
+def _heard(runs: Sequence[Run]) -> list[str]:
+    """Whose words and voice were judged, and by whom."""
+    judges: dict[str, list[str]] = {}
+    for run in runs:
+        asked = run.job.get("quality") or {}
+        words_by, voice_by = (asked.get(f"{kind}_model") or asked.get(kind) or "unknown" for kind in ("asr", "speaker"))
+        judges.setdefault(f"words by {words_by}, voice by {voice_by}", []).append(
+            f"{run.code} ({words.count(run.combo.n_scored, 'clip')})"
+        )
+    return [f"**Heard**, {words.said(who)}: {words.listing(names)}." for who, names in judges.items()]
+
+
+def _computed(runs: Sequence[Run]) -> list[str]:
+    """Which stages were compared on the same inputs, and which of them differ."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if stages := {stage: record["verdict"] for stage, record in run.summary.fidelity.items()}:
+            others = [f"{words.code(stage)} {verdict}" for stage, verdict in stages.items() if verdict != FAITHFUL]
+            found.setdefault(words.listing(others) if others else "every stage is faithful", []).append(run.code)
+    return [f"**Computed**, without an ear: {words.listing(names)}: {what}." for what, names in found.items()]
+
+
+def _unknown(runs: Sequence[Run]) -> list[str]:
+    """What nobody judged, and why."""
+    reasons: dict[str, list[str]] = {}
+    for run in runs:
+        if run.combo.quality_note:
+            reasons.setdefault(words.said(run.combo.quality_note), []).append(run.code)
+        if not run.summary.fidelity and not run.failed:
+            reasons.setdefault("stages were not compared: quality.fidelity_texts=3 does", []).append(run.code)
+    return [f"**Not judged**: {words.listing(names)}: {words.stop(why)}" for why, names in reasons.items()]
 
 
 # ------------------------------------------------------------------------------------- optimizations

@@ -1,7 +1,7 @@
 """The report's tables: each one function from runs to rows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from harness import stats
@@ -214,18 +214,6 @@ def heard(runs: Sequence[Run]) -> Table:
     return Table(columns, rows, numeric=frozenset({1, 3, 4, 5, 6, 7}))
 
 
-FIDELITY: dict[str, tuple[str, Callable[[float], str]]] = {
-    "kl_mean": ("KL divergence, mean", lambda value: f"{words.number(value)} nats"),
-    "kl_p99": ("KL divergence, 99th percentile", lambda value: f"{words.number(value)} nats"),
-    "top1_changed": ("likeliest token is another", words.percent),
-    "mel_error": ("relative error of the mel", words.percent),
-    "mel_distance_db": ("distance of the mel", lambda value: f"{words.number(value)} dB"),
-    "wave_distance_db": ("log-spectral distance of the wave", lambda value: f"{words.number(value)} dB"),
-    "wave_error": ("relative error of the wave, its source included", words.percent),
-    "mark_lost": ("confidence in the watermark, lost", words.rate),
-}
-
-
 def fidelity(runs: Sequence[Run]) -> Table:
     """By run and stage, how far the combo is from the reference's on the reference's own inputs."""
     rows = []
@@ -233,24 +221,26 @@ def fidelity(runs: Sequence[Run]) -> Table:
         for stage, found in run.summary.fidelity.items():
             verdict = found["verdict"]
             rows += [
-                [run.title, words.code(stage), _fidelity(name)[0], *_span(name, figure), verdict]
+                [run.title, words.code(stage), words.FIDELITY[name][0], *_span(name, figure), verdict]
                 for name, figure in found["figures"].items()
-            ] or [[run.title, words.code(stage), "", "", "", verdict]]
-    columns = ["combo", "stage", "figure", "mean over texts", "95 % interval, or range", "verdict of the stage"]
-    return Table(columns, rows, numeric=frozenset({3, 4}))
+            ] or [[run.title, words.code(stage), "", "", "", "", verdict]]
+    columns = [
+        "combo",
+        "stage",
+        "figure",
+        "mean over texts",
+        "95 % interval, or range",
+        "limit",
+        "verdict of the stage",
+    ]
+    return Table(columns, rows, numeric=frozenset({3, 4, 5}))
 
 
 def _span(name: str, figure: dict[str, float | None]) -> list[str]:
-    """A figure's mean and its bounds; what is not finite was stored as null."""
-    _, say = _fidelity(name)
-    known = (figure.get(key) for key in ("mean", "low", "high"))
-    mean, low, high = ("not finite" if value is None else say(value) for value in known)
-    return [mean, f"{low} to {high}"]
-
-
-def _fidelity(name: str) -> tuple[str, Callable[[float], str]]:
-    """A figure's name for readers, and how it is said."""
-    return FIDELITY.get(name) or (words.said(name), words.number)
+    """A figure's mean, its bounds and its limit; what is not finite was stored as null."""
+    mean, low, high = (words.fidelity(name, figure[key]) for key in ("mean", "low", "high"))
+    limit = figure.get("limit")
+    return [mean, f"{low} to {high}", "" if limit is None else words.fidelity(name, limit)]
 
 
 def optimizations(names: Sequence[str], runs: Sequence[Run], effects: Sequence[Effect]) -> Table:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
@@ -206,3 +206,21 @@ def facts(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from facts(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", fact(value)
+
+
+FIDELITY: dict[str, tuple[str, Callable[[float], str]]] = {
+    "kl_mean": ("KL divergence, mean", lambda value: f"{number(value)} nats"),
+    "kl_p99": ("KL divergence, 99th percentile", lambda value: f"{number(value)} nats"),
+    "top1_changed": ("likeliest token is another", percent),
+    "mel_error": ("relative error of the mel", percent),
+    "mel_distance_db": ("distance of the mel", lambda value: f"{number(value)} dB"),
+    "wave_distance_db": ("log-spectral distance of the wave", lambda value: f"{number(value)} dB"),
+    "wave_error": ("relative error of the wave, its source included", percent),
+    "mark_lost": ("confidence in the watermark, lost", rate),
+}
+"""What the figures of a stage's fidelity are called, and how they are said."""
+
+
+def fidelity(name: str, value: float | None) -> str:
+    """A figure of a stage's fidelity; what is not finite was stored as null."""
+    return "not finite" if value is None else FIDELITY[name][1](value)

@@ -26,6 +26,7 @@ from chatterbox.models.t3.inference import alignment_stream_analyzer
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.profiler import record_function
 
 from harness.pipeline import HELD_BACK, Pipeline, Segment, speech_only
 from harness.sampling import Sampling
@@ -50,6 +51,8 @@ Observer = Callable[[Sequence[Segment], list[int], list[Tensor]], None]
 """Called after each decode with the segments, their prompts' lengths and their tokens."""
 MAX_PREFIXES = 8
 """Voices whose prefix is kept; at full size one takes about 8 MB in float32."""
+JUDGING = "multilingual guard"
+"""What a profiler calls the guard's part of a token."""
 
 
 class Loop(Protocol):
@@ -337,11 +340,12 @@ class Decoder:
 
     def _judge(self, guards: list[tuple[Guard, slice]], logits: Tensor, token: Tensor) -> Tensor:
         """Every row's logits after its guard's decision; one copy to the host for all rows and heads."""
-        rows = torch.stack(self.engine.rows).cpu()
-        last = token[:, 0].tolist()
-        judged = [
-            guard.judge(rows[:, i, :, text], logits[i : i + 1].clone(), last[i])
-            for i, (guard, text) in enumerate(guards)
-        ]
-        self.decisions.update(guard.decision for guard, _ in guards)
-        return torch.cat(judged)
+        with record_function(JUDGING):
+            rows = torch.stack(self.engine.rows).cpu()
+            last = token[:, 0].tolist()
+            judged = [
+                guard.judge(rows[:, i, :, text], logits[i : i + 1].clone(), last[i])
+                for i, (guard, text) in enumerate(guards)
+            ]
+            self.decisions.update(guard.decision for guard, _ in guards)
+            return torch.cat(judged)
