@@ -11,6 +11,7 @@
     history   follow a figure over the runs of one experiment and device, with its steps
     index     write reports/README.md, the table of all reference runs, reports/index.html over all runs, and the
               figures in README.md
+    fidelity  compare combos with the baseline stage by stage, with nothing timed
     say       speak a text with a combo, into a file
     new-optimization  write an optimization of your own to fill in, and its test
 
@@ -24,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import history, new_optimization, recommend, say
+from harness import fidelity, history, new_optimization, recommend, say
 from harness.errors import UserError
 from harness.gate import command
 from harness.gate.outputs import EXIT_BAD_INPUT, EXIT_PASSED
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     for name, module, run, says in (
         ("recommend", recommend, recommend.recommend, "name the best measured combo"),
         ("history", history, history.history, "follow a figure over runs"),
+        ("fidelity", fidelity, _fidelity, "compare combos with the baseline stage by stage"),
         ("say", say, _say, "speak a text"),
         ("new-optimization", new_optimization, new_optimization.run, "write an optimization of your own to fill in"),
     ):
@@ -133,6 +135,11 @@ def _index(_options: argparse.Namespace) -> int:
     print(write_overview(results, reports))
     if write_front(Path("README.md"), results, reports):
         print("README.md")
+    return EXIT_PASSED
+
+
+def _fidelity(options: argparse.Namespace) -> int:
+    fidelity.run(options)
     return EXIT_PASSED
 
 

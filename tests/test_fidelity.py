@@ -1,5 +1,6 @@
 """Each stage against the reference's own inputs: figures, verdicts, and the stages of the miniature."""
 
+import json
 import math
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 import torch
 
 from harness import calibrate, checkpoints
+from harness.__main__ import main
+from harness.errors import UserError
+from harness.fidelity import compare_combos, toggles_of
 from harness.pipeline import Pipeline
 from harness.quality import fidelity, replay, stages
 from harness.quality.fidelity import DIFFERS, FAITHFUL, NOT_MEASURED, Trace
@@ -260,6 +264,51 @@ def test_a_side_that_cannot_do_it_is_named_with_its_error(tmp_path, mini, fails,
     found = stages.compare_stages(tmp_path, *sides, CASES[1:], SEED, limit_s=60)
     assert found == {"reason": f"{side}: RuntimeError: no room"}
     assert not list(tmp_path.iterdir())
+
+
+# -- by itself
+
+
+def test_a_name_is_a_combos_or_an_optimizations_with_what_it_requires():
+    assert list(toggles_of("compile", gpu=True)) == ["kv_cache", "compile"]
+    assert set(toggles_of("campaign", gpu=True)) > {"vocos", "quantization"}
+    assert toggles_of("campaign", gpu=True)["quantization"] == {"strategy": "conservative"}
+    with pytest.raises(UserError, match="did you mean production"):
+        toggles_of("productoin", gpu=False)
+
+
+def test_combos_are_put_on_one_pipeline_and_taken_off_again(mini):
+    sides = {
+        "one step": {"flow_steps": {"steps": 1}},
+        "cached": {"kv_cache": {}},
+        "nowhere": {"cuda_graphs": {}},
+        "wrong": {"kv_cache": {"bucket": "many"}},
+    }
+    found = dict(compare_combos(mini, sides, CASES[1:]))
+    assert found["one step"]["stages"]["tokens_to_mel"]["verdict"] == DIFFERS
+    assert {stage["verdict"] for stage in found["cached"]["stages"].values()} == {FAITHFUL}
+    assert found["cached"]["applied"]["kv_cache"]["changes"]
+    assert "CUDA" in found["nowhere"]["applied"]["cuda_graphs"]["reason"]
+    assert "bucket" in found["wrong"]["reason"]
+    assert not mini.standing()
+
+
+def test_it_leaves_a_page_with_a_table_and_a_picture(tmp_path, capsys):
+    arguments = ["--device", "cpu", "--texts", "1", "--tokens", "8", "--out", str(tmp_path)]
+    assert main(["fidelity", "flow_steps", "inference_mode", *arguments]) == 0
+    kept = json.loads((tmp_path / "fidelity.json").read_text())
+    assert set(kept["combos"]) == {"flow_steps", "inference_mode"}
+    page = (tmp_path / "report.md").read_text()
+    assert "| `inference_mode` | 0 nats | 0.0 % | 0 dB | 0.000 | faithful |" in page
+    assert (tmp_path / "fidelity.png").stat().st_size > 5_000
+    assert "inference_mode: generate_tokens faithful" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [["nobody"], ["production", "--pipeline", "mimi"], ["production", "--texts", "0"]])
+def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, wrong):
+    assert main(["fidelity", *wrong, "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 # -- calibration

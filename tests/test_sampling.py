@@ -388,7 +388,7 @@ def test_the_report_says_it(spoken_job, tmp_path):
     "overrides",
     [
         ["pipeline=mini_multilingual", "pipeline.language=fr"],
-        ["pipeline=mini_multilingual", "workload=languages"],
+        ["pipeline=mini_multilingual", "workload=languages", "pipeline.sampling.max_new_tokens=50"],
         ["pipeline.sampling.cfg_weight=0"],
         ["pipeline.sampling.temperature=0"],
         ["pipeline=mini_multilingual", "pipeline.sampling.cfg_weight=0", "pipeline.sampling.temperature=0"],

@@ -7,7 +7,7 @@ differ in shape as well, so that nothing hangs on colour alone.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -364,8 +364,15 @@ NEAREST, FARTHEST = 1e-4, 1e2
 
 
 def _fidelity(runs: Sequence[Run]) -> Canvas | None:
-    """How far each stage is from the reference's on the same inputs, as a share of what still counts as the same."""
-    known = [run for run in runs if any(_limited(run, stage) for stage in PARTS)]
+    return fidelity({run.name: run.summary.fidelity for run in runs}, _versus(runs)) if runs else None
+
+
+def fidelity(compared: Mapping[str, dict[str, Any]], versus: str) -> Canvas | None:
+    """How far each stage is from the reference's on the same inputs, as a share of what still counts as the same.
+
+    `compared` holds each combo's stages; None where no figure has a limit.
+    """
+    known = {name: stages for name, stages in compared.items() if any(_limited(stages, stage) for stage in PARTS)}
     if not known:
         return None
     size = (WIDTH * 1.1, FRAME + 0.35 + 1.3 * ROW * len(known))
@@ -383,10 +390,12 @@ def _fidelity(runs: Sequence[Run]) -> Canvas | None:
         axes.axvline(1, color=RULE, linewidth=1)
         axes.annotate(part, (0.5, 1.0), (0, 5), xycoords="axes fraction", textcoords="offset points", ha="center")
         axes.tick_params(axis="y", length=0, labelleft=axes is first)
-        for row, run in enumerate(known):
-            figures = _limited(run, stage)
+        for row, (combo, stages) in enumerate(known.items()):
+            figures, verdict = _limited(stages, stage), stages.get(stage, {}).get("verdict", "")
             for number, (name, figure) in enumerate(figures.items()):
-                _share_of_limit(axes, row + 0.22 * (number - (len(figures) - 1) / 2), run, stage, name, figure)
+                drawn = _share_of_limit(axes, row + 0.22 * (number - (len(figures) - 1) / 2), figure, verdict)
+                for artist in drawn:
+                    tip(artist, f"{combo}, {part}: {words.fidelity(name, figure['mean'])}")
             if not figures:
                 axes.text(NEAREST * 2, row, stats.NOT_MEASURED, va="center", fontsize=SMALL, color=SOFT)
     first.set_xscale("log")
@@ -396,42 +405,43 @@ def _fidelity(runs: Sequence[Run]) -> Canvas | None:
         ["10\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT FOUR}", "10\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT TWO}", "1", "100"],
     )
     first.minorticks_off()
-    first.set_yticks(range(len(known)), [run.name for run in known])
+    first.set_yticks(range(len(known)), list(known))
     first.set_ylim(len(known) - 0.5, -0.5)
     canvas.supxlabel("distance from the reference's stage on the same inputs, divided by its limit", fontsize=SMALL)
-    verdicts = [found["verdict"] for run in known for found in run.summary.fidelity.values()]
-    differ = sum(any(found["verdict"] == DIFFERS for found in run.summary.fidelity.values()) for run in known)
-    whole.set_title(_fidelity_title(known, verdicts, differ), pad=26)
-    marks = [_mark(verdict, verdict) for verdict in (FAITHFUL, DIFFERS) if verdict in verdicts]
+    verdicts = {name: [found["verdict"] for found in stages.values()] for name, stages in known.items()}
+    whole.set_title(_fidelity_title(verdicts, versus), pad=26)
+    marks = [
+        _mark(verdict, verdict) for verdict in (FAITHFUL, DIFFERS) if any(verdict in one for one in verdicts.values())
+    ]
     canvas.legend(handles=marks, loc="outside upper right", ncols=2, fontsize=SMALL)
     return canvas
 
 
-def _limited(run: Run, stage: str) -> dict[str, dict[str, float | None]]:
+def _limited(stages: Mapping[str, Any], stage: str) -> dict[str, dict[str, float | None]]:
     """A stage's figures that have a limit."""
-    figures = run.summary.fidelity.get(stage, {}).get("figures", {})
+    figures = stages.get(stage, {}).get("figures", {})
     return {name: figure for name, figure in figures.items() if figure.get("limit")}
 
 
-def _share_of_limit(axes: Axes, y: float, run: Run, stage: str, name: str, figure: dict[str, float | None]) -> None:
+def _share_of_limit(axes: Axes, y: float, figure: dict[str, float | None], verdict: str) -> tuple[Any, Any]:
     """One figure's mean and its interval; what is not finite was stored as null."""
     limit = figure["limit"] or 1.0
     low, mean, high = (
         FARTHEST if (value := figure[bound]) is None else min(max(value / limit, NEAREST), FARTHEST)
         for bound in ("low", "mean", "high")
     )
-    verdict = run.summary.fidelity[stage]["verdict"]
     (line,) = axes.plot([low, high], [y, y], color=colour_of(verdict), linewidth=2, solid_capstyle="butt")
     (mark,) = axes.plot(mean, y, _marker(verdict), color=colour_of(verdict), markersize=6)
-    for artist in (line, mark):
-        tip(artist, f"{run.name}, {PARTS[stage]}: {words.fidelity(name, figure['mean'])}")
+    return line, mark
 
 
-def _fidelity_title(runs: Sequence[Run], verdicts: Sequence[str], differ: int) -> str:
-    if len(runs) > 1:
-        return _of(runs, {"faithful in every stage": len(runs) - differ, "different in a stage": differ}, "is", "are")
-    same = sum(verdict == FAITHFUL for verdict in verdicts)
-    return f"{runs[0].name}: {same} of {words.count(len(verdicts), 'stage')} faithful to {_versus(runs)}'s"
+def _fidelity_title(verdicts: Mapping[str, Sequence[str]], versus: str) -> str:
+    if len(verdicts) == 1:
+        ((name, own),) = verdicts.items()
+        return f"{name}: {own.count(FAITHFUL)} of {words.count(len(own), 'stage')} faithful to {versus}'s"
+    differ = sum(DIFFERS in own for own in verdicts.values())
+    disagree = f"{differ or 'none'} {words.agree(differ, 'differs', 'differ')}"
+    return f"Of {words.count(len(verdicts), 'combo')}, {disagree} from {versus} in a stage"
 
 
 def place_labels(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:

@@ -280,7 +280,7 @@ def _quality(runs: Sequence[Run], figures: Figures) -> Section:
     blocks += [here["quality"] for here in figures.values() if "quality" in here]
     compared = [run for run in runs if run.summary.fidelity]
     if compared:
-        blocks += [Paragraph(STAGE_BY_STAGE), tables.fidelity(compared)]
+        blocks += [Paragraph(STAGE_BY_STAGE), tables.fidelity({run.title: run.summary.fidelity for run in compared})]
         blocks += [here["fidelity"] for here in figures.values() if "fidelity" in here]
     return Section("Quality", blocks, open=bool(measured or compared))
 

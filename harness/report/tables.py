@@ -1,7 +1,7 @@
 """The report's tables: each one function from runs to rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import stats
@@ -214,25 +214,17 @@ def heard(runs: Sequence[Run]) -> Table:
     return Table(columns, rows, numeric=frozenset({1, 3, 4, 5, 6, 7}))
 
 
-def fidelity(runs: Sequence[Run]) -> Table:
-    """By run and stage, how far the combo is from the reference's on the reference's own inputs."""
+def fidelity(compared: Mapping[str, dict[str, Any]]) -> Table:
+    """By combo and stage, how far it is from the reference's on the reference's own inputs."""
     rows = []
-    for run in runs:
-        for stage, found in run.summary.fidelity.items():
+    for title, stages in compared.items():
+        for stage, found in stages.items():
             verdict = found["verdict"]
             rows += [
-                [run.title, words.code(stage), words.FIDELITY[name][0], *_span(name, figure), verdict]
+                [title, words.code(stage), words.FIDELITY[name][0], *_span(name, figure), verdict]
                 for name, figure in found["figures"].items()
-            ] or [[run.title, words.code(stage), "", "", "", "", verdict]]
-    columns = [
-        "combo",
-        "stage",
-        "figure",
-        "mean over texts",
-        "95 % interval, or range",
-        "limit",
-        "verdict of the stage",
-    ]
+            ] or [[title, words.code(stage), "", "", "", "", verdict]]
+    columns = ["combo", "stage", "figure", "mean over texts", "95 % interval, or range", "limit", "verdict"]
     return Table(columns, rows, numeric=frozenset({3, 4, 5}))
 
 

@@ -208,13 +208,18 @@ def facts(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield f"{prefix}{name}", fact(value)
 
 
+def _no_less(value: float) -> str:
+    """A distance; below a millionth nobody cares how near."""
+    return "under 0.000001" if 0 < value < 1e-6 else number(value)
+
+
 FIDELITY: dict[str, tuple[str, Callable[[float], str]]] = {
-    "kl_mean": ("KL divergence, mean", lambda value: f"{number(value)} nats"),
-    "kl_p99": ("KL divergence, 99th percentile", lambda value: f"{number(value)} nats"),
+    "kl_mean": ("KL divergence, mean", lambda value: f"{_no_less(value)} nats"),
+    "kl_p99": ("KL divergence, 99th percentile", lambda value: f"{_no_less(value)} nats"),
     "top1_changed": ("likeliest token is another", percent),
     "mel_error": ("relative error of the mel", percent),
-    "mel_distance_db": ("distance of the mel", lambda value: f"{number(value)} dB"),
-    "wave_distance_db": ("log-spectral distance of the wave", lambda value: f"{number(value)} dB"),
+    "mel_distance_db": ("distance of the mel", lambda value: f"{_no_less(value)} dB"),
+    "wave_distance_db": ("log-spectral distance of the wave", lambda value: f"{_no_less(value)} dB"),
     "wave_error": ("relative error of the wave, its source included", percent),
     "mark_lost": ("confidence in the watermark, lost", rate),
 }
