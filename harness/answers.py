@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -17,6 +18,7 @@ import numpy as np
 
 CHUNK = b"\0"
 """Begins what is no answer yet, but samples of one that is still being made; an answer, in JSON, never does."""
+_CALLER = struct.Struct("<IB")
 SEALED_EVERY = 16
 """A seal covers every sixteenth sample: as good as all of them against a wave that is filled in later, and as fast."""
 
@@ -100,6 +102,30 @@ def _number(value: Any) -> float:
     """A claim as a finite number; what is none counts as 0, which agrees with nothing."""
     number = float(value)
     return number if math.isfinite(number) else 0.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a caller of many is told: more samples, as bytes; or, without any, that this is all, or that it `failed`."""
+
+    caller: int
+    samples: bytes = b""
+    failed: bool = False
+
+    @property
+    def ends(self) -> bool:
+        return not self.samples
+
+    def to_bytes(self) -> bytes:
+        return _CALLER.pack(self.caller, self.failed) + self.samples
+
+    @classmethod
+    def from_bytes(cls, message: bytes) -> Self:
+        """Raises ValueError for what no worker sends."""
+        if len(message) < _CALLER.size:
+            raise ValueError("a part without a caller")
+        caller, failed = _CALLER.unpack_from(message)
+        return cls(caller, message[_CALLER.size :], bool(failed))
 
 
 def seal(wave: np.ndarray, offset: int) -> int:

@@ -34,6 +34,10 @@ class Draws:
         """The item with a seed and a length that it has not had. Without a count, the model stops itself."""
         return Request(item, self._seed(), None if count is None else self._length(item, count))
 
+    def number(self) -> int:
+        """A seed for something else than speech."""
+        return self._random.randrange(2**31)
+
     def _seed(self) -> int:
         while (seed := self._random.randrange(2**31)) in self._taken:
             pass

@@ -3,18 +3,20 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from harness import stats
-from harness.load import quantile
-from harness.player import Arrival, listen
+from harness.load import Level, level, most_kept, quantile
+from harness.player import heard_of
 from harness.records import Child
 from harness.results import Measurement, Score, Variant
 from harness.scenarios.base import energy_j
 
+FIRST_AUDIO_LIMIT_S = 0.3
+"""Within which 99 % of a load's callers have to have sound, unless a run's settings say otherwise."""
 MARKED = 0.5
 """The detector's confidence from which on a clip bears the watermark."""
 TIMED = "_timed"
@@ -23,7 +25,13 @@ MOSTLY_WRONG = 0.5
 """A word error rate above this: more was misunderstood than understood."""
 
 
-def figures(rows: Sequence[Measurement], scores: Sequence[Score], children: Sequence[Child], n_quality: int) -> Variant:
+def figures(
+    rows: Sequence[Measurement],
+    scores: Sequence[Score],
+    children: Sequence[Child],
+    n_quality: int,
+    first_audio_limit_s: float = FIRST_AUDIO_LIMIT_S,
+) -> Variant:
     """All figures of the variant that wrote `rows` and whose clips have `scores`.
 
     `children` are its processes, its entry of children.json; `n_quality` is the number of clips that the quality pass
@@ -50,6 +58,7 @@ def figures(rows: Sequence[Measurement], scores: Sequence[Score], children: Sequ
         n_expected=n_quality,
         repeated_request_ratio=repeated_request_ratio(rows),
         streaming=streaming(rows),
+        loaded=loaded(rows, first_audio_limit_s),
         growth=growth(rows),
     )
     if speed:
@@ -61,6 +70,7 @@ def figures(rows: Sequence[Measurement], scores: Sequence[Score], children: Sequ
     if free and not unmeasured:
         _add_quality(variant, list(judged(quality, free).values()))
     _add_timed_quality(variant, [score for score in scores if score.pass_name == "speed"])
+    _add_loaded_quality(variant, [score for score in scores if score.pass_name == "load"])
     marks = [is_marked(score) for score in scores if score.watermark is not None]
     variant.watermark = statistics.fmean(marks) if marks else None
     return variant
@@ -182,7 +192,7 @@ def streaming(rows: Sequence[Measurement]) -> dict[str, float | None]:
     streams = [row for row in rows if row.pass_name == "speed"]
     if not any(row.chunks for row in streams):
         return {}
-    heard = [listen([Arrival(*chunk) for chunk in row.chunks]) if row.ok else None for row in streams]
+    heard = [heard_of(row) for row in streams]
     whole = [one for one in heard if one]
     first = sorted(one.first_s if one else math.inf for one in heard)
     gaps = sorted(gap for one in whole for gap in one.gaps_s)
@@ -199,6 +209,36 @@ def streaming(rows: Sequence[Measurement]) -> dict[str, float | None]:
         "streams": float(len(heard)),
     }
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def loaded(rows: Sequence[Measurement], limit_s: float) -> dict[str, Any]:
+    """What callers have in the load pass, size by size, and the largest size that is kept (`harness.load`).
+
+    0 where the smallest is not; None where nothing was asked in that way. The one figure is the smaller of the two.
+    """
+    visits: dict[tuple[str, float], list[Measurement]] = {}
+    for row in rows:
+        if row.pass_name == "load" and row.load and row.load_size:
+            visits.setdefault((row.load, row.load_size), []).append(row)
+    if not visits:
+        return {}
+    levels = {key: level(key[1], [heard_of(row) for row in here]) for key, here in visits.items()}
+    streams: dict[str, float | None] = {}
+    for how in ("closed", "open"):
+        own = [one for (way, _), one in levels.items() if way == how]
+        streams[f"streams_{how}"] = (most_kept(own, limit_s) or 0.0) if own else None
+    known = [value for value in streams.values() if value is not None]
+    return {
+        "first_audio_limit_s": limit_s,
+        "streams": min(known) if len(known) == len(streams) else None,
+        **streams,
+        "levels": [_level(how, one, limit_s) for (how, _), one in sorted(levels.items())],
+    }
+
+
+def _level(how: str, one: Level, limit_s: float) -> dict[str, Any]:
+    figures = {name: value if math.isfinite(value) else None for name, value in asdict(one).items()}
+    return {"load": how, **figures, "kept": one.keeps(limit_s)}
 
 
 def _mean_time(rows: Iterable[Measurement], step: str) -> float | None:
@@ -263,6 +303,13 @@ def _add_timed_quality(variant: Variant, scores: Sequence[Score]) -> None:
     """Of the clips that were timed and kept; a missing one has word error rate 1."""
     variant.n_timed = len(scores)
     _add_means(variant, list(judged([], scores).values()), TIMED)
+
+
+def _add_loaded_quality(variant: Variant, scores: Sequence[Score]) -> None:
+    """Of clips that were made under load and kept."""
+    known = [score.wer for score in judged([], scores).values() if score.wer is not None]
+    if variant.loaded:
+        variant.loaded |= {"wer": statistics.fmean(known) if known else None, "n_heard": len(known)}
 
 
 def _add_means(variant: Variant, scores: Sequence[Score], ending: str) -> None:

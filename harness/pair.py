@@ -7,6 +7,7 @@
     speed      every text in every round, the order flipping (ABBA), each time with a seed and a length of its own near
                the reference's count, the same for both; some of the clips are kept, by chance
     repeat     a part of the last round once more, as it was: what is gained by having seen a request before
+    load       in the scenario `loaded`, more and more callers at a time, until a side fails them (first pair only)
     evidence   what each optimization shows for having been active
     fidelity   each stage on the reference's own inputs, for a few texts; behind the evidence, which it would change
                (first pair only)
@@ -29,6 +30,7 @@ import numpy as np
 from harness.answers import Order
 from harness.devices import share_of_cores, visible_gpus
 from harness.experiment import Experiment
+from harness.load_pass import LoadPass
 from harness.measure import CpuWatch
 from harness.plugins import import_catalogue
 from harness.quality.replay import Case
@@ -36,6 +38,7 @@ from harness.quality.stages import compare_stages
 from harness.results import Measurement
 from harness.sampling import given
 from harness.scenarios import Call, Request, Turn
+from harness.scenarios.loaded import Loaded
 from harness.side import Side
 from harness.variant import Setup
 from harness.workload import Item
@@ -56,6 +59,7 @@ class Pair:
         self.counts, self.draws = experiment.counts, experiment.draws
         self.sides = experiment.begin_pair()
         self.reference, self.candidate = self.sides.values()
+        self.timed: list[Measurement] = []
         self.last_round: list[dict[str, tuple[Request, ...]]] = []
 
     def measure(self) -> bool:
@@ -71,6 +75,8 @@ class Pair:
             self.note_conditions(number, watch)
             watch = self.watch()
         self.repeat_pass()
+        if isinstance(self.scenario, Loaded) and self.number == 0:
+            LoadPass(self.scenario, self.experiment, self.sides, self.draws, self.timed).measure()
         self.collect_evidence()
         if self.number == 0:
             self.compare_stages()
@@ -281,6 +287,7 @@ class Pair:
             if row.ok:
                 self.listen(row, request, wave, said.sample_rate, keep=request.item in call.kept)
         self.experiment.add(rows)
+        self.timed += [row for row in rows if row.pass_name == "speed"]
         return rows
 
     def look_for_hindrance(self) -> None:

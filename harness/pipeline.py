@@ -492,7 +492,7 @@ class OneAtATime:
             if not self._waiting:
                 return None
             caller, one = self._waiting.popleft()
-            self._now = caller, self._stream(one.text, one.voice, one.seed, one.n_tokens)
+            self._now = caller, self._stream(one.text, one.voice, one.seed, one.n_tokens, one.language)
         caller, chunks = self._now
         try:
             return [(caller, next(chunks))]

@@ -65,6 +65,11 @@ def listen(arrivals: Sequence[Arrival]) -> Heard | None:
     )
 
 
+def heard_of(row: Any) -> Heard | None:
+    """Of a `harness.results.Measurement`; None where it failed."""
+    return listen([Arrival(*chunk) for chunk in row.chunks]) if row.ok else None
+
+
 def arrivals_of(chunks: Sequence[Any]) -> list[Arrival]:
     """Of `harness.pipeline.Chunk`s."""
     return [Arrival(chunk.ready_s, chunk.audio_s) for chunk in chunks]

@@ -57,6 +57,7 @@ class Plan:
     speed: int = 0
     quality: int = 0
     repeat: int = 0
+    load: int = 0
 
     @property
     def total(self) -> int:

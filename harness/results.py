@@ -49,7 +49,7 @@ SCHEMA_FILE = Path(__file__).parent / "schema" / "summary.schema.json"
 BASELINE = "baseline"
 MERGED = "merged.json"  # beside the folders of several hosts (`harness.merge`)
 FAILURES = "failures.txt"  # of a sweep: why some of its jobs left no results
-PASSES = ("first", "warmup", "speed", "quality", "repeat")
+PASSES = ("first", "warmup", "speed", "quality", "repeat", "load")
 NO_EVIDENCE = "no evidence was taken yet"  # of an optimization that was applied, and asked for nothing since
 SIMILARITY = "sim_"  # every similarity metric is named after its speaker model: sim_resemblyzer, ...
 
@@ -72,6 +72,9 @@ class Measurement:
     earlier ones) and `apart` (from the other variant's of this request) are what `harness.hearing` finds in it.
     `counts` holds what the process held after the call, `energy_j` what the whole GPU used in it. `audio_sha` fixes a
     kept clip. `chunks` of a stream are pairs of when the parent had one and how long it plays.
+
+    A row of the load pass is a request among others: `load` is how they came (harness.load), "closed" or "open",
+    `load_size` how many there were at a time, `came_s` when this one came. A failed one had no whole answer in time.
 
     A call may speak several utterances at once: `batch_size` of them. Each has its own row, whose times are its
     share of the call's, in proportion to its audio; so a call's time is counted once, however its rows are summed.
@@ -105,6 +108,9 @@ class Measurement:
     audio: str | None = None
     audio_sha: str | None = None
     chunks: list[list[float]] = field(default_factory=list)
+    load: str | None = None
+    load_size: float | None = None
+    came_s: float | None = None
     level_dbfs: float | None = None
     silent: bool = False
     non_finite: bool = False
@@ -278,7 +284,8 @@ class Variant:
     it took then. `growth` holds what grew call by call, per call, and "time" per round, where it counts.
 
     `heard` is what stands beside the mean word error rate (`figures.heard`). Of streams, `first_audio_s` is the mean
-    time to the first chunk, and `streaming` what else a listener has of them (`figures.streaming`).
+    time to the first chunk, and `streaming` what else a listener has of them (`figures.streaming`). `loaded` is what
+    callers have of them under load (`figures.loaded`).
     """
 
     status: str = "ok"
@@ -289,6 +296,7 @@ class Variant:
     generation_time_s: float | None = None
     first_audio_s: float | None = None
     streaming: dict[str, float | None] = field(default_factory=dict)
+    loaded: dict[str, Any] = field(default_factory=dict)
     first_call_s: float | None = None
     warmup_time_s: float | None = None
     load_s: float | None = None

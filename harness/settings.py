@@ -140,6 +140,10 @@ class Measure:
     tokens_per_character: float = number(above=0)
     load_limit_s: float = number(above=0)
     call_limit_s: float = number(above=0)
+    users: list[int] = number([], least=1)
+    requests_per_user: int = number(3, least=1)
+    users_limit_s: float = number(60, above=0)
+    first_audio_limit_s: float = number(0.3, above=0)
     thresholds: Thresholds = field(default_factory=Thresholds)
 
 

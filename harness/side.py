@@ -15,9 +15,11 @@ from harness import measure
 from harness.answers import SEALED_EVERY, Account, Answer, Order, seal
 from harness.config import Toggles
 from harness.hearing import Listener
+from harness.load import Closed, Open, drive
 from harness.records import Child
 from harness.results import Measurement
-from harness.scenarios.base import Heard
+from harness.scenarios.base import Heard, Visit
+from harness.scenarios.streaming import IN_PIECES
 from harness.worker import ChildError, Setup, Worker
 
 PINGS = 9
@@ -156,6 +158,42 @@ class Side:
             heard.error = f"{BROKEN}: {error}" if not isinstance(error, ChildError) else str(error)
         self._book(start_s, answered_s, helpers_s)
         return heard
+
+    def serve(
+        self, load: Closed | Open, orders: Sequence[Order], sample_rate: int, limit_s: float, call_limit_s: float
+    ) -> list[Visit | None]:
+        """Have the orders come as a load has them, for at most `limit_s`: what came of each, None if it never came.
+
+        `last_error` says why, where the process stopped serving; what was heard by then is lost with it.
+        """
+        offset = secrets.randbelow(SEALED_EVERY)
+        self.ask("prepare", limit_s=call_limit_s)
+        start_s = self._book_idle_time()
+        if self.worker is None or not self.alive:
+            return [None] * len(orders)
+        try:
+            talk = self.worker.serve(offset, sample_rate=sample_rate, limit_s=limit_s + call_limit_s)
+            served = drive(talk, load, orders, limit_s=limit_s)
+            answer = Answer.of(talk.end(call_limit_s))
+        except (ChildError, KeyError, TypeError, ValueError, AttributeError) as error:
+            self.last_error = str(error) if isinstance(error, ChildError) else f"{BROKEN}: {error}"
+            if not self.alive:
+                self.child.fail(self.last_error)
+            return [None] * len(orders)
+        self._book(start_s, self.meter.total_s(), self.meter.helpers_s())
+        waves = [np.frombuffer(b"".join(talk.parts[caller]), dtype=np.float32) for caller in range(len(served))]
+        whole = [caller for caller, one in enumerate(served) if one.is_whole]
+        said = dict(zip(whole, answer.utterances, strict=False))
+        visits: list[Visit | None] = [None] * len(orders)
+        for caller, (one, wave) in enumerate(zip(served, waves, strict=True)):
+            chunks = [[arrival.ready_s, arrival.audio_s] for arrival in one.arrivals]
+            visit = visits[caller] = Visit(one.came_s, chunks, wave, len(wave) / sample_rate, one.is_whole)
+            if caller in said:
+                visit.n_tokens = said[caller].n_tokens
+                visit.flaw = None if seal(wave, offset) == said[caller].seal else IN_PIECES
+            elif one.is_whole:
+                visit.flaw = BROKEN
+        return visits
 
     def _take_account(self, heard: Heard, offset: int, limit_s: float) -> None:
         """Memory, counts and waves of the call that was just answered."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import checks, stats
 from harness.comparison import compare, free_pairs, objection, pairs, watermark_loss, withdrawn
-from harness.figures import calls, figures, similarities, timed
+from harness.figures import FIRST_AUDIO_LIMIT_S, calls, figures, similarities, timed
 from harness.records import Child
 from harness.results import BASELINE, NO_EVIDENCE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
 from harness.sampling import label
@@ -63,7 +63,8 @@ def build_summary(folder: RunFolder) -> Summary:
     for name in names:
         own, ours = [row for row in rows if row.variant == name], children.get(name, [])
         plan = plans.get(name) or _least_plan(rows)
-        variant = figures(own, [s for s in scores if s.variant == name], ours, plan.get("quality", 0))
+        judged = [score for score in scores if score.variant == name]
+        variant = figures(own, judged, ours, plan.get("quality", 0), _first_audio_limit_s(job))
         problems = checks.failures(own, ours)
         if name == candidate:
             problems += checks.pair_failures(paired, free_pairs(rows, reference, name), reference)
@@ -197,7 +198,7 @@ def _gaps(name: str, rows: Sequence[Measurement], expected: dict[str, int]) -> l
         warnings.append(f"{name}: {untimed} rows of the speed pass have no time or no audio: no figure is theirs.")
     failures: dict[tuple[str, str], list[Measurement]] = {}
     for row in rows:
-        if not row.ok:
+        if not row.ok and row.pass_name != "load":  # which a load may be too large for
             failures.setdefault((row.pass_name, last_line(row.error)), []).append(row)
     for (step, error), group in failures.items():
         first = group[0]
@@ -288,6 +289,12 @@ def _variant_warnings(name: str, variant: Variant, rows: Sequence[Measurement]) 
     for flaw, word in (("silent", "silent"), ("non_finite", "not finite")):
         if count := sum(getattr(row, flaw) for row in rows if row.ok):
             warnings.append(f"{name}: the audio of {count} of {len(rows)} rows is {word}.")
+    visits = [row for row in rows if row.pass_name == "load"]
+    if lost := [row for row in visits if not row.ok]:
+        first = f"{last_line(lost[0].error).rstrip('.')}; {lost[0].load} loop, {lost[0].load_size:g} at a time"
+        warnings.append(
+            f"{name}: {len(lost)} of {len(visits)} requests under load had no whole answer (first: {first})."
+        )
     if variant.quality_note:
         warnings.append(f"{name}: {variant.quality_note}")
     if variant.n_missing:
@@ -323,6 +330,12 @@ def _thresholds(job: dict[str, Any], similarity_names: Iterable[str], manner: st
         **dict.fromkeys(similarity_names, similarity),
         "watermark": stats.METRICS["watermark"].threshold,
     }
+
+
+def _first_audio_limit_s(job: dict[str, Any]) -> float:
+    """What the configuration says of it, if that is a number above 0."""
+    given = (job.get("measure") or {}).get("first_audio_limit_s")
+    return float(given) if isinstance(given, int | float) and given > 0 else FIRST_AUDIO_LIMIT_S
 
 
 def _given_thresholds(job: dict[str, Any]) -> tuple[dict[str, float], list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from harness.answers import Account, Answer, Order, Said, seal
+from harness.answers import Account, Answer, Order, Part, Said, seal
 from harness.errors import UserError
 from harness.fitting import fit
 from harness.plugins import import_catalogue, import_path
@@ -54,13 +54,15 @@ class Variant:
         setup: Setup,
         inherited: Mapping[str, str] | None = None,
         tell: Callable[[bytes], None] = lambda _samples: None,
+        hear: Callable[[bool], Any] = lambda _wait_for_it: None,
     ) -> None:
         """`inherited` are the environment's variables as they would have been without the optimizations.
 
-        `tell` sends samples before the answer to which they belong.
+        `tell` sends samples before the answer to which they belong. `hear` is what the other end says meanwhile, an
+        empty tuple if that is nothing; it may wait for it.
         """
         self.setup = setup
-        self.tell = tell
+        self.tell, self.hear = tell, hear
         self.inherited = inherited or {}
         self.waves: list[np.ndarray] = []
 
@@ -114,6 +116,35 @@ class Variant:
     def stream(self, orders: Sequence[Order], offset: int) -> Answer:
         """The same, one order after the other in chunks, each of which is sent as soon as it is there."""
         return self._answer(lambda: [self._in_chunks(order) for order in orders], offset)
+
+    def serve(self, offset: int) -> Answer:
+        """Speak for callers who come while others are spoken for, until the other end says None.
+
+        What comes of each is sent as soon as it is there. The answer's utterances are those that were said to their
+        end, in the order of their callers.
+        """
+        from harness.pipeline import Chunk, Request
+
+        start, said, idle = time.perf_counter(), dict[int, Said](), True
+        desk = self.pipeline.desk()
+        while True:
+            while (heard := self.hear(idle)) != ():
+                if heard is None:
+                    return Answer(time.perf_counter() - start, tuple(said[caller] for caller in sorted(said)))
+                caller, order = heard
+                desk.take(caller, Request(order.text, order.voice, order.seed, order.n_tokens, order.language))
+                idle = False
+            told = desk.work()
+            idle = told is None
+            for caller, one in told or ():
+                if isinstance(one, Chunk):
+                    self.tell(Part(caller, np.asarray(one.wave, dtype=np.float32).tobytes()).to_bytes())
+                    continue
+                if isinstance(one, Exception):
+                    print(f"caller {caller}: {one}")
+                else:
+                    said[caller] = self._said(one, np.asarray(one.wave, dtype=np.float32), offset)
+                self.tell(Part(caller, failed=isinstance(one, Exception)).to_bytes())
 
     def _answer(self, speak: Callable[[], list[Any]], offset: int) -> Answer:
         from harness import measure

@@ -26,14 +26,19 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
-from harness.answers import CHUNK, encode
+from harness.answers import CHUNK, Order, Part, encode
 from harness.errors import UserError
+from harness.load import News
 from harness.variant import Setup, Variant
 
 PRELOADED = ["harness.preload"]
 TRACE_MARGIN_S = 2.0
 """A child writes where it hangs this long before the parent ends it."""
 LOG_TAIL_LINES = 40
+SAMPLE_BYTES = 4
+MOST_NEWS = 64
+LONGEST_WAIT_S = 60.0
+"""What a wait for news takes at most, for nobody in particular."""
 
 
 class ChildError(RuntimeError):
@@ -124,6 +129,19 @@ class Worker:
             raise ChildError(answer)
         return answer
 
+    def serve(self, *arguments: Any, sample_rate: int, limit_s: float) -> Conversation:
+        """Have the child serve callers for at most `limit_s`, until it is told that nobody comes any more.
+
+        Raises ChildError for a process that has ended.
+        """
+        if self.failure:
+            raise ChildError(f"not attempted, the process had ended before: {self.failure}")
+        try:
+            self._connection.send(("serve", arguments, limit_s))
+        except ConnectionError:
+            raise self._died("serve") from None
+        return Conversation(self, self._connection, self._process.sentinel, sample_rate)
+
     def receive(self, blocks: int, limit_s: float) -> list[bytes]:
         """The blocks of bytes that follow an answer. Raises ChildError as `ask` does."""
         try:
@@ -165,6 +183,77 @@ class Worker:
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
 
+class Conversation:
+    """A child that serves callers, as `harness.load.Counter`. All clocks are read on this side of the pipe: a request
+    has come when it is sent, and samples are there when the last of them is received.
+
+    `parts` holds each caller's samples in the order in which they came. `take` and `news` raise ChildError for a child
+    that died, or that ends the conversation by itself.
+    """
+
+    def __init__(self, worker: Worker, connection: Connection, sentinel: int, sample_rate: int) -> None:
+        self._worker, self._connection, self._sentinel = worker, connection, sentinel
+        self._bytes_per_s = SAMPLE_BYTES * sample_rate
+        self.parts: dict[int, list[bytes]] = {}
+        self.open: set[int] = set()
+
+    def take(self, caller: int, request: Order) -> None:
+        self.parts[caller] = []
+        self.open.add(caller)
+        try:
+            self._connection.send((caller, request))
+        except ConnectionError:
+            raise self._worker._died("serve") from None
+
+    def news(self, patience_s: float) -> list[News] | None:
+        if not self.open:
+            return None
+        news: list[News] = []
+        while wait([self._connection, self._sentinel], timeout=0.0 if news else min(patience_s, LONGEST_WAIT_S)):
+            message = self._receive()
+            if not message.startswith(CHUNK):
+                raise ChildError(f"it stopped serving: {json.loads(message)[1]}")
+            news.append(self._news(message))
+            if len(news) >= MOST_NEWS:
+                break
+        return news
+
+    def end(self, limit_s: float) -> Any:
+        """Say that nobody comes any more; the child's answer. Raises ChildError as `Worker.ask` does."""
+        try:
+            self._connection.send(None)
+        except ConnectionError:
+            raise self._worker._died("serve") from None
+        while True:
+            self._worker._await("serve", limit_s)
+            message = self._receive()
+            if not message.startswith(CHUNK):
+                break
+        status, answer = json.loads(message)
+        if status != "ok":
+            raise ChildError(answer)
+        return answer
+
+    def _receive(self) -> bytes:
+        try:
+            return self._connection.recv_bytes()
+        except (EOFError, ConnectionError):
+            raise self._worker._died("serve") from None
+
+    def _news(self, message: bytes) -> News:
+        try:
+            part = Part.from_bytes(message[len(CHUNK) :])
+            if part.caller not in self.open:
+                raise ValueError
+        except ValueError:
+            raise self._worker._end("serve was answered with what no worker says") from None
+        if part.ends:
+            self.open.remove(part.caller)
+        else:
+            self.parts[part.caller].append(part.samples)
+        return News(part.caller, len(part.samples) / self._bytes_per_s, part.ends, part.failed)
+
+
 def _exit_words(code: int | None) -> str:
     """How a process ended: its signal's name, or its exit code."""
     if code is None or code >= 0:
@@ -184,7 +273,12 @@ def serve(connection: Connection, setup: Setup) -> None:
     log = _redirect_output(setup.log)
     inherited = dict(os.environ)
     os.environ.update(setup.environment)
-    variant = Variant(setup, inherited, tell=lambda samples: connection.send_bytes(CHUNK + samples))
+    variant = Variant(
+        setup,
+        inherited,
+        tell=lambda samples: connection.send_bytes(CHUNK + samples),
+        hear=lambda wait_for_it: connection.recv() if wait_for_it or connection.poll() else (),
+    )
     while True:
         try:
             method, arguments, limit_s = connection.recv()

@@ -6,11 +6,12 @@ sentence a line, or YAML with a list of texts. Texts meet voices in one of two w
     round_robin   the voices take turns: text i is spoken by voice i modulo the number of voices
     full          every text is spoken by every voice
 
-and are handed to the pipeline in one of three ways, the first two as MLPerf names them:
+and are handed to the pipeline in one of four ways, the first two as MLPerf names them:
 
     single_stream one utterance after the other: how long does somebody wait?
     offline       all of them at once: how much can be spoken in a day?
     streaming     one after the other, in chunks as they are ready: when is the first word heard, and does it go on?
+    loaded        the same, and then by several callers at a time: for how many does it stay so?
 
 Long texts can be composed of the listed ones: `passages: {count: 64, sentences: 3}`. A text may have a language of its
 own, `{id: hello, text: "Bonjour.", language: fr}`, for a multilingual pipeline.
@@ -37,7 +38,7 @@ from harness.settings import LARGEST_SEED
 MAX_CHARACTERS = 2000
 """Upstream's table of text positions has 2050 rows, and a character is at most one token."""
 CROSSINGS = ("round_robin", "full")
-SINGLE_STREAM, OFFLINE, STREAMING = SCENARIOS = ("single_stream", "offline", "streaming")
+SINGLE_STREAM, OFFLINE, STREAMING, LOADED = SCENARIOS = ("single_stream", "offline", "streaming", "loaded")
 
 
 @dataclass(frozen=True)

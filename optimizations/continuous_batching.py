@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class ContinuousBatching(Optimization):
       rounds of `round` tokens, and goes on with those who are there; the step is one captured graph.
     - Flow, vocoder and watermark make the next pieces of up to `together` utterances in one pass, those whose listeners
       will have nothing to hear first (streams/served.py). A first piece is `first` tokens and takes `first_steps` Euler
-      steps; a later one takes what T3 has made by then, up to `longest`. `context` tokens are seen again.
+      steps; a later one takes what T3 has made by then, at least `growth` times as many, up to `longest`. `context`
+      tokens are seen again.
     Why: a step of T3 reads its weights for however many rows there are, and a GPU makes mels of eight prompts in less
     than eight times as long. A first piece waits for a round and a pass, and for nobody's end.
     Where not: one caller at a time is better served by `streaming`, whose T3 works for two rows and no more; whole
@@ -62,6 +63,7 @@ class ContinuousBatching(Optimization):
         round: int = number(8, least=1)
         first: int = number(16, least=1)
         first_steps: int = number(5, least=1, most=10)
+        growth: float = number(2.0, least=1)
         longest: int = number(100, least=1)
         context: int = number(50, least=0)
 
@@ -113,18 +115,20 @@ class StreamServer:
         return self._open()
 
     def rehearse(self, request: Request) -> None:
-        """Make what every shape takes, once; then speak for as many as have a pass together, and for one alone."""
+        """Make what every shape takes, and speak for as many as have a pass together; the first time only."""
+        if self._is_ready:
+            return
+        self._is_ready = True
         tally, self.tally = self.tally, Tally()
         with self.decoder.unrecorded():
-            if not self._is_ready:
-                self._is_ready = True
+            on_gpu = self.pipeline.device.type == "cuda"
+            if on_gpu:
                 self._prepare(request)
-            for callers in (self.config.together, 1):
-                desk = self._open()
-                for caller in range(callers):
-                    desk.take(caller, request)
-                while desk.work() is not None:
-                    pass
+            desk = self._open()
+            for caller in range(self.config.together if on_gpu else 1):
+                desk.take(caller, request)
+            while desk.work() is not None:
+                pass
         self.tally = tally
 
     def _open(self) -> ServedStreams:
@@ -135,7 +139,7 @@ class StreamServer:
             self._slots = self._slots or Slots(
                 self.decoder, config.slots, self.decoder.opening() + TEXT_POSITIONS, self._graphs
             )
-        pace = Pace(config.first, config.first_steps, config.longest, config.context, config.round, config.together)
+        pace = Pace(**{one.name: getattr(config, one.name) for one in fields(Pace)})
         self._desk = ServedStreams(self.pipeline, self._slots, pace, self._encode, self.tally)
         return self._desk
 
@@ -143,10 +147,8 @@ class StreamServer:
         return self._encoder.forward(embedded, lengths)[0]
 
     def _prepare(self, request: Request) -> None:
-        """On a GPU, passes of all sizes over nobody's tokens, the largest first: each shape is captured."""
+        """Passes of all sizes over nobody's tokens, the largest first: each shape is captured."""
         config, pipeline = self.config, self.pipeline
-        if pipeline.device.type != "cuda":
-            return
         with pipeline.as_in_a_synthesis(), torch.inference_mode():
             segment = pipeline.segments(request)[0]
             for exponent in reversed(range(config.together.bit_length())):

@@ -14,7 +14,7 @@ import psutil
 
 from harness.changes import Changeable
 from harness.errors import UserError
-from harness.pipeline import Chunk, Request
+from harness.pipeline import Chunk, Desk, OneAtATime, Request, Told
 from optimizations import Evidence, Optimization, register
 
 SAMPLE_RATE = 24_000
@@ -52,6 +52,7 @@ class FakePipeline(Changeable):
     speed: float = 1.0
     together: bool = False
     chunk: int = 1000
+    shared: bool = False
     calls: int = 0
 
     def synthesize(
@@ -77,6 +78,9 @@ class FakePipeline(Changeable):
             yield Chunk(utterance.wave[start:end], SAMPLE_RATE, spent_s)
         utterance.spent_s = spent_s
         return utterance
+
+    def desk(self) -> Desk:
+        return FakeDesk(self) if self.shared else OneAtATime(self.synthesize_stream)
 
     def synthesize_batch(self, requests: list[Request]) -> list[FakeUtterance]:
         self.calls += 1
@@ -185,6 +189,56 @@ class FakeStream(FakeOptimization):
 
     def evidence(self, pipeline: FakePipeline) -> Evidence:
         return Evidence(pipeline.chunk == 5)
+
+
+class FakeDesk:
+    """Speaks five tokens of everybody's in the time that one caller's take."""
+
+    def __init__(self, pipeline: FakePipeline) -> None:
+        self.pipeline = pipeline
+        self.callers: dict[int, tuple[FakeUtterance, int]] = {}
+
+    def take(self, caller: int, request: Request) -> None:
+        self.callers[caller] = self.pipeline._speak(request.n_tokens or TOKENS, 0.0), 0
+
+    def work(self) -> Told | None:
+        if not self.callers:
+            return None
+        self.pipeline._spend(5)
+        told: Told = []
+        for caller, (utterance, said) in list(self.callers.items()):
+            end = min(said + 5 * len(utterance.wave) // utterance.n_tokens, len(utterance.wave))
+            told.append((caller, Chunk(utterance.wave[said:end], SAMPLE_RATE, 0.0)))
+            self.callers[caller] = utterance, end
+            if end == len(utterance.wave):
+                told.append((caller, self.callers.pop(caller)[0]))
+        return told
+
+
+@register
+class FakeShare(FakeOptimization):
+    """Serves all callers at a time; `short`, without the last chunk of what it says."""
+
+    name = "fake_share"
+
+    @dataclass
+    class Config:
+        short: bool = False
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        pipeline.swap(pipeline, "shared", True)
+        if self.config.short:
+            pipeline.swap(pipeline, "desk", lambda: ShortDesk(pipeline))
+
+    def evidence(self, pipeline: FakePipeline) -> Evidence:
+        return Evidence(pipeline.shared)
+
+
+class ShortDesk(FakeDesk):
+    def work(self) -> Told | None:
+        told = super().work()
+        over = {caller for caller, one in told or () if not isinstance(one, Chunk)}
+        return told and [(caller, one) for caller, one in told if caller not in over or not isinstance(one, Chunk)]
 
 
 @register

@@ -547,3 +547,68 @@ def test_a_stream_that_failed_counts_against(tmp_path):
     assert found["continuous_share"] == 0.5
     assert found["first_audio_p99_s"] is None
     assert found["preroll_s"] is None
+
+
+# -- under load ----------------------------------------------------------------------------------------------------
+
+FEW_USERS = {
+    "users": [1, 4],
+    "requests_per_user": 2,
+    "users_limit_s": 20,
+    "first_audio_limit_s": 0.06,
+    "min_rounds": 1,
+    "max_rounds": 1,
+}
+
+
+def levels_of(summary, variant, how):
+    return {one["size"]: one for one in summary.variants[variant].loaded["levels"] if one["load"] == how}
+
+
+def test_who_serves_all_at_a_time_keeps_more_callers(tmp_path):
+    """A text takes 50 ms here; of four callers the last waits for four of them, or, together, for a chunk."""
+    summary, folder = run(tmp_path, {"fake_share": {}}, scenario="loaded", **FEW_USERS)
+    assert summary.status == "ok", [variant.error for variant in summary.variants.values()]
+    baseline, combo = (summary.variants[name].loaded for name in ("baseline", "combo"))
+    assert baseline["streams_closed"] <= 1
+    assert combo["streams_closed"] == combo["streams_open"] == combo["streams"] == 4
+    kept = levels_of(summary, "combo", "closed")
+    assert kept[4]["first_p50_s"] <= kept[4]["first_p99_s"] < 0.06
+    assert kept[4]["n"] == 8
+    assert kept[4]["continuous_share"] == 1
+    visits = [row for row in rows(folder, "load") if row.variant == "combo"]
+    assert {(row.load, row.load_size) for row in visits} == {("closed", 1), ("closed", 4), ("open", 1), ("open", 4)}
+    for row in visits:
+        assert row.n_tokens == row.pinned_tokens
+        assert sum(audio_s for _, audio_s in row.chunks) == pytest.approx(row.audio_s)
+        assert [ready_s for ready_s, _ in row.chunks] == sorted(ready_s for ready_s, _ in row.chunks)
+    both = {name: [r.work for r in rows(folder, "load") if r.variant == name] for name in ("baseline", "combo")}
+    assert set(both["baseline"]) <= set(both["combo"]), "both are asked the same"
+
+
+def test_who_says_less_under_load_has_not_answered(tmp_path):
+    summary, folder = run(tmp_path, {"fake_share": {"short": True}}, scenario="loaded", **FEW_USERS)
+    assert summary.variants["combo"].loaded["streams"] == 0
+    assert levels_of(summary, "combo", "closed")[1]["first_p50_s"] is None
+    visits = [row for row in rows(folder, "load") if row.variant == "combo"]
+    assert visits
+    assert not any(row.ok for row in visits)
+    assert any("had no whole answer" in warning for warning in summary.warnings)
+
+
+def test_what_is_not_answered_in_time_counts_against(tmp_path):
+    few = FEW_USERS | {"users_limit_s": 0.12, "users": [8], "first_audio_limit_s": 100}
+    summary, folder = run(tmp_path, {"fake_share": {}}, scenario="loaded", **few)
+    level = levels_of(summary, "baseline", "closed")[8]
+    assert level["n"] == 16
+    assert level["first_p99_s"] is None
+    assert not level["kept"]
+    lost = [row for row in rows(folder, "load") if row.variant == "baseline" and not row.ok]
+    assert "not answered to its end in time" in lost[0].error
+
+
+def test_a_process_that_dies_under_load_has_answered_nothing(tmp_path):
+    texts = ("one day", "crash it")
+    summary, _ = run(tmp_path, {"fake_share": {}}, texts=texts, scenario="loaded", **FEW_USERS)
+    assert summary.variants["combo"].status == "failed"
+    assert summary.variants["combo"].loaded.get("streams", 0) == 0

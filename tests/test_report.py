@@ -16,7 +16,7 @@ from harness.report import claims, conditions, data, plots, report_name, rules, 
 from harness.report.document import Bullets, Code, Document, Figure, Heading, Paragraph, Table
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
-from harness.results import find_runs
+from harness.results import BASELINE, Measurement, find_runs
 from harness.summarize import build_summary
 
 SECTIONS = [
@@ -593,3 +593,43 @@ def test_find_runs_skips_what_is_no_run(tmp_path):
     (tmp_path / "notes").mkdir()
     deeper = make_run(tmp_path / "zz-sweep", Case())
     assert [found.path for found in find_runs([tmp_path])] == [run.path, deeper.path]
+
+
+# -- under load ------------------------------------------------------------------------------------------
+
+
+def visits(variant: str, how: str, size: int, first_s: float, gap_s: float = 0.0) -> list[Measurement]:
+    """So many requests at a time, each with two chunks of a second."""
+    columns = {"pass_name": "load", "voice": "rms", "load": how, "load_size": float(size), "audio_s": 2.0}
+    return [
+        Measurement(
+            variant=variant,
+            text_id=f"t{i}",
+            text="Yes.",
+            seed=i,
+            chunks=[[first_s, 1.0], [first_s + gap_s, 1.0]],
+            **columns,
+        )
+        for i in range(size)
+    ]
+
+
+@pytest.mark.pictures
+def test_what_callers_have_under_load(tmp_path):
+    folder = write_rows(tmp_path / "runs", Case(combo="serving"))
+    for how in ("closed", "open"):
+        for size in (1, 2, 4, 8, 16, 32):
+            for row in visits("serving", how, size, 0.05 * (1 + size / 16) ** 2, gap_s=1.5 if size == 32 else 0.5):
+                folder.add_measurement(row)
+        for row in visits(BASELINE, how, 1, 2.5):
+            folder.add_measurement(row)
+    folder.write_summary(build_summary(folder))
+    found = folder.summary().variants["serving"].loaded
+    assert (found["streams"], found["streams_closed"], found["streams_open"]) == (16, 16, 16)
+    assert folder.summary().variants[BASELINE].loaded["streams"] == 0
+    text = write_report([folder], tmp_path / "report").read_text()
+    assert "`serving` keeps 16" in text
+    assert "`baseline` keeps 0 simultaneous" in text
+    assert re.search(r"^\| `serving` \| users \| 32 .* \| 32 \| none \| 32 \| no \|$", text, flags=re.MULTILINE)
+    assert "![serving keeps 16" in text
+    assert (tmp_path / "report" / "load.png").stat().st_size > 5000

@@ -77,7 +77,7 @@ def _judge_all(shares: Sequence[list[Measurement]], judge: Callable[..., list[Sc
 
 def is_judged(row: Measurement) -> bool:
     """Whether somebody listens to what this row made: a clip of the quality pass, or one that was timed and kept."""
-    return row.pass_name == "quality" or (row.pass_name == "speed" and row.audio is not None)
+    return row.pass_name == "quality" or (row.pass_name in ("speed", "load") and row.audio is not None)
 
 
 def _processes(config: Mapping[str, Any], n_rows: int) -> int:

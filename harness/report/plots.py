@@ -8,6 +8,7 @@ differ in shape as well, so that nothing hangs on colour alone.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from harness import stats
 from harness.quality.fidelity import DIFFERS, FAITHFUL
@@ -58,7 +59,7 @@ SMALL = 10
 def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figure]:
     """Draw what the runs of one setting allow, into `folder`.
 
-    Keys: ratio, rtf, stages, memory, quality, fidelity.
+    Keys: ratio, rtf, stages, memory, load, quality, fidelity.
     """
     usable = [run for run in ranked(runs) if not run.failed]
     painters: dict[str, Callable[[Sequence[Run]], Canvas | None]] = {
@@ -66,6 +67,7 @@ def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figur
         "rtf": _rtf if len(usable) > 1 else _nothing,
         "stages": _stages,
         "memory": _memory,
+        "load": _load,
         "quality": _quality,
         "fidelity": _fidelity,
     }
@@ -298,6 +300,54 @@ def _memory(runs: Sequence[Run]) -> Canvas | None:
         else _of(known, {"less memory at the peak": less, "more": more}, "needs", "need")
     )
     return canvas
+
+
+LOOPS: dict[str, tuple[Any, str, str]] = {
+    "closed": ("-", "o", "users, each with a request on its way at any time"),
+    "open": (":", "s", "at random"),
+}
+"""How requests come: line, mark, and in words."""
+
+
+def _load(runs: Sequence[Run]) -> Canvas | None:
+    """First audio against load, of every variant that was put under one; a cross is a load that it did not keep."""
+    known = [run for run in runs if run.combo.loaded.get("levels") and run.baseline.loaded.get("levels")]
+    if not known:
+        return None
+    canvas, axes = plt.subplots(figsize=(WIDTH, 5.2))
+    # Runs may share a reference, whose curve is drawn once.
+    variants = {run.reference: run.baseline for run in known} | {run.name: run.combo for run in known}
+    handles = []
+    for colour, (name, variant) in zip(cycle(STAGE_COLOURS), variants.items(), strict=False):
+        handles.append(plt.Line2D([], [], color=colour, linewidth=2, label=name))
+        for how, (style, marker, _) in LOOPS.items():
+            levels = [one for one in variant.loaded["levels"] if one["load"] == how]
+            times = [_number(one["first_p99_s"]) for one in levels]
+            axes.plot([one["size"] for one in levels], times, style, color=colour, linewidth=1.8)
+            for one, time in zip(levels, times, strict=True):
+                (mark,) = axes.plot(one["size"], time, marker if one["kept"] else "X", color=colour, markersize=8)
+                tip(mark, f"{name}, {how} loop, {one['size']:g}: {words.seconds(one['first_p99_s'])}")
+    limit_s = known[0].combo.loaded["first_audio_limit_s"]
+    axes.axhline(limit_s, color=RULE, linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("simultaneous streams")
+    axes.set_ylabel(f"first audio, 99th percentile [s]; the line: {words.seconds(limit_s)}")
+    axes.set_title(_load_title(known))
+    for style, marker, said in LOOPS.values():
+        handles.append(plt.Line2D([], [], color=NEUTRAL, linestyle=style, marker=marker, label=said))
+    _legend(canvas, [*handles, plt.Line2D([], [], color=NEUTRAL, linestyle="", marker="X", label="not kept")])
+    return canvas
+
+
+def _load_title(runs: Sequence[Run]) -> str:
+    best = max(runs, key=lambda run: run.combo.loaded["streams"] or 0)
+    ours, theirs = (side.loaded["streams"] for side in (best.combo, best.baseline))
+    limit = words.seconds(best.combo.loaded["first_audio_limit_s"])
+    return f"{best.name} keeps {words.counted(ours)} streams within {limit}, {_versus([best])} {words.counted(theirs)}"
 
 
 def _quality(runs: Sequence[Run]) -> Canvas | None:

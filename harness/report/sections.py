@@ -173,11 +173,14 @@ def _combined(runs: Sequence[Run], figures: Figures, front: Figure | None) -> Se
         for run in shown:
             blocks += [Paragraph(_what_was_on(run)), tables.comparison(run), tables.stages(run)]
             blocks += _odd_figures(run)
+            blocks += _under_load(run)
         if len(usable) > len(shown):
             blocks.append(Paragraph(f"These tables are {shown[0].code}'s, the fastest; the first table has them all."))
         drawn = figures.get(setting, {})
         blocks += [
-            drawn[name] for name in ("ratio", "rtf", "stages", "memory") if name in drawn and drawn[name] != front
+            drawn[name]
+            for name in ("ratio", "rtf", "stages", "memory", "load")
+            if name in drawn and drawn[name] != front
         ]
     return Section("Combined performance impact", blocks, open=True)
 
@@ -243,6 +246,28 @@ def _streams(name: str, heard: dict[str, float | None]) -> str:
         f"{words.percent(share) if share else 'none'} played without an underrun ({underruns} in all); the pre-roll "
         f"that avoids them: {words.seconds(heard.get('preroll_s'))}."
     )
+
+
+UNDER_LOAD = (
+    "Under load: with users, each has a request on its way at any time, and sends the next one when the last is "
+    "answered; at random, as many come as make so many seconds of audio a second. First audio and underruns are over "
+    "all requests of a load, by the clock of who sends them; one without a whole answer counts as infinitely late. "
+    "After the first load that a variant does not keep it is asked for no larger one."
+)
+
+
+def _under_load(run: Run) -> list[Block]:
+    sides = {name: side.loaded for name, side in ((run.reference, run.baseline), (run.name, run.combo)) if side.loaded}
+    if not sides:
+        return []
+    sentences = [
+        f"{words.code(name)} keeps {words.counted(found['streams'])} simultaneous streams: first audio within "
+        f"{words.seconds(found['first_audio_limit_s'])} for 99 %, and no underrun "
+        f"({words.counted(found['streams_closed'])} users; at random, {words.counted(found['streams_open'])})."
+        + (f" WER of {found['n_heard']} clips made under load: {words.rate(found['wer'])}." if found["n_heard"] else "")
+        for name, found in sides.items()
+    ]
+    return [Paragraph(UNDER_LOAD), Bullets(sentences), tables.loads(sides)]
 
 
 BESIDE_THE_MEAN = (

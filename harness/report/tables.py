@@ -74,6 +74,26 @@ def baselines(runs: Sequence[Run]) -> Table:
     )
 
 
+def loads(sides: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What callers have under load, of each variant, size by size."""
+    rows = [
+        [
+            words.code(name),
+            {"closed": "users", "open": "at random"}[one["load"]],
+            words.counted(one["size"]),
+            *(words.seconds(one[f"first_p{share}_s"]) for share in (50, 90, 99)),
+            words.counted(one["underruns"]),
+            words.percent(one["continuous_share"]) if one["continuous_share"] else "none",
+            words.counted(one["n"]),
+            "yes" if one["kept"] else "no",
+        ]
+        for name, found in sides.items()
+        for one in found["levels"]
+    ]
+    columns = ["variant", "requests come", "at a time", "first audio, median", "90th percentile", "99th percentile"]
+    return Table([*columns, "underruns", "without one", "requests", "kept"], rows, frozenset(range(2, 9)))
+
+
 def combos(runs: Sequence[Run]) -> Table:
     """All combos of one setting at a glance."""
     similarity = next((name for run in runs for name in run.similarity), None)

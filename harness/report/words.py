@@ -47,6 +47,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}".replace("-", MINUS)
 
 
+def counted(value: float | None) -> str:
+    """A number of things, which a result file may hold as a fraction."""
+    return NOT_MEASURED if value is None else f"{value:,g}"
+
+
 def seconds(value: float | None) -> str:
     if value is None:
         return NOT_MEASURED

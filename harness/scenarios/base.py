@@ -64,6 +64,20 @@ class Heard:
     energy_j: float | None = None
 
 
+@dataclass
+class Visit:
+    """What came of a request among others: when it came [s], and of each chunk when it was there since then, and how
+    many seconds it plays. `is_whole` says whether the answer came to its end; `wave` is mono float32 [samples]."""
+
+    came_s: float
+    chunks: list[list[float]]
+    wave: np.ndarray
+    audio_s: float
+    is_whole: bool = False
+    n_tokens: int | None = None
+    flaw: str | None = None
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure of the steady state: of each call an amount, per something where `per` says what.

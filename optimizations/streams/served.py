@@ -6,12 +6,14 @@ hear nothing is more urgent than who has not, and who has no sound yet is as urg
 what a first piece may take. So pieces go by deadline, the earliest first, and rounds of T3 come between them wherever
 no deadline is near.
 
-T3 runs ahead of the listeners, so a piece takes all tokens that are there when its turn comes: the more there is to do,
-the larger the pieces are, and the less often the flow goes over the voice's prompt again.
+T3 runs ahead of the listeners. A piece has at least `growth` times as many tokens as the one before it, and takes all
+that are there when its turn comes: the more there is to do, the larger the pieces are, and the less often the flow goes
+over the voice's prompt again.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -47,6 +49,7 @@ class Pace:
 
     first: int
     first_steps: int
+    growth: float
     longest: int
     context: int
     round: int
@@ -86,15 +89,18 @@ class Speech:
     pace: Pace
     ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     ended: bool = False
+    last: int = 0
+    """Tokens of its last piece."""
 
     @property
     def end(self) -> int | None:
         """Where its next piece would end; None while there are too few tokens for one."""
-        said, n = self.pieces.said, len(self.ids)
-        most = self.pace.longest if said else self.pace.first
+        said, n, pace = self.pieces.said, len(self.ids), self.pace
+        most = pace.longest if said else pace.first
         if self.ended and n - said <= most + LOOKAHEAD:
             return n
-        return min(n - LOOKAHEAD, said + most) if n >= said + self.pace.first + LOOKAHEAD else None
+        least = min(math.ceil(pace.growth * self.last), pace.longest) if said else pace.first
+        return min(n - LOOKAHEAD, said + most) if self.ended or n >= said + least + LOOKAHEAD else None
 
     @property
     def is_full(self) -> bool:
@@ -207,7 +213,7 @@ class ServedStreams:
         for one in chosen:
             end = one.end
             assert end is not None
-            last = one.ended and end == len(one.ids)
+            one.last, last = end - one.pieces.said, one.ended and end == len(one.ids)
             wanted.append(Next(one.pieces, one.ids[: end + LOOKAHEAD], end, last, one.resume))
         launch_together(self._pipeline, wanted, self._encode_rows)
         told: Told = []
