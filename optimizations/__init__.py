@@ -12,6 +12,7 @@ from optimizations.base import CATALOGUE, Evidence, Optimization, create, names,
 
 APPLIED = (
     "cuda_cache",
+    "upstream_head",
     "inference_mode",
     "vocos",
     "fused_vocoder",
