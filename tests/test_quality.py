@@ -134,6 +134,18 @@ SOUND_ALIKE = """
     one two three                         | 1, 2, 3
     one hundred and one dalmatians        | 101 Dalmatians
     versus                                | vs.
+    three pounds fifty                    | £3.50
+    three pounds and fifty pence          | £3.50
+    it cost nineteen dollars ninety nine. | It cost $19.99.
+    five dollars twenty people            | $5, 20 people
+    chapter four of world war two         | Chapter IV of World War II
+    five foot ten                         | 5'10"
+    five feet ten inches                  | 5'10"
+    nineteen fourteen to nineteen eighteen        | 1914-1918
+    pages three to five                   | pages 3-5
+    an email                              | an e-mail
+    ten downing street                    | 10 Downing St.
+    saint mary is in baker street and sergeant pepper too | St. Mary is in Baker St. and Sgt. Pepper too
 """
 
 
@@ -147,7 +159,17 @@ def test_what_sounds_alike_is_no_error_however_it_is_written(pair):
 
 @pytest.mark.parametrize(
     ("text", "heard"),
-    [("fifty turns", "15 turns"), ("$345,000", "$345"), ("Dr. Smith", "Mr. Smith"), ("21st", "22nd"), ("3:30", "3:13")],
+    [
+        ("fifty turns", "15 turns"),
+        ("$345,000", "$345"),
+        ("Dr. Smith", "Mr. Smith"),
+        ("21st", "22nd"),
+        ("3:30", "3:13"),
+        ("£3.50", "£3.15"),
+        ("part i", "part a"),
+        ("5'10\"", "5'11\""),
+        ("1914-1918", "1914-1919"),
+    ],
 )
 def test_what_sounds_different_is_an_error(text, heard):
     assert word_errors(text, heard)["wer"] > 0

@@ -17,6 +17,25 @@ from collections.abc import Callable, Iterable
 from functools import cache
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+TWO_DIGITS = f"(?:(?:{'|'.join(TENS.split())})(?:[ -](?:{'|'.join(DIGITS[1:])}))?|{'|'.join(TEENS.split())})"
+ROMAN = {
+    "i": 1,
+    "ii": 2,
+    "iii": 3,
+    "iv": 4,
+    "v": 5,
+    "vi": 6,
+    "vii": 7,
+    "viii": 8,
+    "ix": 9,
+    "x": 10,
+    "xi": 11,
+    "xii": 12,
+}
+COUNTED = "act book chapter part phase scene type volume war"
+"""What a Roman number stands behind; alone, a letter is a letter."""
 PARTS = {2: "half", 3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 8: "eighth", 10: "tenth"}
 
 
@@ -41,7 +60,7 @@ LETTERS = _table("m: meters, g: grams, l: liters, v: volts")
 """Units behind a space only: 5G and 3M are other things."""
 WORDS = _table("""
     okay: ok, alright: all right, cannot: can not, o'clock: oclock, misses: missus, vs: versus, etc: et cetera,
-    ave: avenue, dept: department, approx: approximately
+    ave: avenue, dept: department, approx: approximately, sgt: sergeant
 """)
 
 
@@ -149,6 +168,15 @@ BEFORE = _rules(
     (r"°\s*f\b", " degrees fahrenheit"),
     ("°", " degrees "),
     (r"(?<=\d) ?¢", " cents "),
+    (rf"\b(pounds?) (?:and )?({TWO_DIGITS}|\d\d?) pence\b", r"\1 and \2 cents"),
+    (rf"\b(dollars|euros|pounds) ({TWO_DIGITS})(?=\s*(?:$|[.,;:!?]))", r"\1 and \2 cents"),
+    (r"\b(\d)' ?(\d\d?)(?:\"|''|\b)", r"\1 foot \2"),
+    (rf"\b({_any(COUNTED.split())}) ({_any(ROMAN)})\b(?!')", lambda match: f"{match[1]} {ROMAN[match[2]]}"),
+    (r"\b(1\d\d\d|20\d\d)-(1\d\d\d|20\d\d)\b", r"\1 to \2"),
+    (r"\b(pages|chapters|ages|lines|rows) (\d+)-(\d+)\b", r"\1 \2 to \3"),
+    # words that are written in two ways
+    (r"\be[- ]mail(s|ed)?\b", r"email\1"),
+    (r"(?<=[a-z] )st\b\.?(?=\s*$|[,;:!?]| (?:and|at|from|in|is|near|to|was)\b)", "street"),
     (r"(?<=\d) %", "%"),
     (r"([$£€]\d+(?:\.\d+)?) ?(k|m|b|bn)\b", _amount),
     (r"\bwww\.", "www dot "),
@@ -175,6 +203,7 @@ AFTER = _rules(
     (r"(?<=\d)\.0+\b(?!\.)", ""),
     (rf"\b({MONTH}) (\d\d?)(?:st|nd|rd|th)\b", r"\1 \2"),
     (r"(?<=\d) (?=\d)", ""),
+    (r"\b(\d) (?:foot|feet) (\d\d?)\b(?: inch(?:es)?\b)?", r"\1 foot \2"),
     (r"\b[a-z](?: [a-z])+\b", _initialism),
     (r"(?<!\S)1(?!\S)", "one"),
     (r"\s+", " "),
