@@ -198,7 +198,7 @@ def test_neighbours_in_length_go_together() -> None:
 
 def test_a_worker_speaks_a_call_as_a_batch(tmp_path: Path) -> None:
     arguments, plugins = {"name": "mini"}, {"kv_cache": {}, "batching": {"size": 2}}
-    variant = Variant(Setup("combo", tmp_path, "harness.checkpoints.load", arguments, "cpu", plugins))
+    variant = Variant(Setup("combo", tmp_path, "harness.checkpoints.load", arguments, "cpu", plugins=plugins))
     variant.load()
     answer = variant.speak([Order("Yes.", "rms", 1, 4), Order("Yes.", "slt", 1, 12)], 0)
     short, long = answer.utterances
