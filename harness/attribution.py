@@ -16,9 +16,10 @@ interaction,
 with z = +1/2 where an optimization is on and -1/2 where it is off. The jobs are far fewer than the interactions, so
 these are random effects, w ~ N(0, tau^2): few are large, and what nothing speaks for stays near 0. What does much by
 itself is expected to interact more, as is usual ("heredity"): tau is larger for it, up to several times. The error has
-each job's own variance and, for what interactions of three and more do, sigma^2. Both variances are estimated by
-restricted maximum likelihood (H. D. Patterson, R. Thompson, Biometrika 58, 1971), with a wide prior where there are too
-few jobs to tell. Intervals follow from the model's covariance, so they widen where the jobs say little. Without
+each job's own variance and, for what interactions of three and more do, sigma^2. A job of too few pairs for an interval
+counts too: it is known as badly as the worst of the others, and where none has an interval, sigma is all that there is.
+Both variances are estimated by restricted maximum likelihood (H. D. Patterson, R. Thompson, Biometrika 58, 1971), with
+a wide prior where there are too few jobs to tell. Intervals follow from the model's covariance, so they widen where the jobs say little. Without
 prerequisites, an optimization's part is its main effect b_i, averaged over all sets of the others.
 
 The model takes jobs from both ends, near the baseline and near the combo: `one_at_a_time` and `leave_one_out` together,
@@ -63,12 +64,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Observation:
-    """One job's change of one metric between two sets of optimizations: log ratio or delta, with standard error."""
+    """One job's change of one metric between two sets of optimizations: log ratio or delta, with standard error.
+
+    The error is None where the job had too few pairs to tell.
+    """
 
     on: frozenset[str]
     off: frozenset[str]
     change: float
-    error: float
+    error: float | None
     run_id: str
 
 
@@ -123,9 +127,10 @@ class Waterfall:
 
     @property
     def adds_up(self) -> bool:
-        """Whether the parts' sum lies within the measured whole's interval."""
-        low, high = self.total.bounds or (self.total.estimate, self.total.estimate)
-        return low <= self.sum.estimate <= high
+        """Whether the parts' sum lies within the measured whole's interval; if it has none, the whole in the sum's."""
+        if self.total.bounds is None:
+            return self.sum.bounds is not None and self.sum.bounds[0] <= self.total.estimate <= self.sum.bounds[1]
+        return self.total.bounds[0] <= self.sum.estimate <= self.total.bounds[1]
 
 
 def waterfalls(runs: Sequence[Measured], metric: str, requires: Requires | None = None) -> list[Waterfall]:
@@ -181,17 +186,17 @@ def share_out(
 
 
 def observe(run: Summary, metric: str) -> Observation | None:
-    """What the run says about the metric; None where it has no interval, or both sides had the same on."""
+    """What the run says about the metric; None where it may not be judged by it, or both sides had the same on."""
     record, on, off = run.comparison.get(metric), frozenset(run.active), frozenset(reference(run))
-    if record is None or record.value is None or record.verdict == stats.NOT_MEASURED or on == off:
+    if record is None or record.value is None or on == off:
         return None
     change = interval(record)
-    if change.bounds is None:
+    if change.bounds is not None and record.verdict == stats.NOT_MEASURED:
         return None
     if stats.metric(metric).kind == "ratio":
         change = change.map(math.log)
-    low, high = change.bounds or (0.0, 0.0)
-    return Observation(on, off, change.estimate, max((high - low) / (2 * Z), LEAST_ERROR), run.run_id)
+    error = max((change.bounds[1] - change.bounds[0]) / (2 * Z), LEAST_ERROR) if change.bounds else None
+    return Observation(on, off, change.estimate, error, run.run_id)
 
 
 def _same_parameters(run: Measured, combo: Measured) -> bool:
@@ -298,7 +303,9 @@ def exact_model(names: Names, needs: Mapping[str, frozenset[str]], jobs: Sequenc
     def features(on: frozenset[str]) -> np.ndarray:
         return np.eye(1, len(sets), column[on])[0] if on else np.zeros(len(sets))
 
-    known = [job for job in jobs if all(not on or on in column for on in (job.on, job.off))]
+    known = [job for job in jobs if job.error and all(not on or on in column for on in (job.on, job.off))]
+    if not known:
+        return None
     design, changes, errors = _rows(known, features)
     weighted = design / errors[:, None]
     if np.linalg.matrix_rank(weighted) < len(sets):
@@ -340,7 +347,7 @@ def _fit(
         rest = np.linalg.solve(factor, changes)
         return float(2 * np.log(np.diag(factor)).sum() + rest @ rest + (tau / wide) ** 2 + (sigma / wide) ** 2)
 
-    found = optimize.minimize(misfit, np.log([wide / 4, np.median(errors)]), method="Nelder-Mead")
+    found = optimize.minimize(misfit, np.log([wide / 4, max(np.median(errors), wide / 100)]), method="Nelder-Mead")
     tau, sigma = np.exp(found.x)
     scaled = design / np.sqrt(errors**2 + sigma**2)[:, None]
     prior = np.concatenate([np.full(n, FLAT * wide), np.maximum(tau * scales, LEAST_ERROR)])
@@ -355,7 +362,8 @@ FLAT = 10.0
 def _rows(jobs: Sequence[Observation], features: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Design [jobs, features], changes and standard errors [jobs]."""
     design = np.stack([features(job.on) - features(job.off) for job in jobs])
-    return design, np.array([job.change for job in jobs]), np.array([job.error for job in jobs])
+    worst = max((job.error for job in jobs if job.error), default=LEAST_ERROR)
+    return design, np.array([job.change for job in jobs]), np.array([job.error or worst for job in jobs])
 
 
 def _pairs(model: Model, kind: str) -> tuple[tuple[tuple[str, str], ...], list[stats.Interval]]:

@@ -71,6 +71,21 @@ def test_the_parts_are_the_truths_and_add_up_to_the_measured_whole(sweeps, desig
     assert verdicts[NAMES[4]] == "slower"
 
 
+def test_jobs_of_too_few_pairs_for_an_interval_count_by_how_they_scatter(sweeps):
+    known = waterfalls(sweeps["screening"], "rtf")[0]
+    (waterfall,) = waterfalls([without_interval(run) for run in sweeps["screening"]], "rtf")
+    assert (waterfall.total.bounds, waterfall.adds_up) == (None, True)
+    for found, other in zip(waterfall.parts, known.parts, strict=True):
+        assert found.interval.low < other.interval.estimate < found.interval.high
+        assert found.interval.high / found.interval.low < 1.1
+    assert waterfall.parts[0].verdict == "faster"
+
+
+def without_interval(run: Measured) -> Measured:
+    record = replace(run.summary.comparison["rtf"], low=None, high=None, verdict="not measured")
+    return replace(run, summary=replace(run.summary, comparison=run.summary.comparison | {"rtf": record}))
+
+
 def test_interactions_are_found_by_a_screening(sweeps):
     (waterfall,) = waterfalls(sweeps["screening"], "rtf")
     verdicts = {frozenset(found.pair): found.verdict for found in waterfall.interactions}

@@ -78,6 +78,7 @@ def test_leave_one_out_is_a_job_for_each_and_one_report(command, tmp_path):
     assert len(list((tmp_path / "reports").glob("*/report.md"))) == 1
 
 
+@pytest.mark.slow
 def test_a_multirun_is_a_job_for_each_and_one_report(command, tmp_path):
     code, _, _ = command("-m", *FAKE, "optimizations.fake_fast.enabled=true", "optimizations.fake_fast.factor=2,4")
     assert code == 0
@@ -219,6 +220,7 @@ def test_a_typo_in_a_combo_file_is_found(tmp_path):
 # -- the whole thing, once -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_production_on_the_miniature_from_the_command_to_the_report(command, tmp_path):
     """Nothing is faked: upstream's model, the real optimizations, the real scoring where the weights can speak."""
     texts = "workload.texts=['It was late. Sit down.']"

@@ -145,6 +145,11 @@ def test_noise_is_decided_by_measuring_again(tmp_path, gate, capsys):
     assert all(asked == ["rtf"] for asked in bench.asked)
     assert f"with {len(bench.asked)} repetitions" in capsys.readouterr().out
     assert len(repeats_of(run)) == len(bench.asked)
+    # What was repeated counts whenever the run is judged again, and is no run of its own.
+    n = len(bench.asked)
+    assert gate(run, *limits, "--retries", "0", again=bench) == 0
+    assert len(bench.asked) == n
+    assert [folder.path for folder in find_runs([tmp_path])] == [run.path]
 
 
 def test_the_answer_stays_alone_whatever_the_measuring_prints(tmp_path, gate, capfd):
@@ -160,16 +165,6 @@ def test_the_answer_stays_alone_whatever_the_measuring_prints(tmp_path, gate, ca
     assert len(bench.asked) == 1
     assert json.loads(said.out)["runs"]
     assert "a model was loaded" in said.err
-
-
-def test_what_was_repeated_counts_whenever_the_run_is_judged_and_is_no_run_of_its_own(tmp_path, gate):
-    run, bench = make_run(tmp_path, NOISY), Bench(NOISY)
-    limits = ["--limit", "rtf:5%", "--budget-s", "600"]
-    gate(run, *limits, "--retries", "40", again=bench)
-    n = len(bench.asked)
-    assert gate(run, *limits, "--retries", "0", again=bench) == 0
-    assert len(bench.asked) == n
-    assert [folder.path for folder in find_runs([tmp_path])] == [run.path]
 
 
 def test_a_true_change_is_found_by_measuring_again(tmp_path, gate):

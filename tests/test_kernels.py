@@ -33,9 +33,10 @@ FILES = sorted(map(str, Path(__file__).parent.glob("test_kernels*.py")))
 
 
 @not_interpreted
-def test_kernels_in_the_interpreter():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_in_the_interpreter(which):
     """One child for the kernels of all files: other tests have imported Triton as a compiler by now."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "not gpu and not slow", *FILES]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", f"not gpu and {which}", *FILES]
     child = subprocess.run(
         command,
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -56,7 +57,15 @@ def fused():
 
 
 @interpreted
-@pytest.mark.parametrize(("rows", "length"), [(2, 5), (2, 300), (1, 5), (3, 9)])  # of slots, more than attention takes
+@pytest.mark.parametrize(
+    ("rows", "length"),
+    [
+        (2, 5),
+        pytest.param(2, 300, marks=pytest.mark.slow),  # of slots, more than attention takes
+        (1, 5),
+        pytest.param(3, 9, marks=pytest.mark.slow),
+    ],
+)
 def test_steps_are_the_static_engines(fused, rows, length):
     model = tiny()
     expected = walk(StaticEngine(model, 64), rows, length)
@@ -243,6 +252,7 @@ def synthesized(pipeline, n_tokens):
 
 
 @not_interpreted
+@pytest.mark.slow
 def test_compiled_parts_compile_once_for_all_lengths(mini, captured_only):
     lengths = (10, 17)
     expected = [synthesized(mini, n) for n in lengths]

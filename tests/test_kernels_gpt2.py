@@ -26,7 +26,7 @@ def fused():
 
 
 @interpreted
-@pytest.mark.parametrize(("rows", "length"), [(1, 70), (3, 5)])
+@pytest.mark.parametrize(("rows", "length"), [(1, 70), pytest.param(3, 5, marks=pytest.mark.slow)])
 def test_steps_are_the_static_engines(fused, rows, length):
     model = tiny_gpt2()
     expected = walk(StaticEngine(model, 64), rows, length)
@@ -34,6 +34,7 @@ def test_steps_are_the_static_engines(fused, rows, length):
 
 
 @interpreted
+@pytest.mark.slow
 def test_weights_in_8_bits_are_read_as_they_are(fused):
     model = in_8_bits(tiny_gpt2())
     expected = walk(StaticEngine(model, 64), 1, 5)
@@ -41,11 +42,13 @@ def test_weights_in_8_bits_are_read_as_they_are(fused):
 
 
 @interpreted
+@pytest.mark.slow
 def test_rows_padded_behind_a_prefix(fused):
     assert_padding_counts(tiny_gpt2(), fused)
 
 
 @interpreted
+@pytest.mark.slow
 def test_half_precision_stays_closer_to_float32_than_the_layers_do(fused):
     exact = walk(StaticEngine(tiny_gpt2(), 64), 1, 20)
     layers = walk(StaticEngine(tiny_gpt2(torch.bfloat16), 64), 1, 20)

@@ -95,6 +95,7 @@ def test_blocks_of_all_kernels_and_dilations():
 
 
 @interpreted
+@pytest.mark.slow
 def test_levels_and_rows():
     hift = tiny([3, 2], [3], channels=64)
     mel, excitation, frames = inputs(hift, rows=2, n_frames=3, end=2)

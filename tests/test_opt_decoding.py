@@ -93,7 +93,7 @@ def test_free_running_stops_where_the_baseline_stops(mini, engine):
 
 
 @pytest.mark.parametrize("plugins", [{}, {"kv_cache": {}}, {"kv_cache": {"prefix_reuse": False}}])
-@pytest.mark.parametrize("kind", ["mini", "multilingual"])
+@pytest.mark.parametrize("kind", ["mini", pytest.param("multilingual", marks=pytest.mark.slow)])
 def test_a_batch_gives_each_text_the_tokens_it_gets_alone(kind, plugins, request):
     """Greedy, so that no random number couples the rows: padding and batching must change nothing."""
     pipeline = request.getfixturevalue(kind)

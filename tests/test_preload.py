@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import multiprocessing
 from harness import worker
@@ -23,6 +25,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_children_of_the_forkserver_can_use_cuda(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -646,6 +646,7 @@ def test_a_voice_given_as_a_clip_is_its_own_reference():
     assert scoring.reference_wave("nobody") is None
 
 
+@pytest.mark.slow
 def test_scoring_again_replaces_the_scores_however_many_processes(folder, monkeypatch):
     names = ["rms-dinner", "rms-door"] + ["silent"] * 14
     for number, name in enumerate(names):

@@ -74,10 +74,14 @@ def _sentence(waterfall: Waterfall) -> str:
     )
     kind = waterfall.kind
     verb = "multiply" if kind == "ratio" else "add up"
+    if waterfall.total.bounds:
+        subject, whose = "The sum", "the measured"
+    else:
+        subject, whose = "What was measured, in too few pairs for an interval,", "the sum's"
     return (
         f"Shared out by Shapley's value, {how}: the parts {verb} to {words.change(waterfall.sum, kind)}; measured was "
-        f"{words.change(waterfall.total, kind)}, which leaves {_value(waterfall.remainder, kind)}. The sum lies "
-        f"{'within' if waterfall.adds_up else 'outside'} the measured interval"
+        f"{words.change(waterfall.total, kind)}, which leaves {_value(waterfall.remainder, kind)}. {subject} lies "
+        f"{'within' if waterfall.adds_up else 'outside'} {whose} interval"
         f"{'.' if waterfall.adds_up else ': three or more depend on each other, or conditions changed between jobs.'}"
     )
 
