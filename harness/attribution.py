@@ -19,8 +19,9 @@ itself is expected to interact more, as is usual ("heredity"): tau is larger for
 each job's own variance and, for what interactions of three and more do, sigma^2. A job of too few pairs for an interval
 counts too: it is known as badly as the worst of the others, and where none has an interval, sigma is all that there is.
 Both variances are estimated by restricted maximum likelihood (H. D. Patterson, R. Thompson, Biometrika 58, 1971), with
-a wide prior where there are too few jobs to tell. Intervals follow from the model's covariance, so they widen where the jobs say little. Without
-prerequisites, an optimization's part is its main effect b_i, averaged over all sets of the others.
+a wide prior where there are too few jobs to tell. Intervals follow from the model's covariance, so they widen where the
+jobs say little. Without prerequisites, an optimization's part is its main effect b_i, averaged over all sets of the
+others.
 
 The model takes jobs from both ends, near the baseline and near the combo: `one_at_a_time` and `leave_one_out` together,
 or a `screening`. Leaving one out of the combo says nothing about the first steps, so by itself it makes no waterfall.
