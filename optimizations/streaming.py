@@ -43,8 +43,9 @@ class Streaming(Optimization):
     - Watermark: Perth's network looks 180 ms to either side. A window has that in front and 120 ms behind.
     - Joins: each window runs on over the lookahead's frames, and the next one fades in over the first two of those.
     Where not: whole utterances take the way they take without this. Streaming does the flow's work several times, so
-    on a CPU the last word comes later; on a GPU those passes run beside T3, which decides when the end comes. Segments
-    of a text that `token_sequence` splits follow one another without a cross-fade.
+    the last word comes later: on a GPU, too, where a pass beside T3 keeps it waiting. So pieces grow quickly; whoever
+    is a second ahead of the player gains nothing by being there early. Segments of a text that `token_sequence` splits
+    follow one another without a cross-fade.
     The campaign had nothing of the kind.
     Evidence: utterances streamed and pieces by number; in a probe, tokens before the first piece, and what Perth's
     detector answers on the joined whole.
@@ -59,10 +60,10 @@ class Streaming(Optimization):
         """`first`: tokens of the first piece, 25 a second; `first_steps`: of the flow for it. `growth`, `longest`: of
         the following pieces. `context`: tokens spoken already that the flow sees again."""
 
-        first: int = number(12, least=1)
+        first: int = number(16, least=1)
         first_steps: int = number(5, least=1, most=10)
-        growth: float = number(2.0, least=1)
-        longest: int = number(100, least=1)
+        growth: float = number(4.0, least=1)
+        longest: int = number(200, least=1)
         context: int = number(250, least=0)
 
     config: Config

@@ -32,7 +32,7 @@ from optimizations.vocoder.continued import ContinuedVocoder
 TEXT = "Yes, it does."
 LONG = "The boats were already back when we reached the harbour. Somebody had left a lamp burning on the wall."
 N_TOKENS = 20
-FIRST = {"first": 3}
+FIRST = {"first": 3, "growth": 2}
 LOOPS = {
     "growing": [],
     "static": ["kv_cache"],
