@@ -71,6 +71,33 @@ def test_the_readme_has_a_row_for_each_combo_with_its_hardware_and_nothing_else_
     )
 
 
+def test_the_readme_tells_what_a_combo_is_without_each_of_its_parts(here):
+    parts = ("kv_cache", "warmup")
+    slower = {"warmup": 1.0, "kv_cache": 4.0}
+    reference(
+        "gpu/leave_one_out-mini",
+        Case(enabled=parts),
+        *(
+            Case(
+                combo=f"production-without-{part}",
+                enabled=tuple(name for name in parts if name != part),
+                effect=Effect(time=time),
+                against="production",
+                reference=parts,
+            )
+            for part, time in slower.items()
+        ),
+    )
+    marks = "<!-- figures -->\n<!-- /figures -->\n<!-- without gpu/{} -->\nold\n<!-- /without -->\n"
+    Path("README.md").write_text(marks.format("leave_one_out-mini"))
+    assert main(["index"]) == 0
+    _, dearest, idle = rows(Path("README.md").read_text())  # the first is the head
+    assert re.match(r"\| `kv_cache` \| (3\.9|4\.0)\d* \(.*\) \| 100 % \| slower \|$", dearest)
+    assert idle.startswith("| `warmup` | ")
+    Path("README.md").write_text(marks.format("nowhere"))
+    assert main(["index"]) == 2
+
+
 def test_each_reference_run_is_a_row_that_leads_to_its_report(here, capsys):
     reference("gpu/production-mini", Case(effect=Effect(time=0.5, memory=0.8)))
     reference("gpu/careful-mini", Case(combo="careful", effect=Effect(time=1.0)))

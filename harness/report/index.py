@@ -1,6 +1,7 @@
 """The index of the reference runs: what was measured where, at which commit, and what came of it.
 
-Its best lines stand in the README too, between `<!-- figures -->` and `<!-- /figures -->`.
+Its best lines stand in the README too, between `<!-- figures -->` and `<!-- /figures -->`; and what a combo is without
+each of its parts, by a sweep of reference, between `<!-- without DEVICE/SWEEP -->` and `<!-- /without -->`.
 
 Reference runs live in `results/reference/<device>/<combo>-<pipeline>/`, sweeps as a folder of such runs, and the report
 of each under the same name in `reports/reference/`. The index is `reports/README.md`; links in it are relative to it.
@@ -20,6 +21,7 @@ from harness.results import BASELINE, Comparison, find_runs, is_run, write_atomi
 
 REFERENCE = "reference"
 FRONT = re.compile(r"<!-- figures -->\n.*?<!-- /figures -->", re.DOTALL)
+WITHOUT = re.compile(r"(<!-- without (\S+) -->\n).*?(<!-- /without -->)", re.DOTALL)
 MODELS = {
     "mini": "miniature",
     "mini_multilingual": "miniature, multilingual",
@@ -65,12 +67,45 @@ def write_index(results: Path, reports: Path) -> Path:
 
 
 def write_front(readme: Path, results: Path, reports: Path) -> bool:
-    """Put the combos' figures between the marks of a README; false where there is no such file, or no marks in it."""
+    """Put the combos' figures between the marks of a README; false where there is no such file, or no marks in it.
+
+    Raises UserError for marks that name a sweep which is not there.
+    """
     if not readme.is_file() or not FRONT.search(text := readme.read_text(encoding="utf-8")):
         return False
-    table = markdown.render(Document("", [_front(results, reports, readme.parent)])).removeprefix("# \n\n")
-    write_atomically(readme, FRONT.sub(lambda _: f"<!-- figures -->\n{table}<!-- /figures -->", text))
+    front = _alone(_front(results, reports, readme.parent))
+    text = FRONT.sub(lambda _: f"<!-- figures -->\n{front}<!-- /figures -->", text)
+    text = WITHOUT.sub(lambda marks: marks[1] + _alone(_without(results / REFERENCE / marks[2])) + marks[3], text)
+    write_atomically(readme, text)
     return True
+
+
+def _alone(table: Table) -> str:
+    """A table as Markdown, without a document around it."""
+    return markdown.render(Document("", [table])).removeprefix("# \n\n")
+
+
+def _without(sweep: Path) -> Table:
+    """What a combo is without each of its parts: the dearest to leave out first."""
+    runs = [run for run in data.load(find_runs([sweep])) if run.name.startswith(f"{run.reference}-without-")]
+    whole = {run.reference for run in runs if run.reference != BASELINE and "-without-" not in run.reference}
+    if len(whole) != 1:
+        raise UserError(f"{sweep} is no sweep that leaves parts of one combo out, as a mark in the README says")
+    (combo,) = whole
+    left_out = sorted((run for run in runs if run.reference == combo), key=lambda run: -(run.change("rtf").value or 0))
+    columns = [f"`{combo}` without", "takes so many times as long", "peak memory", "time"]
+    return Table(columns, [_left_out(run) for run in left_out], frozenset({1, 2}))
+
+
+def _left_out(run: Run) -> list[str]:
+    parts = run.name.removeprefix(f"{run.reference}-without-").split("+")
+    time, memory = run.change("rtf"), run.change("peak_memory_mb").value
+    return [
+        words.listing([f"`{part}`" for part in parts]),
+        words.change(time),
+        words.NOT_MEASURED if memory is None else words.percent(memory),
+        time.verdict,
+    ]
 
 
 def _front(results: Path, reports: Path, start: Path) -> Table:
