@@ -16,6 +16,7 @@ import torch
 from chatterbox import mtl_tts, tts
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.t3 import T3
+from chatterbox.models.t3.inference import alignment_stream_analyzer
 from chatterbox.models.t3.modules.t3_config import T3Config
 from chatterbox.models.voice_encoder import VoiceEncoder
 from huggingface_hub import constants
@@ -82,6 +83,8 @@ def small() -> Iterator[None]:
 
 def load(name: str, device: str, checkpoint_dir: str, seed: int = 0) -> Pipeline:
     """A loader as `pipeline.loader` names one: this project's own, among small parts."""
+    heads = mini._model_card(mini.WEIGHTS)["analyzer_heads"]  # upstream's are of layers that the miniature lacks
+    alignment_stream_analyzer.LLAMA_ALIGNED_HEADS = [tuple(head) for head in heads]
     with small():
         return checkpoints.load(name, device, checkpoint_dir, seed)
 

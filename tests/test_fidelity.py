@@ -107,6 +107,20 @@ def test_a_stage_that_a_text_has_nothing_of_is_not_measured():
     assert fidelity.summarize([], [])["watermark"]["verdict"] == NOT_MEASURED
 
 
+def test_figures_that_were_kept_are_judged_by_the_limits_of_today(monkeypatch):
+    kept = fidelity.summarize([figures(0.5)] * 3, ["a", "b", "c"])
+    monkeypatch.setitem(fidelity.LIMITS, "tokens_to_mel", {"mel_error": 0.001})
+    again = fidelity.judged(kept)
+    assert again["tokens_to_mel"]["verdict"] == DIFFERS
+    assert again["tokens_to_mel"]["figures"]["mel_error"]["limit"] == 0.001
+    assert again["tokens_to_mel"]["figures"]["mel_distance_db"]["limit"] is None
+    assert again["mel_to_wave"] == kept["mel_to_wave"]
+    lost = {
+        "mel_to_wave": {"verdict": FAITHFUL, "figures": {"wave_distance_db": {"mean": None, "low": 1, "high": None}}}
+    }
+    assert fidelity.judged(lost)["mel_to_wave"]["verdict"] == DIFFERS
+
+
 def test_infinitely_far_differs():
     far = {stage: dict.fromkeys(found, math.inf) for stage, found in figures(0).items()}
     assert {record["verdict"] for record in fidelity.summarize([far] * 8, list("abcdefgh")).values()} == {DIFFERS}

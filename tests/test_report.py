@@ -371,7 +371,7 @@ def test_the_picture_of_stages_shows_each_figure_over_its_limit(tmp_path):
     write_report([folder], tmp_path / "report")
     assert (tmp_path / "report/fidelity.png").stat().st_size > 5_000
     page = (tmp_path / "report/report.html").read_text()
-    assert "production: 2 of 3 stages faithful to the baseline's" in html.unescape(page)
+    assert "production: 1 of 3 stages faithful to the baseline's" in html.unescape(page)
     assert "production, flow: 25 %" in page
     assert "production, flow: not finite" in page
     assert "vocoder: " not in page, "what has no limit is in the table only"

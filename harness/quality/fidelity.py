@@ -16,7 +16,7 @@ be read off: at what fidelity word error rate or similarity starts to move.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,21 @@ def _stage(stage: str, texts: Sequence[dict[str, float] | None], text_ids: Seque
         values = [figures[name] for figures, _ in known]
         interval = stats.mean(values, [text_id for _, text_id in known]) if np.isfinite(values).all() else None
         low, high = (interval and interval.bounds) or (min(values), max(values))
-        found[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "limit": LIMITS[stage].get(name)}
-    within = all(found[name]["high"] <= limit for name, limit in LIMITS[stage].items())
-    return {"verdict": FAITHFUL if within else DIFFERS, "figures": found}
+        found[name] = {"mean": float(np.mean(values)), "low": low, "high": high}
+    return judged({stage: {"figures": found}})[stage]
+
+
+def judged(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Stages with the verdicts and the limits of today, which may be others than when their figures were measured.
+
+    A bound that is not finite may have been stored as None.
+    """
+    found = {}
+    for stage, record in stages.items():
+        limits = LIMITS.get(stage, {})
+        figures = {name: {**figure, "limit": limits.get(name)} for name, figure in record["figures"].items()}
+        limited = [figure for figure in figures.values() if figure["limit"] is not None]
+        within = all(figure["high"] is not None and figure["high"] <= figure["limit"] for figure in limited)
+        verdict = (FAITHFUL if within else DIFFERS) if limited else NOT_MEASURED
+        found[stage] = {"verdict": verdict, "figures": figures}
+    return found

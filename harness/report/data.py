@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import stats
+from harness.quality.fidelity import judged
 from harness.report import words
 from harness.results import BASELINE, MERGED, SIMILARITY, Comparison, RunFolder, Summary, Variant
 from harness.sampling import overrides
@@ -54,6 +55,11 @@ class Run:
     def place(self) -> str:
         """Where absolute figures may be compared: one pipeline on one device."""
         return words.said(f"the {self.summary.pipeline} pipeline on {self.summary.device}")
+
+    @property
+    def fidelity(self) -> dict[str, Any]:
+        """Each stage's figures, by today's limits; empty where stages were not compared."""
+        return judged(self.summary.fidelity)
 
     @property
     def setting(self) -> str:

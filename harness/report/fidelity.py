@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.quality.fidelity import FAITHFUL
+from harness.quality.fidelity import FAITHFUL, judged
 from harness.report import markdown, plots, tables, words
 from harness.report.document import Bullets, Code, Document, Fold, Paragraph, Table
 from harness.report.sections import STAGE_BY_STAGE
@@ -13,7 +13,7 @@ from harness.results import write_atomically
 
 def write_page(record: Mapping[str, Any], folder: Path) -> Path:
     """report.md and its picture, from the content of fidelity.json."""
-    compared = {name: found["stages"] for name, found in record["combos"].items() if "stages" in found}
+    compared = {name: judged(found["stages"]) for name, found in record["combos"].items() if "stages" in found}
     device = record["environment"]["device"]["name"]
     page = Document(f"Fidelity by stage: the {record['pipeline']} pipeline on {words.said(device)}")
     page.add(Paragraph(STAGE_BY_STAGE), Paragraph("Nothing was timed and nobody listened."))

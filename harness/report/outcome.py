@@ -168,7 +168,7 @@ def _quality_clause(run: Run) -> str:
 
 def _fidelity(run: Run) -> str:
     """What was computed where nothing could be heard."""
-    verdicts = {stage: found["verdict"] for stage, found in run.summary.fidelity.items()}
+    verdicts = {stage: found["verdict"] for stage, found in run.fidelity.items()}
     if not verdicts:
         return ""
     others = [f"{words.code(stage)} {verdict}" for stage, verdict in verdicts.items() if verdict != "faithful"]

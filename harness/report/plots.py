@@ -414,7 +414,7 @@ NEAREST, FARTHEST = 1e-4, 1e2
 
 
 def _fidelity(runs: Sequence[Run]) -> Canvas | None:
-    return fidelity({run.name: run.summary.fidelity for run in runs}, _versus(runs)) if runs else None
+    return fidelity({run.name: run.fidelity for run in runs}, _versus(runs)) if runs else None
 
 
 def fidelity(compared: Mapping[str, dict[str, Any]], versus: str) -> Canvas | None:

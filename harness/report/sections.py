@@ -303,9 +303,9 @@ def _quality(runs: Sequence[Run], figures: Figures) -> Section:
     if told := [run for run in measured if run.baseline.heard and run.combo.heard]:
         blocks += [Paragraph(BESIDE_THE_MEAN), tables.heard(told)]
     blocks += [here["quality"] for here in figures.values() if "quality" in here]
-    compared = [run for run in runs if run.summary.fidelity]
+    compared = [run for run in runs if run.fidelity]
     if compared:
-        blocks += [Paragraph(STAGE_BY_STAGE), tables.fidelity({run.title: run.summary.fidelity for run in compared})]
+        blocks += [Paragraph(STAGE_BY_STAGE), tables.fidelity({run.title: run.fidelity for run in compared})]
         blocks += [here["fidelity"] for here in figures.values() if "fidelity" in here]
     return Section("Quality", blocks, open=bool(measured or compared))
 
@@ -326,7 +326,7 @@ def _computed(runs: Sequence[Run]) -> list[str]:
     """Which stages were compared on the same inputs, and which of them differ."""
     found: dict[str, list[str]] = {}
     for run in runs:
-        if stages := {stage: record["verdict"] for stage, record in run.summary.fidelity.items()}:
+        if stages := {stage: record["verdict"] for stage, record in run.fidelity.items()}:
             others = [f"{words.code(stage)} {verdict}" for stage, verdict in stages.items() if verdict != FAITHFUL]
             found.setdefault(words.listing(others) if others else "every stage is faithful", []).append(run.code)
     return [f"**Computed**, without an ear: {words.listing(names)}: {what}." for what, names in found.items()]
@@ -338,7 +338,7 @@ def _unknown(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         if run.combo.quality_note:
             reasons.setdefault(words.said(run.combo.quality_note), []).append(run.code)
-        if not run.summary.fidelity and not run.failed:
+        if not run.fidelity and not run.failed:
             reasons.setdefault("stages were not compared: quality.fidelity_texts=3 does", []).append(run.code)
     return [f"**Not judged**: {words.listing(names)}: {words.stop(why)}" for why, names in reasons.items()]
 
