@@ -25,7 +25,7 @@ from harness.sampling import TURBO, Sampling
 from optimizations.common.modules import cast_parameters
 from optimizations.compile import OURS, Compilations
 from optimizations.t3.engines import StaticEngine
-from optimizations.t3.int8 import in_8_bits
+from optimizations.t3.int8 import Int8Linear, in_8_bits
 from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample
 from optimizations.t3.token_buffers import TokenBuffers
 
@@ -136,6 +136,21 @@ def test_head_takes_a_vocabulary_of_any_size():
     for rows in (1, 2, 3):
         head, hidden = torch.nn.Linear(64, 37, bias=False), torch.randn(rows, 64)
         torch.testing.assert_close(engine.head_logits(head, hidden), head(hidden), atol=1e-5, rtol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [3, 100])
+def test_a_prompt_reads_weights_in_8_bits_as_they_are(rows, bias):
+    torch.manual_seed(0)
+    kernels, layer = import_module("optimizations.t3.triton_int8"), torch.nn.Linear(256, 72, bias=bias)
+    words, x = Int8Linear(layer.weight.detach(), layer.bias), torch.randn(2, rows, 256).bfloat16()
+    assert kernels.fits(x)
+    assert not kernels.fits(x.float())
+    y = kernels.product(x, words.weight, words.scale, words.bias)
+    exact = torch.nn.functional.linear(x.float(), words.unpacked(), words.bias)
+    assert y.dtype == x.dtype
+    assert relative_error(y, exact) < relative_error(words(x), exact) < 0.01
 
 
 def assert_kernel_samples(sampling, device, n_ids, width, rows=3):

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from harness.sampling import TURBO, Sampling
 from optimizations.t3.blocks import by_outputs
-from optimizations.t3.int8 import in_8_bits
+from optimizations.t3.int8 import Int8Linear, in_8_bits
 from optimizations.t3.sampling import Filters, SamplingTensors
 from optimizations.t3.token_buffers import TokenBuffers
 
@@ -79,6 +79,9 @@ def decode_steps(overlap: bool) -> None:
             for n in rows:
                 engine.reserve(n, FRAMES - 1)
                 engine.static_step(torch.zeros(n, 1, 1024, dtype=torch.bfloat16), FRAMES)
+    words = Int8Linear(torch.zeros(3072, 1024), torch.zeros(3072))
+    product = import_module("optimizations.t3.triton_int8").product
+    product(torch.zeros(192, 1024, dtype=torch.bfloat16), words.weight, words.scale, words.bias)
     sampling = import_module("optimizations.t3.triton_sampling")
     for drawn, sides, n_ids in ((Sampling(), 2, 8194), (TURBO, 1, 6563)):
         table, settings = torch.zeros(n_ids, 1024), SamplingTensors(torch.device("cpu"))

@@ -11,7 +11,7 @@ then goes token by token: embedding -> engine -> head -> guidance and sampling -
     sampling.py           from logits to the next token
     guard.py              the multilingual model's alignment guard
     token_buffers.py      what one step leaves on the device for the next one
-    int8.py               linear layers in 8 bits
+    int8.py               linear layers in 8 bits; triton_int8.py multiplies a prompt's rows with them
     triton_engine.py      the static engine's step in Triton kernels: triton_decode.py for a few rows,
                           triton_batched.py for many; triton_sampling.py draws the token
     triton_gpt2.py        what a GPT-2 has of its own among the kernels for few rows

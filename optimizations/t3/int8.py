@@ -1,7 +1,8 @@
-"""Linear layers in 8 bits, one scale an output: the decode kernels, in Triton and in C++, read them as they are."""
+"""Linear layers in 8 bits, one scale an output: kernels in Triton and in C++ read them as they are."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Model
 from transformers.pytorch_utils import Conv1D
+
+from optimizations.common.kernels import for_device
 
 LARGEST = 127
 
@@ -60,6 +63,9 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] in any floating dtype, which holds the 8-bit numbers exactly."""
         self.was_called = True
+        if (kernels := _kernels(x.device)) and kernels.fits(x) and not torch.compiler.is_compiling():
+            product: Tensor = kernels.product(x, self.weight, self.scale, self.bias)
+            return product
         y = F.linear(x, self._numbers(x.dtype)) * self.scale
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
@@ -70,3 +76,8 @@ class Int8Linear(nn.Module):
     def _numbers(self, dtype: torch.dtype) -> Tensor:
         quarters = self.weight.view(torch.int8).unflatten(1, (-1, 4)).transpose(1, 2)
         return quarters.to(dtype, memory_format=torch.contiguous_format).flatten(1)
+
+
+@cache
+def _kernels(device: torch.device) -> Any:
+    return for_device("optimizations.t3.triton_int8", device)
