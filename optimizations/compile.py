@@ -36,7 +36,6 @@ OURS = (
     "speech_head",
 )
 OURS_OF_GPT2 = (
-    "enter",
     "layernorm_qkv",
     "attention",
     "product_residual",

@@ -248,8 +248,8 @@ class CapturedLoop:
 
     def _steps(self, buffers: TokenBuffers, extent: int, n: int) -> Tensor:
         """The newest tokens through the transformer, and the next ones; `n` times."""
-        for _ in range(n):
-            times = self._times(buffers)
+        # All draws first: between two steps they would keep kernels from starting early.
+        for times in [self._times(buffers) for _ in range(n)]:
             logits = self._choose(buffers, self.engine.static_step(buffers.embeds, extent), times)
         return logits
 

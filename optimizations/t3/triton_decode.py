@@ -27,9 +27,8 @@ and two at the end: `final_rmsnorm` and, where the head is, `speech_head`.
 
 The order of summation does not depend on timing: a step repeats bit for bit.
 
-What a step reads and an earlier one wrote (the cache's old slots, `position`) may be read before the wait as long as
-something between the steps is launched in the ordinary way, which starts after all is complete. Drawing the next
-token's random numbers is.
+A step's first kernel reads what the one before has just written, `position` too, after its wait, and then lets its
+follower start; so all others may read before theirs what an earlier step wrote: `position`, the cache's old slots.
 """
 
 # ruff: noqa: N803, RET505 (a size in capitals is known when its kernel is compiled; only an `else` is left out then)
@@ -206,6 +205,7 @@ def rmsnorm_qkv_rope(
     C: tl.constexpr,
     D: tl.constexpr,
     B: tl.constexpr,
+    FIRST: tl.constexpr,
     SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -231,6 +231,8 @@ def rmsnorm_qkv_rope(
     first_scale = _scales(scales, head * D + i, SCALED)
     second_scale = _scales(scales, head * D + half + i, SCALED)
     gain = _numbers(norm, C, SCALED)
+    if OVERLAP and FIRST:
+        gdc_wait()
     slot = tl.load(position)
     cosine, sine = _angles(cos, sin, pad, 0, slot, i, D)
     other_cosine, other_sine = _angles(cos, sin, pad, _beside(0, R), slot, i, D)

@@ -143,7 +143,6 @@ class TritonEngine(StaticEngine):
             return self.many(embeds, extent)
         buffers = self.buffers(embeds[:, 0].contiguous(), extent)
         self.rows = [torch.empty(0)] * len(self.heads)
-        self.enter(buffers)
         for index in range(len(self.blocks.layers)):
             self.qkv(index, buffers)
             for slot, (watched, head) in enumerate(self.heads):
@@ -180,9 +179,6 @@ class TritonEngine(StaticEngine):
 
     # -- one launch each -----------------------------------------------------------------------------------------
 
-    def enter(self, b: Buffers) -> None:
-        """What a Llama's first layer reads needs nothing added."""
-
     def qkv(self, index: int, b: Buffers) -> None:
         layer, (rows, width) = self.tfmr.layers[index], b.x.shape
         attention, norm, tile = layer.self_attn, layer.input_layernorm, self.tiles["rmsnorm_qkv_rope"]
@@ -194,7 +190,8 @@ class TritonEngine(StaticEngine):
             *(*self.tables, b.q, self.keys[index], self.values[index]),
             *(self.position, self.pads, self.capacity, norm.variance_epsilon),
         )
-        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs, "SCALED": self.scaled}
+        sizes = {"R": rows, "C": width, "D": attention.head_dim, "B": tile.outputs}
+        sizes |= {"FIRST": index == 0, "SCALED": self.scaled}
         run(triton_decode.rmsnorm_qkv_rope, (width // (2 * tile.outputs), 3), args, sizes, tile.warps, self.overlap)
 
     def attend(self, index: int, b: Buffers) -> None:
@@ -242,19 +239,16 @@ class TritonEngine(StaticEngine):
 class GPT2Engine(TritonEngine):
     """The same for a GPT-2, by the kernels of `triton_gpt2.py` for few rows."""
 
-    def enter(self, b: Buffers) -> None:
-        rows, width = b.x.shape
-        args = b.embeds, self.tables[0], self.position, self.pads, b.x
-        run(triton_gpt2.enter, (rows,), args, {"C": width}, 4, self.overlap)
-
     def qkv(self, index: int, b: Buffers) -> None:
         layer, (rows, width) = self.blocks.layers[index], b.x.shape
         norm, product, tile = layer.ln_1, layer.attn.c_attn, self.tiles["layernorm_qkv"]
         args = (
-            *(b.x, norm.weight, norm.bias, matrix_of(product), scale_of(product), product.bias),
+            *(b.x if index else b.embeds, self.tables[0], self.pads, b.x),
+            *(norm.weight, norm.bias, matrix_of(product), scale_of(product), product.bias),
             *(b.q, self.keys[index], self.values[index], self.position, self.capacity, norm.eps),
         )
-        sizes = {"R": rows, "C": width, "D": self.blocks.head_dim, "B": tile.outputs, "SCALED": self.scaled}
+        sizes = {"R": rows, "C": width, "D": self.blocks.head_dim, "B": tile.outputs}
+        sizes |= {"FIRST": index == 0, "SCALED": self.scaled}
         run(triton_gpt2.layernorm_qkv, (3 * width // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
     def output(self, index: int, b: Buffers) -> None:

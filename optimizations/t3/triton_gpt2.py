@@ -5,8 +5,8 @@ A LayerNorm goes into the product behind it, as an RMSNorm does there: with gain
     W . norm(x) = (W . (g x) - mean(x) W . g) / deviation(x) + W . b
 
 of which W . g and W . b wait for no row, and the three sums over a row do not wait for one another.
-Five launches a layer: `layernorm_qkv`, `attention`, `product_residual`, `layernorm_gelu`, `product_residual`; one in
-front of the first, `enter`, and `final_layernorm` behind the last.
+Five launches a layer: `layernorm_qkv`, `attention`, `product_residual`, `layernorm_gelu`, `product_residual`, and
+`final_layernorm` behind the last. The first one of a step also adds what the learned positions have to add.
 """
 
 # ruff: noqa: N803, RET505 (a size in capitals is known when its kernel is compiled; only an `else` is left out then)
@@ -20,24 +20,32 @@ from optimizations.t3.triton_decode import _beside, _dots, _numbers, _scales, _s
 
 
 @triton.jit
-def enter(
-    embeds,  # [R, C]
-    learned,  # [positions, C]
-    position,  # [1] int64: the slot of the new token
-    pad,  # [R] int64: slots of a row that hold no token of its own
-    x,  # out: [R, C] float32
-    C: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """One row of what the first layer reads."""
-    r = tl.program_id(0)
-    k = tl.arange(0, C)
-    place = tl.maximum(tl.load(position) - tl.load(pad + r), 0)
-    added = tl.load(learned + place * C + k).to(tl.float32)
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    tl.store(x + r * C + k, tl.load(embeds + r * C + k).to(tl.float32) + added)
+def _plus(row, other, SCALED: tl.constexpr):
+    """Number by number."""
+    if SCALED:
+        return row[0] + other[0], row[1] + other[1], row[2] + other[2], row[3] + other[3]
+    else:
+        return row + other
+
+
+@triton.jit
+def _keep(row, where, n: tl.constexpr, SCALED: tl.constexpr):
+    """Store what `_numbers` would load."""
+    if SCALED:
+        k = tl.arange(0, n // 4)
+        tl.store(where + k, row[0])
+        tl.store(where + n // 4 + k, row[1])
+        tl.store(where + n // 2 + k, row[2])
+        tl.store(where + n // 2 + n // 4 + k, row[3])
+    else:
+        tl.store(where + tl.arange(0, n), row)
+
+
+@triton.jit
+def _at_its_place(row, learned, pad, r, slot, C: tl.constexpr, SCALED: tl.constexpr):
+    """Row r's embedding and what the position of its new token adds."""
+    place = tl.maximum(slot - tl.load(pad + r), 0)
+    return _plus(row, _numbers(learned + place * C, C, SCALED), SCALED)
 
 
 @triton.jit
@@ -51,11 +59,9 @@ def _moments(row, C: tl.constexpr, SCALED: tl.constexpr):
 
 @triton.jit
 def _layered_dots(
-    tile, of_gain, of_shift, x, gain, r, beside, epsilon, R: tl.constexpr, C: tl.constexpr, SCALED: tl.constexpr
+    tile, of_gain, of_shift, row, other, gain, epsilon, R: tl.constexpr, C: tl.constexpr, SCALED: tl.constexpr
 ):
     """Products of a tile with the LayerNorm of two rows of the residual stream."""
-    row = _numbers(x + r * C, C, SCALED)
-    other = _numbers(x + beside * C, C, SCALED)
     mean, variance = _moments(row, C, SCALED)
     y, other_y = _dots(tile, _times(row, gain, SCALED), _times(other, gain, SCALED), R, SCALED)
     y = (y - mean * of_gain) * tl.rsqrt(variance + epsilon) + of_shift
@@ -80,7 +86,10 @@ def _put(y, r, part, head, i, slot, q, keys, values, capacity, C: tl.constexpr, 
 
 @triton.jit
 def layernorm_qkv(
-    x,  # [R, C] float32
+    before,  # [R, C]: the residual stream, or the embeddings of the new tokens if FIRST
+    learned,  # [positions, C]: read if FIRST
+    pad,  # [R] int64: slots of a row that hold no token of its own; read if FIRST
+    x,  # out if FIRST: [R, C] float32: the residual stream
     norm,  # [C], as the next
     shift,
     weight,  # [3 C, C]: q, k, v
@@ -96,6 +105,7 @@ def layernorm_qkv(
     C: tl.constexpr,
     D: tl.constexpr,
     B: tl.constexpr,
+    FIRST: tl.constexpr,
     SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -110,13 +120,21 @@ def layernorm_qkv(
     added = tl.load(bias + outputs).to(tl.float32)
     gain = _numbers(norm, C, SCALED)
     of_gain, of_shift = _dots(tile, gain, _numbers(shift, C, SCALED), 2, SCALED)
-    slot = tl.load(position)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
+    slot = tl.load(position)  # of the first kernel in a step, the one before has moved it
     for r in tl.range(0, R, 2):
         beside = _beside(r, R)
-        y, other_y = _layered_dots(tile, of_gain, of_shift, x, gain, r, beside, epsilon, R, C, SCALED)
+        row = _numbers(before + r * C, C, SCALED)
+        other = _numbers(before + beside * C, C, SCALED)
+        if FIRST:
+            row = _at_its_place(row, learned, pad, r, slot, C, SCALED)
+            other = _at_its_place(other, learned, pad, beside, slot, C, SCALED)
+            if first == 0:
+                _keep(row, x + r * C, C, SCALED)
+                _keep(other, x + beside * C, C, SCALED)
+        y, other_y = _layered_dots(tile, of_gain, of_shift, row, other, gain, epsilon, R, C, SCALED)
         _put(y * scale + added, r, part, head, i, slot, q, keys, values, capacity, C, D)
         if R > 1:
             _put(other_y * scale + added, beside, part, head, i, slot, q, keys, values, capacity, C, D)
@@ -159,7 +177,9 @@ def layernorm_gelu(
         gdc_wait()
     for r in tl.range(0, R, 2):
         beside = _beside(r, R)
-        y, other_y = _layered_dots(tile, of_gain, of_shift, x, gain, r, beside, epsilon, R, C, SCALED)
+        row = _numbers(x + r * C, C, SCALED)
+        other = _numbers(x + beside * C, C, SCALED)
+        y, other_y = _layered_dots(tile, of_gain, of_shift, row, other, gain, epsilon, R, C, SCALED)
         tl.store(activated + r * M + outputs, _gelu(y * scale + added).to(activated.dtype.element_ty))
         if R > 1:
             other_y = _gelu(other_y * scale + added)

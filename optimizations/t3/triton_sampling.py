@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from harness.pipeline import HELD_BACK
 from optimizations.common.launching import can_overlap, launch
@@ -137,6 +137,7 @@ def choose(
     column = tl.load(written)
     ended = tl.load(finished + b)
     if OVERLAP:
+        gdc_launch_dependents()
         gdc_wait()
     x = tl.load(logits + b * V + ids, mask=inside, other=0.0)
     if GUIDED:
