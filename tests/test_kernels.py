@@ -153,12 +153,13 @@ def test_a_prompt_reads_weights_in_8_bits_as_they_are(rows, bias):
     assert relative_error(y, exact) < relative_error(words(x), exact) < 0.01
 
 
-def assert_kernel_samples(sampling, device, n_ids, width, rows=3):
+def assert_kernel_samples(sampling, device, n_ids, width, rows=3, seed=0, rounded=False):
     """The kernel of `choose.py` against `sample` with the same random numbers."""
     written, sides = 4, 2 if sampling.guided else 1
     with torch.device(device):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         logits = 3 * torch.randn(sides * rows, n_ids)
+        logits = logits.round() if rounded else logits
         table, positions = torch.randn(n_ids, width), torch.randn(20, width)
         settings, buffers = SamplingTensors(torch.device(device)), TokenBuffers.blank(rows, sides, 10, table, n_ids)
         settings.set(sampling)
@@ -201,6 +202,22 @@ SAMPLINGS |= {"turbo": replace(TURBO, top_k=150), "sharp": replace(TURBO, temper
 def test_what_follows_the_logits(sampling):
     for rows in (1, 3):
         assert_kernel_samples(sampling, "cpu", n_ids=1003, width=48, rows=rows)
+
+
+@interpreted
+@pytest.mark.parametrize("top_k", [1, 7, 400, 902, 903, 1003, 2000])  # of 1003 a hundred are held back
+def test_as_many_ids_stay_as_top_k_says(top_k):
+    """Also where several have one and the same logit."""
+    for seed in range(3):
+        few = replace(TURBO, top_k=top_k, top_p=1.0)
+        assert_kernel_samples(few, "cpu", n_ids=1003, width=16, rows=2, seed=seed, rounded=seed > 0)
+
+
+@interpreted
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])
+def test_who_is_drawn_is_of_the_nucleus(top_p):
+    for seed in range(3):
+        assert_kernel_samples(replace(TURBO, top_k=300, top_p=top_p), "cpu", n_ids=1003, width=16, rows=3, seed=seed)
 
 
 @interpreted
