@@ -166,7 +166,7 @@ def test_the_captured_loop_says_the_very_tokens(mini: Pipeline, pins: list[int] 
 
 
 def test_rows_run_on_beyond_the_end_and_no_further_than_two_looks(mini: Pipeline) -> None:
-    mini.sampling = GREEDY
+    mini.sampling = replace(GREEDY, max_new_tokens=1 + 8 * 12)  # no single steps
     graphs = fixed(mini, poll=8)
     sampled = len(tokens(mini, TEXTS[:1])[0]) + 1  # the stop, which is not speech
     runs = graphs.captured["generate_tokens"] + graphs.replays["generate_tokens"] - 1  # without the prompt

@@ -21,7 +21,7 @@ from optimizations.t3.int8 import in_8_bits
 def fused():
     """Makes engines of few large programs, as the interpreter takes its time for every one."""
     engine = import_module("optimizations.t3.triton_engine")
-    tiles = {name: engine.Tile(64 if name == "attention" else 32, 1) for name in engine.TILES}
+    tiles = {name: engine.Tile(64 if name == "attention" else 32, 1) for name in engine.GPT2_TILES}
     return lambda model: engine.engine_for(model, 64, tiles)
 
 
@@ -69,8 +69,8 @@ def test_the_heads_bias_is_added():
 @interpreted
 def test_plugin_speaks_the_baselines_tokens_through_the_kernels(monkeypatch):
     engine = import_module("optimizations.t3.triton_engine")
-    for name in engine.TILES:
-        monkeypatch.setitem(engine.TILES, name, engine.Tile(32 if name == "layernorm_qkv" else 128, 1))
+    for name in engine.GPT2_TILES:
+        monkeypatch.setitem(engine.GPT2_TILES, name, engine.Tile(32 if name == "layernorm_qkv" else 128, 1))
     turbo = checkpoints.load("tiny_turbo", "cpu")
     expected = spoken(turbo, 3)
     apply_one(turbo, "kv_cache")

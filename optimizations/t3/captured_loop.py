@@ -89,7 +89,8 @@ class CapturedLoop:
         draws, filled = Draws(self.device), self.engine.length
         buffers, made = self._start(hidden, n, limit, pinned), 1
         while made < limit:
-            at_once = self.poll if limit - made >= self.poll else 1
+            # What is no whole graph comes first: meanwhile the host launches the large one.
+            at_once = 1 if (limit - made) % self.poll else self.poll
             self._advance(buffers, filled + made - 1, at_once)
             made += at_once
             if made < limit and at_once > 1 and not pinned and self._finished.look(buffers.finished.all()):

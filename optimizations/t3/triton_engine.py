@@ -39,15 +39,28 @@ TILES: dict[str, Tile] = {
     "rmsnorm_gate_up_silu": Tile(4, 2),
     "down_residual": Tile(2, 8),
     "speech_head": Tile(4, 4),
-    "layernorm_qkv": Tile(4, 2),
-    "layernorm_gelu": Tile(4, 2),
 }
-"""The last two are a GPT-2's."""
 TILES_OF_8_BITS: dict[str, Tile] = TILES | {
     "rmsnorm_qkv_rope": Tile(2, 2),
     "attention": Tile(32, 1),
     "o_residual": Tile(8, 4),
 }
+"""Of a Llama, for two rows."""
+GPT2_TILES: dict[str, Tile] = {
+    "layernorm_qkv": Tile(8, 4),
+    "attention": Tile(32, 1),
+    "o_residual": Tile(2, 1),
+    "layernorm_gelu": Tile(8, 2),
+    "down_residual": Tile(2, 4),
+    "speech_head": Tile(4, 4),
+}
+GPT2_TILES_OF_8_BITS: dict[str, Tile] = GPT2_TILES | {
+    "layernorm_qkv": Tile(4, 2),
+    "o_residual": Tile(4, 2),
+    "layernorm_gelu": Tile(4, 2),
+    "down_residual": Tile(4, 8),
+}
+"""Of a GPT-2, for one row; all of them were the fastest on an H200."""
 
 
 def unsupported(tfmr: nn.Module) -> str | None:
@@ -109,6 +122,8 @@ class TritonEngine(StaticEngine):
     `extent` says how many programs stand ready.
     """
 
+    own_tiles = TILES, TILES_OF_8_BITS
+
     def __init__(
         self,
         tfmr: nn.Module,
@@ -120,7 +135,7 @@ class TritonEngine(StaticEngine):
         ended; None: where the device can."""
         super().__init__(tfmr, bucket)
         self.scaled = any(isinstance(module, Int8Linear) for module in tfmr.modules())
-        self.tiles = tiles or (TILES_OF_8_BITS if self.scaled else TILES)
+        self.tiles = tiles or self.own_tiles[self.scaled]
         self.overlap = can_overlap(self.blocks.norm.weight.device) if overlap is None else overlap
         self._arrived: Tensor | None = None  # of attention's programs for each row's head; 0 between launches
 
@@ -238,6 +253,8 @@ class TritonEngine(StaticEngine):
 
 class GPT2Engine(TritonEngine):
     """The same for a GPT-2, by the kernels of `triton_gpt2.py` for few rows."""
+
+    own_tiles = GPT2_TILES, GPT2_TILES_OF_8_BITS
 
     def qkv(self, index: int, b: Buffers) -> None:
         layer, (rows, width) = self.blocks.layers[index], b.x.shape
