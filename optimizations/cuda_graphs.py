@@ -20,7 +20,7 @@ from optimizations.common.graphs import Body, Capturer, Graphs
 from optimizations.common.kernels import for_device
 from optimizations.common.padding import padded_length
 from optimizations.common.probe import profile
-from optimizations.flow.static_shape import StaticEncoder, StaticSolver
+from optimizations.flow.static_shape import StaticEncoder, StaticSolver, Unasked
 from optimizations.t3.captured_loop import CapturedLoop
 from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.t3.engines import StaticEngine
@@ -49,7 +49,7 @@ class CudaGraphs(Optimization):
       is another capture. As many steps as `poll` says are one graph, beside one of a single step: between two graphs a
       GPU waits. The host looks as often, and one look late, whether the end was reached; what ran beyond it is cut off,
       and its random numbers are given back.
-    - the flow's encoder and one step of its solver, by bucket of length;
+    - the flow's encoder and one step of its solver, by bucket of length; between them the host asks for nothing;
     - HiFT's source and HiFT itself, by bucket of length;
     - what `gpu_watermark` does, by seconds.
     Padding changes nothing in what is kept, see `flow/static_shape.py` and `vocoder/static_shape.py`. The warm-up
@@ -134,6 +134,7 @@ class CudaGraphs(Optimization):
     def _capture_flow(self, pipeline: Pipeline) -> None:
         flow, bucket = pipeline.model.s3gen.flow, self.config.flow_bucket
         encoder = StaticEncoder(flow.encoder, self.graphs, bucket // FRAMES_PER_TOKEN)
+        pipeline.swap(flow, "inference", Unasked(flow).inference)
         pipeline.swap(flow.encoder, "forward", encoder.forward)
         pipeline.swap(flow.decoder, "forward", StaticSolver(flow.decoder, self.graphs, bucket).forward)
 

@@ -33,6 +33,14 @@ def shared_bytes(device: torch.device) -> int:
     return n_bytes
 
 
+def n_processors(device: torch.device) -> int:
+    """Of a GPU, each of which runs a few programs at a time; of a CPU, whose interpreter runs one, none."""
+    if device.type != "cuda":
+        return 0
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Launch a Triton kernel; within `compiled_together`, have it compiled for these arguments instead."""
     if _compiling.get():

@@ -1,12 +1,14 @@
 """The flow in shapes that stay: rows padded to whole buckets, and what is padded changes nothing.
 
 Upstream's flow nearly bears padding already: attention is masked, the estimator multiplies by its mask around every
-convolution, and its convolutions look back only. Three things are missing, and done here:
+convolution, and its convolutions look back only. Four things are missing, and done here:
 
 - behind a row's end the encoder's first layer leaves a bias, which the next one, looking three tokens ahead, would
   see; it is zeroed, as it is for a row alone;
 - upstream asks the device whether a row of the mask is empty, 14 times in each step of the solver, which nothing that
   is captured may do; no row is empty, so nobody asks;
+- upstream also asks how long the rows are, behind the encoder too, and the device idles while the host gets ready what
+  follows; of one row the host knows it (`Unasked`);
 - a mask keeps a GPU from its flash kernels. Packed attention says the same thing in another way: all rows lie in one
   sequence of frames, cut into pieces that see only themselves, and a row's padding is a piece of its own.
 
@@ -33,6 +35,57 @@ from optimizations.common.padding import padded_length, within
 
 STAGE = "tokens_to_mel"
 HALF = (torch.float16, torch.bfloat16)
+
+
+class Unasked:
+    """`CausalMaskedDiffWithXvec.inference` of one whole row, asking the device for nothing; others are upstream's."""
+
+    def __init__(self, flow: Any) -> None:
+        self.flow = flow
+        self._upstream: Callable[..., tuple[Tensor, None]] = flow.inference
+
+    @torch.inference_mode()
+    def inference(
+        self,
+        token: Tensor,
+        token_len: Tensor,
+        prompt_token: Tensor,
+        prompt_token_len: Tensor | None,
+        prompt_feat: Tensor,
+        prompt_feat_len: Tensor | None,
+        embedding: Tensor,
+        finalize: bool,
+        n_timesteps: int = 10,
+        noised_mels: Tensor | None = None,
+        meanflow: bool = False,
+    ) -> tuple[Tensor, None]:
+        """Speech tokens [1, n], and a voice's tokens [1, p], mel [1, 2 p, 80] and speaker [1, 192] -> mel [1, 80, 2 n].
+
+        The lengths are those of the tensors, whatever `token_len` and the others say of one row.
+        """
+        flow = self.flow
+        if len(token) > 1 or not finalize:
+            return self._upstream(
+                *(token, token_len, prompt_token, prompt_token_len, prompt_feat, prompt_feat_len, embedding, finalize),
+                *(n_timesteps, noised_mels, meanflow),
+            )
+        speaker = flow.spk_embed_affine_layer(F.normalize(torch.atleast_2d(embedding), dim=1))
+        ids = torch.cat((prompt_token.view(1, -1).long(), token.long()), dim=1)
+        lengths = torch.full((1,), ids.shape[1], device=ids.device)
+        hidden, _ = flow.encoder(flow.input_embedding(ids), lengths)
+        mu = flow.encoder_proj(hidden).transpose(1, 2).contiguous()
+        known, prompt = torch.zeros_like(mu), prompt_feat.view(-1, mu.shape[1])
+        known[0, :, : len(prompt)] = prompt.T
+        mel, _ = flow.decoder(
+            mu=mu,
+            mask=mu.new_ones(1, 1, mu.shape[2]),
+            spks=speaker,
+            cond=known,
+            n_timesteps=n_timesteps,
+            noised_mels=noised_mels,
+            meanflow=meanflow,
+        )
+        return mel[:, :, len(prompt) :], None
 
 
 class StaticEncoder:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from optimizations.common.launching import LOG2_E, can_overlap, launch, shared_bytes
+from optimizations.common.launching import LOG2_E, can_overlap, launch, n_processors, shared_bytes
 from optimizations.flow import triton_kernels
 from optimizations.flow.estimator import Block, ChannelsLastEstimator, Norm, Product, stacks_of
 
@@ -50,6 +50,8 @@ TILES = {
     "add_outer": (Tile(64, 64, 128, warps=4), Tile(128, 128, 64)),
 }
 """For few frames, where the tiles have to be enough for all of a GPU's processors, and for MANY."""
+LONE_ROW = Tile(64, 128, warps=4, stages=2)
+"""Of attention where even those for few frames leave half of the processors idle: one row without a guided one."""
 Tiles = Mapping[str, tuple[Tile, Tile]]
 
 
@@ -117,6 +119,7 @@ class TritonEstimator(ChannelsLastEstimator):
         super().__init__(estimator, masked)
         self.tiles = tiles
         self.overlap = can_overlap(self.out.weight.device)
+        self.n_processors = n_processors(self.out.weight.device)
 
     # A compiler that traces this finds one graph break; it has nothing to gain inside.
     forward = torch.compiler.disable(ChannelsLastEstimator.forward)
@@ -215,8 +218,12 @@ class TritonEstimator(ChannelsLastEstimator):
     def attend(self, b: Buffers, heads: int) -> None:
         """qkv -> attended."""
         n_frames, inner = b.attended.shape
-        rows, head_dim, tile = len(b.lengths), inner // heads, self._tile("row_attention", n_frames)
+        rows, head_dim = len(b.lengths), inner // heads
         length = n_frames // rows
+        tile = self._tile("row_attention", n_frames)
+        n_programs = rows * heads * triton.cdiv(length, tile.rows)
+        if self.tiles is TILES and n_programs <= self.n_processors // 2:
+            tile = LONE_ROW
         args = b.qkv, b.lengths, b.attended, length, head_dim**-0.5 * LOG2_E
         sizes = {"H": heads, "D": head_dim, "QUERIES": tile.rows, "KEYS": tile.columns}
         n_programs = triton.cdiv(length, tile.rows) * rows * heads
