@@ -2,6 +2,7 @@
 
 import html
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 from factories import TWELVE, Case, Effect, make_run, write_rows
+from hydra import compose, initialize_config_dir
 
+import run_sweep
 from harness.__main__ import main
+from harness.config import expand, register_catalogue
 from harness.errors import UserError
+from harness.locations import CONFIGS
 from harness.report import claims, conditions, data, plots, report_name, rules, usage, verdict_line, words, write_report
 from harness.report.document import Bullets, Code, Document, Figure, Heading, Paragraph, Table
 from harness.report.html import render as render_html
@@ -273,6 +278,7 @@ def test_those_lines_are_for_the_model_that_was_measured(tmp_path, change, lines
 def test_the_command_names_what_differs_from_the_groups_files(tmp_path):
     folder = make_run(tmp_path, Case(against="campaign"))
     job = folder.job() | {
+        "optimizations": {},
         "measure": {"name": "fast", "min_rounds": 2, "pinned_tokens": 250, "thresholds": {"rtf": 0.05, "wer": 0.02}},
         "workload": {"name": "passage", "seeds": [1, 2], "voices": ["/home/me/my voice.wav"]},
         "plugin_modules": ["mine"],
@@ -284,6 +290,43 @@ def test_the_command_names_what_differs_from_the_groups_files(tmp_path):
         "'workload.seeds=[1,2]' 'workload.voices=[\"my voice.wav\"]' measure.pinned_tokens=250 "
         "measure.thresholds.rtf=0.05 'plugin_modules=[mine]'"
     )
+
+
+ON_A_CPU = ("pipeline=tiny_turbo", "workload=smoke", "device=cpu")
+ASKED = {
+    "a combo": ["+combo=production", *ON_A_CPU],
+    "another pipeline": ["+combo=production", *ON_A_CPU, "pipeline.seed=3", "pipeline.threads=2"],
+    "and parameters": [
+        *("+combo=production", *ON_A_CPU, "measure=fast", "optimizations.cuda_graphs.poll=8"),
+        *("optimizations.warmup.shapes=[8,16]", "optimizations.compile.decode=none"),
+    ],
+    "and switches": [
+        *("+combo=throughput", *ON_A_CPU, "optimizations.int8_weights.enabled=true"),
+        *("optimizations.flat_estimator.enabled=false", "optimizations.batching.size=4", "pipeline.sampling.top_k=40"),
+    ],
+    "no combo": ["optimizations.kv_cache.enabled=true", "optimizations.kv_cache.bucket=64", *ON_A_CPU],
+}
+
+
+def specified(words):
+    """The job that a command's words ask for."""
+    words = [run_sweep.PLUS.sub("", word) for word in words]
+    register_catalogue(words)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        (spec,) = expand(compose("config", words))
+    return spec
+
+
+@pytest.mark.parametrize("words", ASKED.values(), ids=ASKED)
+def test_the_command_measures_again_what_was_measured(words, tmp_path):
+    spec = specified(words)
+    (run,) = data.load([make_run(tmp_path, Case(combo=spec.combo))])
+    summary = replace(run.summary, workload="smoke", pipeline="tiny_turbo")
+    environment = run.environment | {"device": {"type": "cpu"}}
+    command = conditions.command(replace(run, job=spec.config, summary=summary, environment=environment))
+    _, script, *again = shlex.split(command)
+    assert script == "run_sweep.py"
+    assert specified(again) == spec
 
 
 def test_only_a_complete_gain_with_kept_quality_is_recommended(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from harness import stats
+from harness import declared, stats
 from harness.locations import CONFIGS
 from harness.report import words
 from harness.report.data import Run, by_place
@@ -54,6 +54,10 @@ def _about_processes(runs: Sequence[Run]) -> str:
         f"interval from {stats.MIN_PROCESSES} pairs of processes on (`measure.processes`); here there "
         f"{words.agree(fewest, 'was', 'were')} {fewest}, so they are shown without one."
     )
+
+
+SAID_OF_PIPELINES = ("sampling", "language")
+"""Settings of a pipeline that `Run.pipeline_overrides` names."""
 
 
 def _threshold(name: str, value: float) -> str:
@@ -145,12 +149,10 @@ def command(run: Run) -> str:
     if sweep == "one_at_a_time":
         parts.append(f"+sweep={sweep}")
     elif sweep:
-        parts += [f"+combo={re.split('-without-|-screening-', run.name)[0]}", f"+sweep={sweep}"]
+        parts += [f"+combo={_whole_combo(run)}", f"+sweep={sweep}"]
     elif run.is_noise_floor:
         parts.append("+combo=baseline")
-    elif run.name == "custom":
-        parts += [f"optimizations.{name}.enabled=true" for name in run.summary.enabled]
-    else:
+    elif run.name != "custom":
         parts.append(f"+combo={run.name}")
     if not sweep and run.summary.against != BASELINE:
         parts.append(f"against={run.summary.against}")
@@ -158,8 +160,13 @@ def command(run: Run) -> str:
     for group in ("measure", "quality"):
         name = (run.job.get(group) or {}).get("name", "default")
         parts += [f"{group}={name}"] if name != "default" else []
-    for group in ("workload", "measure", "quality"):
-        parts += _changed(group, run.job.get(group) or {})
+    own = {name: value for name, value in (run.job.get("pipeline") or {}).items() if name not in SAID_OF_PIPELINES}
+    for group, settings in [
+        ("pipeline", own),
+        *((g, run.job.get(g) or {}) for g in ("workload", "measure", "quality")),
+    ]:
+        parts += _changed(group, settings)
+    parts += _changed_optimizations(run)
     modules = run.job.get("plugin_modules") or []
     parts += [shlex.quote(f"plugin_modules=[{','.join(map(str, modules))}]")] if modules else []
     device = run.environment.get("device")
@@ -168,11 +175,36 @@ def command(run: Run) -> str:
     return " ".join(parts)
 
 
+def _whole_combo(run: Run) -> str:
+    """The combo that a sweep left something out of, or else the run's own."""
+    return re.split("-without-|-screening-", run.name)[0]
+
+
 def _changed(group: str, settings: Mapping[str, Any]) -> list[str]:
     """The overrides that lead from a group's file to the settings, those that the file knows."""
     usual = dict(_flat(group, _usual(CONFIGS / group / f"{settings.get('name')}.yaml")))
     changed = [(name, value) for name, value in _flat(group, settings) if name in usual and usual[name] != value]
     return [shlex.quote(f"{name}={_override(value)}") for name, value in changed]
+
+
+def _changed_optimizations(run: Run) -> list[str]:
+    """The overrides that lead from the combo's file to what was on, and with which parameters.
+
+    What a sweep switched it switches again. Of a stranger's optimization, whose defaults only its import can tell, all
+    parameters are given.
+    """
+    combo = _usual(CONFIGS / "combo" / f"{_whole_combo(run)}.yaml").get("optimizations") or {}
+    switched, known = bool(run.job.get("sweep")), declared.read()
+    changed: dict[str, Any] = {}
+    for name, settings in (run.job.get("optimizations") or {}).items():
+        usual = {"enabled": False, **(known[name].defaults if name in known else {}), **(combo.get(name) or {})}
+        enabled = settings.get("enabled", False)
+        if enabled != usual["enabled"] and not switched:
+            changed[f"{name}.enabled"] = enabled
+        for parameter, value in settings.items() if enabled else ():
+            if parameter != "enabled" and usual.get(parameter, ...) != value:
+                changed[f"{name}.{parameter}"] = value
+    return [shlex.quote(f"optimizations.{name}={_override(value)}") for name, value in changed.items()]
 
 
 def _usual(file: Path) -> dict[str, Any]:
