@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ import optimizations
 from harness import checkpoints
 from harness.errors import UserError
 from harness.pipeline import Pipeline, Segment, Teacher
+from harness.quality import fidelity, replay
+from harness.results import find_runs
 from harness.sampling import TURBO
 
 TEXT = "The boat is late. We wait."
@@ -170,6 +176,38 @@ def test_weights_in_8_bits_are_read_as_they_are(tiny):
     assert compiled.evidence(tiny).facts["native_steps_count"]
 
 
+def test_fidelity_is_judged_stage_by_stage(tiny):
+    cases = [replay.Case(str(i), text, "random", n) for i, (text, n) in enumerate(zip(TEXTS, (6, 11, 8), strict=True))]
+    inputs = replay.record(tiny, cases, seed=3)
+    reference = replay.replay(tiny, cases, inputs, seed=3)
+    assert [trace.logits.shape[0] for trace in reference] == [6, 11, 8]
+
+    def verdicts() -> dict[str, str]:
+        traces = replay.replay(tiny, cases, inputs, seed=3)
+        compared = [fidelity.compare(one, other) for one, other in zip(reference, traces, strict=True)]
+        found = fidelity.summarize(compared, [case.text_id for case in cases])
+        return {stage: one["verdict"] for stage, one in found.items()}
+
+    faithful = dict.fromkeys(fidelity.LIMITS, fidelity.FAITHFUL)
+    assert verdicts() == faithful
+    apply_uncaptured(
+        tiny, fused_vocoder={}, flat_estimator={}, kv_cache={}, gpu_watermark={}, cuda_graphs={"tokens": 8}
+    )
+    assert verdicts() == faithful
+    tiny.reset()
+    apply_uncaptured(tiny, flow_steps={})
+    assert verdicts() == faithful | {"tokens_to_mel": fidelity.DIFFERS}
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("quantization", "GPT-2"), ("streaming", "silence"), ("cuda_graphs", "CUDA")]
+)
+def test_what_cannot_work_says_why(tiny, name, word):
+    reason = optimizations.create(name).unavailable(tiny)
+    assert word in reason
+    assert "\n" not in reason
+
+
 @pytest.mark.slow
 def test_every_optimization_is_active_or_says_why_not(tiny):
     said: dict[str, str] = {}
@@ -195,3 +233,22 @@ def test_every_optimization_is_active_or_says_why_not(tiny):
     }
     assert "GPT-2" in said["quantization"]
     assert "silence" in said["streaming"]
+
+
+@pytest.mark.slow
+def test_production_end_to_end_is_twice_as_fast_and_says_of_every_optimization_what_it_did(tmp_path):
+    folders = [f"{name}_dir={tmp_path / name}" for name in ("results", "reports")]
+    words = ["+combo=production", "pipeline=tiny_turbo", "workload=smoke", "measure=fast", "device=cpu", *folders]
+    root = Path(__file__).parent.parent
+    ran = subprocess.run([sys.executable, "run_sweep.py", *words], cwd=root, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (folder,) = find_runs([tmp_path / "results"])
+    summary = folder.summary()
+    enabled = {name: one for name, one in summary.optimizations.items() if one.enabled}
+    assert {one.status for one in enabled.values()} <= {"active", "unavailable"}
+    assert all(one.reason for one in enabled.values() if one.status == "unavailable")
+    active = {name for name, one in enabled.items() if one.status == "active"}
+    assert active >= {"kv_cache", "compile", "int8_weights", "flat_estimator", "inference_mode", "gpu_watermark"}
+    assert summary.comparison["rtf"].value <= 0.5
+    stages = json.loads((folder.path / "fidelity.json").read_text())["stages"]
+    assert {stage["verdict"] for stage in stages.values()} == {fidelity.FAITHFUL}
