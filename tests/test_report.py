@@ -17,8 +17,20 @@ from harness.__main__ import main
 from harness.config import expand, register_catalogue
 from harness.errors import UserError
 from harness.locations import CONFIGS
-from harness.report import claims, conditions, data, plots, report_name, rules, usage, verdict_line, words, write_report
-from harness.report.document import Bullets, Code, Document, Figure, Heading, Paragraph, Table
+from harness.report import (
+    claims,
+    conditions,
+    data,
+    plots,
+    report_name,
+    rules,
+    sections,
+    usage,
+    verdict_line,
+    words,
+    write_report,
+)
+from harness.report.document import Bullets, Code, Document, Figure, Heading, Paragraph, Section, Table
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
 from harness.results import BASELINE, Measurement, find_runs
@@ -592,6 +604,31 @@ def test_markdown_and_html_print_every_kind_of_block():
 
 
 # -- the command -----------------------------------------------------------------------------------------
+
+
+def test_pipelines_on_one_device_stand_side_by_side(tmp_path):
+    cases = [
+        Case(pipeline="random"),
+        Case(pipeline="random", combo="kv_cache", effect=Effect(time=0.9)),
+        Case(pipeline="random_turbo", effect=Effect(time=0.05)),
+        Case(pipeline="random_turbo", device="another GPU"),
+        Case(pipeline="random_multilingual", effect=Effect(time=0.4)),
+    ]
+    runs = loaded(tmp_path, *cases)
+
+    def beside(runs):
+        parts = [block for block in sections.build(runs, {}, []).blocks if isinstance(block, Section)]
+        return [block for part in parts if "side by side" in part.title for block in part.blocks]
+
+    _, table = beside(runs)
+    told = [tuple(row[:2]) for row in table.rows]
+    turbo, english, other = (words.said(name) for name in ("random_turbo", "random", "random_multilingual"))
+    fast, slow = "`production`", "`baseline`"
+    assert told[:4] == [(turbo, slow), (turbo, fast), (other, slow), (other, fast)]
+    assert told[4:] == [(english, slow), (english, fast), (english, "`kv_cache`")]
+    (summary,) = [r.summary for r in runs if r.summary.pipeline == "random_turbo" and "another" not in r.summary.device]
+    assert table.rows[1][4] == words.number(summary.variants["production"].rtf)
+    assert not beside(runs[:2])
 
 
 def test_the_report_command_writes_where_it_is_told(tmp_path, capsys):

@@ -185,6 +185,15 @@ def by_place(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return _grouped(runs, lambda run: run.place)
 
 
+def by_device(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """A device of another host is another one."""
+    return _grouped(runs, lambda run: words.said(", ".join(filter(None, (run.summary.device, run.host)))))
+
+
+def by_pipeline(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    return _grouped(runs, lambda run: run.summary.pipeline)
+
+
 def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return _grouped(runs, lambda run: run.setting)
 

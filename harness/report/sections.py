@@ -9,7 +9,7 @@ from harness.report import claims, rules, tables, words
 from harness.report.advice import deployment, recommendation, recommended
 from harness.report.claims import CANNOT, Finding
 from harness.report.conditions import conditions, repeat, warnings
-from harness.report.data import Run, by_place, by_setting, ranked
+from harness.report.data import Run, by_device, by_pipeline, by_place, by_setting, ranked
 from harness.report.document import (
     Block,
     Bullets,
@@ -38,6 +38,10 @@ ADDED = (
     "in just that one, whose interval then holds the noise of both. Of many comparisons some alarm by chance, so these "
     "verdicts hold after Holm's correction for their number."
 )
+ABSOLUTE_FIGURES = (
+    "Different models on the same device, in absolute figures. They come from jobs of their own, so only the last "
+    "column is a paired comparison: each variant's with its own pipeline's reference."
+)
 RATIOS = "A ratio below 1 is faster or smaller; brackets hold the 95 % interval."
 
 
@@ -63,6 +67,7 @@ def build(
         *_listen(runs, listening or {}),
         parts,
         _baseline(runs),
+        _side_by_side(runs),
         _optimizations(runs, effects, findings),
         _combined(runs, figures, front.figure),
         _quality(runs, figures),
@@ -154,6 +159,19 @@ def _listen(runs: Sequence[Run], listening: dict[str, Listening]) -> list[Block]
 
 
 # ------------------------------------------------------------------------- combined impact and quality
+
+
+def _side_by_side(runs: Sequence[Run]) -> Section | None:
+    """Pipelines that ran on one device, each unmodified and as fast as it got; None where there is but one."""
+    usable = [run for run in ranked(runs) if not run.failed]
+    devices = {device: by_pipeline(here) for device, here in by_device(usable).items()}
+    several = {device: pipelines for device, pipelines in devices.items() if len(pipelines) > 1}
+    if not several:
+        return None
+    blocks: list[Block] = [Paragraph(ABSOLUTE_FIGURES)]
+    for device, pipelines in several.items():
+        blocks += [*([Heading(3, device)] if len(several) > 1 else []), tables.side_by_side(pipelines)]
+    return Section("Pipelines side by side", blocks, open=True)
 
 
 def _combined(runs: Sequence[Run], figures: Figures, front: Figure | None) -> Section:

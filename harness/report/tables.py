@@ -74,6 +74,27 @@ def baselines(runs: Sequence[Run]) -> Table:
     )
 
 
+SIDE_BY_SIDE = ("generation_time_s", "rtf", "tokens_per_s", "peak_memory_mb")
+
+
+def side_by_side(pipelines: Mapping[str, Sequence[Run]]) -> Table:
+    """Several pipelines on one device: each one's reference, and what ran against it, in absolute figures.
+
+    A reference that several runs measured again is the first one's.
+    """
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for pipeline, runs in pipelines.items():
+        for run in runs:
+            workload = run.summary.workload
+            sides = [(run.reference, run.baseline, "1"), (run.name, run.combo, run.told("rtf"))]
+            for name, variant, change in sides:
+                figures = [words.figure(metric, getattr(variant, metric)) for metric in SIDE_BY_SIDE]
+                row = [words.said(pipeline), words.code(name), words.said(workload), *figures, change]
+                rows.setdefault((pipeline, name, workload), row)
+    titles = ["seconds an utterance", "RTF", "speech tokens per second", "peak memory", "time, of its reference's"]
+    return Table(["pipeline", "variant", "workload", *titles], list(rows.values()), numeric=frozenset(range(3, 7)))
+
+
 def loads(sides: Mapping[str, Mapping[str, Any]]) -> Table:
     """What callers have under load, of each variant, size by size."""
     rows = [
