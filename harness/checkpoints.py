@@ -2,9 +2,9 @@
 
 mini, mini_multilingual        the miniature checkpoint of this repository; the second has upstream's analyzer on
 chatterbox, multilingual       Resemble AI's checkpoints: from the hub, or from `checkpoint_dir`
-turbo                          Resemble AI's Turbo, likewise
+turbo, nano                    Resemble AI's Turbo and its small sister, likewise
 random, random_multilingual    upstream's full-size modules with seeded random weights: right for speed and
-random_turbo                   memory, meaningless for quality
+random_turbo, random_nano      memory, meaningless for quality
 tiny_turbo                     Turbo's modules in tiny, with seeded random weights: for tests
 """
 
@@ -65,6 +65,7 @@ UPSTREAM = {
     "chatterbox": (ChatterboxTTS, Pipeline),
     "multilingual": (ChatterboxMultilingualTTS, Pipeline),
     "turbo": (ChatterboxTurboTTS, turbo.TurboPipeline),
+    "nano": (turbo.Nano, turbo.TurboPipeline),
 }
 """Resemble AI's models: upstream's class, and ours."""
 
@@ -102,14 +103,14 @@ def _random(device: torch.device, multilingual: bool, seed: int) -> Pipeline:
     return Pipeline(model, device, voices, name=name, trained=False, sampling=DEFAULTS[name])
 
 
-def _random_turbo(device: torch.device, tiny: bool, seed: int) -> Pipeline:
+def _random_turbo(name: str, device: torch.device, backbone: str, seed: int) -> Pipeline:
     """Turbo's modules as a seed initializes them, with a tokenizer of bytes; see `_random`."""
     with torch.random.fork_rng(), device:
         torch.manual_seed(seed)
-        t3, s3gen, voice_encoder, tokenizer = turbo.build(device, tiny)
-        voices = {"random": _random_voice(t3.hp, prompt_s=TINY_PROMPT_S if tiny else RANDOM_PROMPT_S).to(device)}
+        t3, s3gen, voice_encoder, tokenizer = turbo.build(device, backbone)
+        prompt_s = TINY_PROMPT_S if backbone == turbo.TINY_GPT2 else RANDOM_PROMPT_S
+        voices = {"random": _random_voice(t3.hp, prompt_s).to(device)}
     model = ChatterboxTurboTTS(t3, s3gen, voice_encoder, tokenizer, str(device), conds=voices["random"])
-    name = "tiny_turbo" if tiny else "random_turbo"
     return turbo.TurboPipeline(model, device, voices, name=name, trained=False, sampling=DEFAULTS[name])
 
 
@@ -138,8 +139,10 @@ LOADERS: dict[str, Loader] = {
     "chatterbox": lambda device, folder, _seed: _upstream("chatterbox", device, folder),
     "multilingual": lambda device, folder, _seed: _upstream("multilingual", device, folder),
     "turbo": lambda device, folder, _seed: _upstream("turbo", device, folder),
+    "nano": lambda device, folder, _seed: _upstream("nano", device, folder),
     "random": lambda device, _folder, seed: _random(device, multilingual=False, seed=seed),
     "random_multilingual": lambda device, _folder, seed: _random(device, multilingual=True, seed=seed),
-    "random_turbo": lambda device, _folder, seed: _random_turbo(device, tiny=False, seed=seed),
-    "tiny_turbo": lambda device, _folder, seed: _random_turbo(device, tiny=True, seed=seed),
+    "random_turbo": lambda device, _folder, seed: _random_turbo("random_turbo", device, turbo.UPSTREAM_GPT2, seed),
+    "random_nano": lambda device, _folder, seed: _random_turbo("random_nano", device, turbo.NANO_GPT2, seed),
+    "tiny_turbo": lambda device, _folder, seed: _random_turbo("tiny_turbo", device, turbo.TINY_GPT2, seed),
 }

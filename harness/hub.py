@@ -16,6 +16,7 @@ REPOSITORIES = {
     "chatterbox": "ResembleAI/chatterbox",
     "multilingual": "ResembleAI/chatterbox",
     "turbo": "ResembleAI/chatterbox-turbo",
+    "nano": "ResembleAI/chatterbox-nano",
 }
 CHECKPOINTS = {
     "chatterbox": ("ve.safetensors", "t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt"),
@@ -29,6 +30,13 @@ CHECKPOINTS = {
     "turbo": (
         "ve.safetensors",
         "t3_turbo_v1.safetensors",
+        "s3gen_meanflow.safetensors",
+        "tokenizer_config.json",
+        "conds.pt",
+    ),
+    "nano": (
+        "ve.safetensors",
+        "t3_nano_v1.safetensors",
         "s3gen_meanflow.safetensors",
         "tokenizer_config.json",
         "conds.pt",

@@ -22,8 +22,8 @@ from harness.settings import did_you_mean
 
 OWN_LOADER = "harness.checkpoints.load"
 MINI_VOICES = Path(__file__).resolve().parent / "mini" / "weights" / "voices"
-UNTRAINED = ("random", "random_multilingual", "random_turbo", "tiny_turbo")
-PIPELINES = ("mini", "mini_multilingual", "chatterbox", "multilingual", "turbo", *UNTRAINED)
+UNTRAINED = ("random", "random_multilingual", "random_turbo", "random_nano", "tiny_turbo")
+PIPELINES = ("mini", "mini_multilingual", "chatterbox", "multilingual", "turbo", "nano", *UNTRAINED)
 
 
 def look(settings: Mapping[str, Any], here: bool = True) -> list[str]:

@@ -75,7 +75,9 @@ DEFAULTS = {
     "random": ENGLISH,
     "random_multilingual": MULTILINGUAL,
     "turbo": TURBO,
+    "nano": TURBO,
     "random_turbo": TURBO,
+    "random_nano": TURBO,
     "tiny_turbo": TURBO,
 }
 """What each of this project's pipelines takes where a configuration says nothing."""

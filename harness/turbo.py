@@ -1,4 +1,4 @@
-"""Chatterbox Turbo as a pipeline: upstream's `ChatterboxTurboTTS`, stage by stage.
+"""Chatterbox Turbo as a pipeline: upstream's `ChatterboxTurboTTS`, stage by stage; and Nano, a smaller Turbo.
 
 What differs from the English model: a GPT-2 in place of the Llama, one row as there is no guidance, a voice that opens
 with 375 of its own speech tokens, GPT-2's text tokens, three tokens of silence behind the speech, and a flow that was
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from chatterbox.models.s3gen import S3Gen
@@ -18,16 +19,23 @@ from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
 from chatterbox.models.t3.modules.t3_config import T3Config
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.tts_turbo import ChatterboxTurboTTS, Conditionals, punc_norm
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from harness import hub
 from harness.errors import UserError
 from harness.mini import models as mini
 from harness.pipeline import Pipeline, Segment, random_numbers_kept, speech_only, stop_held_back, taught
 
 UPSTREAM_GPT2 = "GPT2_medium"
+NANO_GPT2 = "GPT2_small"
+LLAMA_CONFIGS.setdefault(
+    NANO_GPT2, LLAMA_CONFIGS[UPSTREAM_GPT2] | {"hidden_size": 768, "n_embd": 768, "n_head": 12, "n_layer": 12}
+)
 TINY_GPT2 = "GPT2_tiny"
 LLAMA_CONFIGS[TINY_GPT2] = LLAMA_CONFIGS[UPSTREAM_GPT2] | {
     "hidden_size": 128,
@@ -39,6 +47,33 @@ LLAMA_CONFIGS[TINY_GPT2] = LLAMA_CONFIGS[UPSTREAM_GPT2] | {
     "vocab_size": 8,
 }
 N_TEXT_TOKENS = 50276
+
+
+class Nano(ChatterboxTurboTTS):
+    """Nano, of which `chatterbox-tts` 0.1.7 knows nothing: Turbo's parts around a smaller GPT-2, whose file has a name
+    of its own."""
+
+    @classmethod
+    def from_local(cls, ckpt_dir: str | Path, device: str) -> Nano:
+        folder = Path(ckpt_dir)
+
+        def weights(name: str) -> dict[str, Tensor]:
+            return load_file(folder / f"{name}.safetensors")
+
+        voice_encoder, s3gen, t3 = VoiceEncoder(), S3Gen(meanflow=True), T3(TurboT3Config(NANO_GPT2))
+        voice_encoder.load_state_dict(weights("ve"))
+        s3gen.load_state_dict(weights("s3gen_meanflow"))
+        t3.load_state_dict(weights("t3_nano_v1"))
+        del t3.tfmr.wte
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        conds = Conditionals.load(folder / "conds.pt", map_location="cpu").to(device)
+        t3, s3gen, voice_encoder = (part.to(device).eval() for part in (t3, s3gen, voice_encoder))
+        return cls(t3, s3gen, voice_encoder, tokenizer, device, conds=conds)
+
+    @classmethod
+    def from_pretrained(cls, device: str) -> Nano:
+        return cls.from_local(snapshot_download(hub.REPOSITORIES["nano"]), device)
 
 
 class TurboPipeline(Pipeline):
@@ -108,14 +143,14 @@ def build_t3(hp: T3Config) -> T3:
 
 
 def build(
-    device: torch.device, tiny: bool = False
+    device: torch.device, backbone: str = UPSTREAM_GPT2
 ) -> tuple[T3, S3Gen | mini.MiniS3Gen, VoiceEncoder, PreTrainedTokenizerFast]:
-    """Turbo's parts with weights drawn from PyTorch's random numbers: upstream's sizes, or tiny ones."""
-    if tiny:
+    """Turbo's parts with weights drawn from PyTorch's random numbers: with upstream's GPT-2, Nano's, or all tiny."""
+    if backbone == TINY_GPT2:
         hp = TurboT3Config(TINY_GPT2, n_text_tokens=256)
         parts = build_t3(hp), mini.MiniS3Gen(meanflow=True), mini.build_voice_encoder()
     else:
-        parts = build_t3(TurboT3Config()), S3Gen(meanflow=True), VoiceEncoder()
+        parts = build_t3(TurboT3Config(backbone)), S3Gen(meanflow=True), VoiceEncoder()
     t3, s3gen, voice_encoder = (part.to(device).eval() for part in parts)
     return t3, s3gen, voice_encoder, byte_tokenizer()
 

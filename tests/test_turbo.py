@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from applied import apply_uncaptured
+from safetensors.torch import save_file
 
 import optimizations
-from harness import checkpoints
+from harness import checkpoints, turbo
 from harness.errors import UserError
+from harness.mini import models as mini
 from harness.pipeline import Pipeline, Segment, Teacher
 from harness.quality import fidelity, replay
 from harness.results import find_runs
@@ -46,9 +48,11 @@ def tiny(loaded: Pipeline) -> Iterator[Pipeline]:
     loaded.sampling = TURBO
 
 
-def said(pipeline: Pipeline, texts: list[str], n_tokens: int | None = None, seed: int = 4) -> list[list[int]]:
+def said(
+    pipeline: Pipeline, texts: list[str], n_tokens: int | None = None, seed: int = 4, voice: str = "random"
+) -> list[list[int]]:
     """Speech tokens of each text; what follows T3 is left out."""
-    voice = pipeline.stages["condition"]("random")
+    voice = pipeline.stages["condition"](voice)
     torch.manual_seed(seed)
     with torch.inference_mode():
         spoken = pipeline.stages["generate_tokens"]([Segment(text, voice, i, n_tokens) for i, text in enumerate(texts)])
@@ -76,6 +80,34 @@ def test_the_baseline_is_upstreams_generate_bit_for_bit(tiny, monkeypatch):
     assert torch.equal(torch.from_numpy(utterance.wave), expected[0])
     assert utterance.n_tokens == 24
     assert utterance.audio_s == (24 + 3) / 25, "three tokens of silence end each segment"
+
+
+def test_nano_is_read_from_its_files(loaded, tmp_path, monkeypatch):
+    """Tiny in everything but the files, of which each part takes its own."""
+    monkeypatch.setattr(turbo, "NANO_GPT2", turbo.TINY_GPT2)
+    monkeypatch.setattr(turbo, "S3Gen", mini.MiniS3Gen)
+    monkeypatch.setattr(turbo, "VoiceEncoder", mini.build_voice_encoder)
+    monkeypatch.setattr(turbo, "N_TEXT_TOKENS", 256)
+    monkeypatch.setattr(turbo.TurboT3Config.__init__, "__defaults__", (turbo.UPSTREAM_GPT2, 256))
+    t3 = turbo.T3(turbo.TurboT3Config(turbo.TINY_GPT2))
+    for name, part in {"ve": loaded.model.ve, "s3gen_meanflow": loaded.model.s3gen, "t3_nano_v1": t3}.items():
+        save_file({key: value.clone() for key, value in part.state_dict().items()}, tmp_path / f"{name}.safetensors")
+    loaded.model.tokenizer.save_pretrained(tmp_path)
+    loaded.model.conds.save(tmp_path / "conds.pt")
+    nano = checkpoints.load("nano", "cpu", checkpoint_dir=tmp_path)
+    assert torch.equal(nano.model.t3.speech_head.weight, t3.speech_head.weight)
+    assert nano.sampling == TURBO
+    assert len(said(nano, [TEXT], n_tokens=4, voice="default")[0]) == 4
+
+
+def test_nano_is_another_size_alone():
+    nano, medium = (turbo.LLAMA_CONFIGS[name] for name in (turbo.NANO_GPT2, turbo.UPSTREAM_GPT2))
+    assert {name: nano[name] for name in nano if nano[name] != medium[name]} == {
+        "hidden_size": 768,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_layer": 12,
+    }
 
 
 def test_a_pinned_length_is_kept_and_a_teacher_is_obeyed(tiny):
