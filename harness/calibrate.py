@@ -194,12 +194,14 @@ def piece(case: Case, stage: str) -> list[dict[str, Any]]:
     return list(listener().rows(case, stage, SEEDS[stage], own))
 
 
-def work(rows: Sequence[Mapping[str, Any]], sentences: Sequence[str]) -> list[tuple[Case, str]]:
+def work(
+    rows: Sequence[Mapping[str, Any]], sentences: Sequence[str], stages: Sequence[str] = tuple(SEEDS)
+) -> list[tuple[Case, str]]:
     """Pieces that have no rows yet; the texts go round the voices."""
     voices = checkpoints.mini.VOICES
     cases = [Case(f"s{i}", text, voices[i % len(voices)]) for i, text in enumerate(sentences)]
     known = {(row["text_id"], row["stage"]) for row in rows}
-    return [(case, stage) for case in cases for stage in SEEDS if (case.text_id, stage) not in known]
+    return [(case, stage) for case in cases for stage in stages if (case.text_id, stage) not in known]
 
 
 # -- the curve -------------------------------------------------------------------------------------------------------
@@ -292,12 +294,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--sentences", type=int, default=60, help="of the sixty held-out ones")
+    parser.add_argument("--stages", nargs="+", choices=list(SEEDS), default=list(SEEDS), help="whose damages (all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     clips = options.out / "clips.jsonl"
     sentences = SENTENCES.read_text(encoding="utf-8").splitlines()[: options.sentences]
-    missing = work(read_rows(clips)[0], sentences)
+    missing = work(read_rows(clips)[0], sentences, options.stages)
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("forkserver")) as pool:
         for number, done in enumerate(as_completed([pool.submit(piece, *one) for one in missing]), start=1):
             for row in done.result():
