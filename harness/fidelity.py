@@ -79,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
     for name, found in compare_combos(model, sides, cases):
         record["combos"][name] = found
         verdicts = {stage: one["verdict"] for stage, one in found.get("stages", {}).items()}
-        say(f"{name}: {', '.join(f'{stage} {verdict}' for stage, verdict in verdicts.items()) or found['reason']}")
+        told = ", ".join(f"{stage} {verdict}" for stage, verdict in verdicts.items())
+        say(f"{name}: {told or found.get('reason', 'nothing of it can run here')}")
         options.out.mkdir(parents=True, exist_ok=True)
         write_atomically(options.out / "fidelity.json", dumped(record))
     say(str(write_page(finite(record), options.out)))
@@ -102,7 +103,10 @@ def toggles_of(name: str, gpu: bool) -> Toggles:
 
 
 def compare_combos(pipeline: Any, sides: Mapping[str, Toggles], cases: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """Each combo with its stages' figures and verdicts, and what was applied; or the reason that there are none."""
+    """Each combo with its stages' figures and verdicts, if anything of it can run here, and what was applied.
+
+    One that raises has the reason instead.
+    """
     import torch
 
     from harness.fitting import fit
@@ -123,9 +127,11 @@ def compare_combos(pipeline: Any, sides: Mapping[str, Toggles], cases: Sequence[
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 fitted = fit(unchanged, toggles, create)
-                traces = replay(pipeline, cases, inputs, SEED)
-            compared = [compare(*pair) for pair in zip(reference, traces, strict=True)]
-            found = {"stages": summarize(compared, [case.text_id for case in cases]), "applied": applied(fitted)}
+                traces = replay(pipeline, cases, inputs, SEED) if fitted.plugins else []
+            if traces:
+                compared = [compare(*pair) for pair in zip(reference, traces, strict=True)]
+                found = {"stages": summarize(compared, [case.text_id for case in cases])}
+            found["applied"] = applied(fitted)
         except Exception:
             found = {"reason": traceback.format_exc().strip().splitlines()[-1]}
         pipeline.reset()

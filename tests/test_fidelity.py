@@ -303,6 +303,7 @@ def test_combos_are_put_on_one_pipeline_and_taken_off_again(mini):
     assert {stage["verdict"] for stage in found["cached"]["stages"].values()} == {FAITHFUL}
     assert found["cached"]["applied"]["kv_cache"]["changes"]
     assert "CUDA" in found["nowhere"]["applied"]["cuda_graphs"]["reason"]
+    assert "stages" not in found["nowhere"], "what did nothing is not called faithful"
     assert "bucket" in found["wrong"]["reason"]
     assert not mini.standing()
 
