@@ -28,6 +28,7 @@ from harness.clips import check_clip, is_clip
 from harness.combos import combo_file
 from harness.console import say, say_error
 from harness.errors import UserError
+from harness.sampling import check_language
 
 SEED = 1
 FORMATS = (".wav", ".flac", ".ogg", ".mp3")
@@ -110,6 +111,7 @@ def _look_first(options: argparse.Namespace) -> None:
     pipeline = {"name": options.pipeline, "loader": preflight.OWN_LOADER, "checkpoint_dir": options.checkpoint_dir}
     preflight.check_loader(pipeline)
     preflight.check_checkpoint(pipeline)
+    check_language(pipeline, options.language, "--language")
     if options.voice and is_clip(options.voice):
         check_clip(options.voice)
 
@@ -162,12 +164,10 @@ class Spoken:
 
 def _call(pipeline: Any, text: str, voice: str) -> dict[str, Any]:
     """The arguments of `generate`; a built-in voice becomes upstream's current one."""
-    from chatterbox.mtl_tts import SUPPORTED_LANGUAGES, ChatterboxMultilingualTTS
+    from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 
     call: dict[str, Any] = {"text": text}
     if isinstance(pipeline.model, ChatterboxMultilingualTTS):
-        if pipeline.language not in SUPPORTED_LANGUAGES:
-            raise UserError(f"--language {pipeline.language}: there is {', '.join(SUPPORTED_LANGUAGES)}")
         call["language_id"] = pipeline.language
     if voice in pipeline.voices:
         pipeline.model.conds = pipeline.voices[voice]

@@ -88,6 +88,11 @@ def test_a_pipe_gets_a_wav_that_goes_on(tmp_path, monkeypatch, capsysbinary):
         ([TEXT, "-o", "."], "--out .: name a file that ends in"),
         ([TEXT, "--combo", "productoin"], "did you mean production?"),
         ([TEXT, "--pipeline", "gigantic"], "unknown pipeline 'gigantic'"),
+        ([TEXT, "--language", "fr"], "--language=fr: the pipeline mini speaks English only"),
+        (
+            [TEXT, "--pipeline", "mini_multilingual", "--language", "xx"],
+            "--language=xx: the pipeline mini_multilingual",
+        ),
         ([TEXT, "--device", "tpu"], "device=tpu: there is auto, cpu, cuda and cuda:N"),
         ([TEXT, "--voice", "bob"], "--voice bob: neither one of this pipeline's voices (kal16, awb, rms, slt)"),
         (["word " * 400], "the text is too long, 2"),
