@@ -147,3 +147,27 @@ def test_gpu_kernels_that_start_early_compute_the_same_bits(turbo):
             walks.append(torch.stack(hidden))
     assert walks[0].isfinite().all()
     assert torch.equal(*walks)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampling", [TURBO, replace(TURBO, temperature=0.0)], ids=["sampled", "greedy"])
+def test_gpu_steps_of_one_graph_are_single_steps(turbo, sampling):
+    """Nothing is launched in the ordinary way between them: what a step reads, the one before has to have written."""
+    turbo.sampling = sampling
+    for name in ("int8_weights", "mixed_precision", "kv_cache", "compile", "cuda_graphs"):
+        apply_one(turbo, name, **({"estimator": False} if name == "compile" else {}))
+    loop, said = turbo.stages["generate_tokens"].captured_loop, []
+    for loop.poll in (1, 16, 16):
+        said.append(spoken(turbo, 300))
+    assert said[0] == said[1] == said[2]
+    assert len(set(said[0])) > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 40, 192, 1000])
+def test_gpu_prompts_read_weights_in_8_bits_as_they_are(turbo, rows):
+    apply_one(turbo, "int8_weights")
+    layer = turbo.model.t3.tfmr.h[0].mlp.c_proj
+    x = torch.randn(1, rows, 4096, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).bfloat16()
+    exact = torch.nn.functional.linear(x.float(), layer.unpacked(), layer.bias)
+    assert relative_error(layer(x), exact) < 0.005
