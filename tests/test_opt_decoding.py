@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
+from llamas import prompts, tiny
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -20,6 +21,7 @@ from harness.errors import UserError
 from harness.pipeline import Pipeline, Request
 from harness.sampling import Sampling
 from optimizations.t3 import sampling as ours
+from optimizations.t3.engines import StaticEngine
 from optimizations.t3.guard import Guard
 from optimizations.token_sequence import causal_scores, crossfade, split_text
 
@@ -109,6 +111,28 @@ def test_a_batch_gives_each_text_the_tokens_it_gets_alone(kind, plugins, request
     finally:
         pipeline.reset()
         pipeline.sampling = old
+
+
+def test_rows_open_with_whatever_voice_comes_next():
+    """A voice that the rows open with already is not written again; another one, more rows or more room are."""
+    model, engine = tiny(), StaticEngine(tiny(), 16)
+    with torch.inference_mode():
+        voices = [StaticEngine(model, 16).prefix(prompts(1, 6, seed)) for seed in (8, 9)]
+
+    def heard(engine, voice, rows, length):
+        with torch.inference_mode():
+            hidden = [engine.prefill(prompts(rows, length), None, None if voice is None else voices[voice])]
+            hidden += [engine.step(prompts(rows, 1, seed)) for seed in (2, 3)]
+        return torch.stack(hidden)
+
+    order = [(0, 1, 5), (0, 1, 7), (0, 2, 5), (0, 1, 5), (1, 1, 5), (0, 2, 5), (None, 1, 5), (0, 1, 5), (0, 1, 40)]
+    order.append((0, 2, 5))
+    for voice, rows, length in order:
+        fresh = heard(StaticEngine(model, 16), voice, rows, length)
+        torch.testing.assert_close(heard(engine, voice, rows, length), fresh, msg=str((voice, rows, length)))
+    with torch.inference_mode():
+        engine.prefix(prompts(1, 6, 9))
+    torch.testing.assert_close(heard(engine, 0, 2, 5), heard(StaticEngine(model, 16), 0, 2, 5))
 
 
 def test_evidence_of_a_run(mini):

@@ -210,6 +210,8 @@ class StaticEngine(FlatEngine):
         """The slot that the next fixed step writes, [1] on the device."""
         self._memory = _Memory()
         self._n_prefix = 0
+        self._opened: tuple[Prefix, int, int] | None = None
+        """The prefix that rows still open with, how many rows, and the moves until then."""
 
     @property
     def capacity(self) -> int:
@@ -232,10 +234,19 @@ class StaticEngine(FlatEngine):
         self._n_prefix = 0 if prefix is None else prefix[0][0].shape[2]
         self._reserve(embeds.shape[0], self._n_prefix + embeds.shape[1], embeds)
         self._set_padding(pad)
-        for index, (k, v) in enumerate(prefix or []):
-            self.keys[index][:, :, : self._n_prefix] = k
-            self.values[index][:, :, : self._n_prefix] = v
+        self._open(prefix)
         self.length = self._n_prefix
+
+    def _open(self, prefix: Prefix | None) -> None:
+        """Have all rows begin with the prefix. What the last prompt began with is there still, and not copied again."""
+        rows, opened = len(self.pads), self._opened
+        if prefix is None:
+            self._opened = None
+        elif opened is None or opened[0] is not prefix or opened[1] < rows or opened[2] != self.moves:
+            for index, (k, v) in enumerate(prefix):
+                self.keys[index][:, :, : self._n_prefix] = k
+                self.values[index][:, :, : self._n_prefix] = v
+            self._opened = prefix, rows, self.moves
 
     def read(self, embeds: Tensor, start: int) -> Tensor:
         """Prompts [R, n, C], from the slot `start` on -> hidden [R, C]. With padding set, it can be captured."""
@@ -287,6 +298,7 @@ class StaticEngine(FlatEngine):
     def prefix(self, embeds: Tensor) -> Prefix:
         """Keys and values per layer of a voice's opening embeddings [1, p, C]; they do not depend on what follows."""
         self.length = self._n_prefix = 0
+        self._opened = None
         self._reserve(1, embeds.shape[1], embeds)
         self._set_padding(None)
         self._run_here(embeds, newest=1)
@@ -294,8 +306,9 @@ class StaticEngine(FlatEngine):
         return [(k[:1, :, :end].clone(), v[:1, :, :end].clone()) for k, v in zip(self.keys, self.values, strict=True)]
 
     def reserve(self, rows: int, length: int) -> None:
-        """Have memory for `length` positions in `rows` rows, for prompts to come."""
+        """Have memory for `length` positions in `rows` rows, for prompts to come; nothing of it is kept."""
         self.length = 0
+        self._opened = None
         self._reserve(rows, length, self.blocks.norm.weight)
         self._set_padding(None)
 
