@@ -20,7 +20,7 @@ from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.t3.slots import Slots
 
 TEXT_POSITIONS = 512
-"""Positions of a place beside those of the voice and of the speech: some 40 s of text."""
+"""Positions of a place beside those of the voice and of the speech: about as many as 40 s of text take."""
 ENCODER_BUCKET = 32
 """Tokens to which the flow's encoder is padded: a solver's bucket of 64 frames, as `cuda_graphs` has it."""
 MOST_TOGETHER = 8
@@ -38,11 +38,12 @@ class ContinuousBatching(Optimization):
     - Flow, vocoder and watermark make the next pieces of up to `together` utterances in one pass, those whose listeners
       will have nothing to hear first (streams/served.py). A first piece is `first` tokens and takes `first_steps` Euler
       steps; a later one takes what T3 has made by then, at least `growth` times as many, up to `longest`. `context`
-      tokens are seen again.
+      tokens are seen again, and of the voice's the last `prompt`, five seconds: of ten, most of a pass's work would be
+      for a mel that nobody hears.
     Why: a step of T3 reads its weights for however many rows there are, and a GPU makes mels of eight prompts in less
     than eight times as long. A first piece waits for a round and a pass, and for nobody's end.
     Where not: one caller at a time is better served by `streaming`, whose T3 works for two rows and no more; whole
-    utterances take the way they take without this. A place costs memory for its longest utterance, some 150 MB in
+    utterances take the way they take without this. A place costs memory for its longest utterance, some 380 MB in
     bfloat16 at full size. A multilingual T3's guard judges its tokens on the host, one request at a time.
     What a request says is what it would say alone, but for rounding: rows do not see one another, and the random
     numbers of each are its seed's. They are not those of `synthesize`, whose generator is PyTorch's own.
@@ -56,9 +57,11 @@ class ContinuousBatching(Optimization):
 
     @dataclass
     class Config:
-        """`slots`: utterances whose tokens are made at a time. `together`: pieces in one pass. `round`: tokens."""
+        """`slots`: utterances whose tokens are made at a time. `together`: first pieces in one pass; later ones take
+        more steps, and as many fewer have a pass. `round`: tokens. `prompt`: tokens of the voice's that the flow sees.
+        """
 
-        slots: int = number(32, least=1, most=256)
+        slots: int = number(48, least=1, most=256)
         together: int = number(8, least=1, most=MOST_TOGETHER)
         round: int = number(8, least=1)
         first: int = number(16, least=1)
@@ -66,6 +69,7 @@ class ContinuousBatching(Optimization):
         growth: float = number(2.0, least=1)
         longest: int = number(100, least=1)
         context: int = number(50, least=0)
+        prompt: int = number(125, least=1)
 
     config: Config
 
@@ -79,11 +83,11 @@ class ContinuousBatching(Optimization):
         return None
 
     def apply(self, pipeline: Pipeline) -> None:
-        self._server = StreamServer(pipeline, decoder_of(pipeline, self.name), self.config)
-        pipeline.swap(pipeline, "server", self._server)
+        self.server = StreamServer(pipeline, decoder_of(pipeline, self.name), self.config)
+        pipeline.swap(pipeline, "server", self.server)
 
     def evidence(self, pipeline: Pipeline) -> Evidence:
-        server = self._server
+        server = self.server
         facts: dict[str, Any] = {
             "desks_count": server.n_desks,
             "joined_by_others_there": {str(n): count for n, count in sorted(server.tally.joined.items())},
@@ -103,12 +107,12 @@ class StreamServer:
         self.pipeline, self.decoder, self.config = pipeline, decoder, config
         self.n_desks = 0
         self.tally = Tally()
-        self._graphs = Graphs(Capturer(pipeline.device)) if pipeline.device.type == "cuda" else Graphs()
-        self._encoder = StaticEncoder(pipeline.model.s3gen.flow.encoder, self._graphs, ENCODER_BUCKET)
+        self.graphs = Graphs(Capturer(pipeline.device)) if pipeline.device.type == "cuda" else Graphs()
+        self._encoder = StaticEncoder(pipeline.model.s3gen.flow.encoder, self.graphs, ENCODER_BUCKET)
         self._slots: Slots | None = None
         self._desk: ServedStreams | None = None
         self._is_ready = False
-        pipeline.on_undo(self._graphs.clear)
+        pipeline.on_undo(self.graphs.clear)
 
     def open(self) -> ServedStreams:
         self.n_desks += 1
@@ -123,7 +127,7 @@ class StreamServer:
         with self.decoder.unrecorded():
             on_gpu = self.pipeline.device.type == "cuda"
             if on_gpu:
-                self._prepare(request)
+                self.prepare(request)
             desk = self._open()
             for caller in range(self.config.together if on_gpu else 1):
                 desk.take(caller, request)
@@ -135,21 +139,28 @@ class StreamServer:
         config = self.config
         if self._desk is not None:
             self._desk.leave()
-        with torch.inference_mode():
-            self._slots = self._slots or Slots(
-                self.decoder, config.slots, self.decoder.opening() + TEXT_POSITIONS, self._graphs
-            )
+        slots = self._open_slots()
         pace = Pace(**{one.name: getattr(config, one.name) for one in fields(Pace)})
-        self._desk = ServedStreams(self.pipeline, self._slots, pace, self._encode, self.tally)
+        self._desk = ServedStreams(self.pipeline, slots, pace, self._encode, self.tally)
         return self._desk
+
+    def _open_slots(self) -> Slots:
+        """The places, whose memory is taken when they are first asked for."""
+        if self._slots is None:
+            with torch.inference_mode():
+                longest = self.decoder.opening() + TEXT_POSITIONS
+                self._slots = Slots(self.decoder, self.config.slots, longest, self.graphs)
+        return self._slots
 
     def _encode(self, _encoder: Any, embedded: Tensor, lengths: Tensor) -> Tensor:
         return self._encoder.forward(embedded, lengths)[0]
 
-    def _prepare(self, request: Request) -> None:
-        """Passes of all sizes over nobody's tokens, the largest first: each shape is captured."""
+    def prepare(self, request: Request) -> None:
+        """All shapes that there may be, over nobody's tokens, the largest first: each is captured."""
         config, pipeline = self.config, self.pipeline
+        slots = self._open_slots()
         with pipeline.as_in_a_synthesis(), torch.inference_mode():
+            slots.prepare(config.together)
             segment = pipeline.segments(request)[0]
             for exponent in reversed(range(config.together.bit_length())):
                 for new in (*range(config.longest, config.first, -ENCODER_BUCKET), config.first):
@@ -158,11 +169,13 @@ class StreamServer:
 
     def _pass(self, segment: Segment, n: int, said: int, end: int) -> None:
         """A pass for `n` utterances that have come as far as `said`."""
+        config, wanted = self.config, []
         ids = torch.zeros(end + LOOKAHEAD, dtype=torch.long, device=self.pipeline.device)
-        wanted = []
         with own_random_numbers(self.pipeline.device, 0) as resume:
             for _ in range(n):
-                pieces = SpokenPieces(self.pipeline, segment, len(ids), self.config.first_steps, self.config.context)
+                pieces = SpokenPieces(
+                    self.pipeline, segment, len(ids), config.first_steps, config.context, config.prompt
+                )
                 pieces.said = said
                 wanted.append(Next(pieces, ids, end, False, resume))
         launch_together(self.pipeline, wanted, self._encode)

@@ -12,7 +12,7 @@ from harness import checkpoints
 from optimizations.common.modules import cast_parameters
 from optimizations.t3.blocks import blocks_of, by_outputs
 from optimizations.t3.engines import StaticEngine
-from optimizations.t3.slots import PromptReader, SlotEngine
+from optimizations.t3.slots import SlotEngine
 
 both = pytest.mark.parametrize("make", [tiny, tiny_gpt2], ids=["llama", "gpt2"])
 
@@ -78,11 +78,9 @@ def test_rows_at_positions_of_their_own(make):
     prompt, after = prompts(4, 70), [prompts(4, 1, seed) for seed in range(2, 5)]
     walks = []
     for step in (StaticEngine.static_step, batched().step):
-        engine, reader = SlotEngine(model, 4, 100), PromptReader(model)
+        engine, hidden = SlotEngine(model, 4, 100), []
         with torch.inference_mode():
-            reader.prefill(prompt, None)
-            engine.keep(torch.arange(4), lengths, reader)
-            hidden = []
+            engine.read_into(prompt, 70 - lengths, torch.arange(4))
             for embeds in after:
                 hidden.append(step(engine, embeds, 100))
                 engine.position += 1
@@ -92,7 +90,7 @@ def test_rows_at_positions_of_their_own(make):
         if length:
             alone = StaticEngine(model, 100)
             with torch.inference_mode():
-                alone.prefill(prompt[row : row + 1, :length], None)
+                alone.prefill(prompt[row : row + 1, 70 - length :], None)
                 expected = torch.cat([alone.step(embeds[row : row + 1]) for embeds in after])
             torch.testing.assert_close(walks[0][:, row], expected, atol=1e-5, rtol=1e-5)
 

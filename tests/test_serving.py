@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from harness import checkpoints
 from harness.load import Closed, News, drive, level, most_kept
 from harness.pipeline import Chunk, Desk, Pipeline, Request, SynthesisError, Utterance
 from harness.quality.watermark import create_detector
+from optimizations.common.graphs import Uncaptured
 
 TEXTS = ("Yes, it does.", "Where did you leave the keys of the car?", "No.", "We will meet at the old bridge.")
 LONG = "The boats were already back when we reached the harbour. Somebody had left a lamp burning on the wall."
@@ -182,6 +184,21 @@ def test_whole_utterances_are_as_without_it(mini: Pipeline) -> None:
     apply(mini, "continuous_batching", **SMALL)
     serve(mini.desk(), requests(mini, (5,)))
     torch.testing.assert_close(mini.synthesize(TEXTS[0], "rms", 1, 5).tokens, before.tokens)
+
+
+def test_what_was_prepared_is_all_that_is_needed(mini: Pipeline) -> None:
+    """A shape that comes while somebody waits would be captured then."""
+    graphs = optimizations.create("cuda_graphs", {"tokens": 60})
+    graphs.apply_with(mini, Uncaptured)
+    server = apply(mini, "continuous_batching", **SMALL | {"first": 16, "longest": 40, "round": 16}).server
+    server.prepare(requests(mini, (5,))[0])
+    before = [Counter(one.captured) for one in (graphs.graphs, server.graphs)]
+    serve(mini.desk(), requests(mini, (60, 25, 100, 41, 18)), every=1)
+    for one, counted in zip((graphs.graphs, server.graphs), before, strict=True):
+        assert sum(counted.values()) > 3
+        assert {stage: n for stage, n in one.captured.items() if stage != "slots"} == {
+            stage: n for stage, n in counted.items() if stage != "slots"
+        }, "steps of T3 read as far as they have to on a CPU"
 
 
 def test_evidence_asks_for_company(mini: Pipeline) -> None:

@@ -255,13 +255,9 @@ def test_another_vocoder_is_named(mini: Pipeline) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_stream_is_understood_as_the_whole_is_and_begins_early(mini: Pipeline) -> None:
-    """The same tokens in pieces and as a whole, on what a CPU has of the combo; figures are printed.
-
-    The bounds are the difference that a few utterances can show; a change of the whole's own random source moves WER
-    as much.
-    """
+    """The same tokens in pieces and as a whole, on what a CPU has of the combo; figures are printed."""
     mini.reset()
     apply_combo(mini)
     transcriber, encoder, detector = (
@@ -273,8 +269,8 @@ def test_a_stream_is_understood_as_the_whole_is_and_begins_early(mini: Pipeline)
     sentences = (ROOT / "tests/data/held_out_sentences.txt").read_text().splitlines()
     heard: dict[str, list[tuple[float, float, float]]] = {"whole": [], "pieces": []}
     shares = []
-    for index in range(12):
-        text, voice = " ".join(sentences[3 * index : 3 * index + 2]), list(mini.voices)[index % len(mini.voices)]
+    for index in range(24):
+        text, voice = " ".join(sentences[2 * index : 2 * index + 2]), list(mini.voices)[index % len(mini.voices)]
         reference = reference_wave(voice)
         assert reference is not None
         own = encoder.embed(voice_in(*reference))
@@ -299,7 +295,7 @@ def test_a_stream_is_understood_as_the_whole_is_and_begins_early(mini: Pipeline)
     print(f"\nWER {wer:.4f} whole, {wer_pieces:.4f} in pieces; similarity {sim:.4f}, {sim_pieces:.4f}")
     print(f"first audio after {np.median(shares):.3f} of the whole's time ({min(shares):.3f} to {max(shares):.3f})")
     assert min(mark for _, _, mark in heard["pieces"]) > 0.5
-    assert wer_pieces <= wer + 0.03
+    assert wer_pieces <= wer + 0.02
     assert sim_pieces >= sim - 0.02
     assert np.median(shares) <= 0.35
 

@@ -44,6 +44,14 @@ def prompt_of(voice: Conditionals, device: torch.device, dtype: torch.dtype) -> 
     return Prompt(tokens.view(-1).long(), mel[0].to(dtype), speaker.view(-1).to(dtype))
 
 
+def shortened(prompt: Prompt, most: int) -> Prompt:
+    """The last `most` tokens of a prompt, and their mel."""
+    if len(prompt.tokens) <= most:
+        return prompt
+    ratio = len(prompt.mel) // len(prompt.tokens)
+    return Prompt(prompt.tokens[-most:], prompt.mel[-ratio * most :], prompt.speaker)
+
+
 def noise_for(s3gen: Any, frames: int, prompt: int, device: torch.device) -> Tensor:
     """What the solver starts from [1, 80, frames], of which `prompt` are the voice's, by upstream's draws.
 
@@ -61,15 +69,19 @@ class PrefixFlow:
     """The mel of one utterance, pass by pass.
 
     `longest` is the number of tokens that it can have, `context` the number of tokens before the new ones that a pass
-    sees beside the prompt: it bounds a pass's work, and an utterance that is not longer is not touched by it.
+    sees beside the prompt, `prompt` that of the prompt's own, of which all are seen where it is None: they bound a
+    pass's work, and an utterance or a prompt that is not longer is not touched by it.
     """
 
-    def __init__(self, pipeline: Pipeline, voice: Conditionals, longest: int, context: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, voice: Conditionals, longest: int, context: int, prompt: int | None = None
+    ) -> None:
         self._pipeline, self._context = pipeline, context
         s3gen, device = pipeline.model.s3gen, pipeline.device
         self._flow: Any = s3gen.flow
         self._dtype = s3gen.dtype
-        self.prompt = prompt_of(voice, device, s3gen.dtype)
+        whole = prompt_of(voice, device, s3gen.dtype)
+        self.prompt = whole if prompt is None else shortened(whole, prompt)
         frames = self._flow.token_mel_ratio * (len(self.prompt.tokens) + longest)
         self._noise = noise_for(s3gen, frames, self._flow.token_mel_ratio * len(self.prompt.tokens), device)
 

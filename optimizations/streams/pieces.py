@@ -35,11 +35,19 @@ class SpokenPieces:
     """One segment's pieces. `said` tokens are in those that were launched.
 
     `longest` is the number of tokens that it can have. The first pass of the flow takes `first_steps` Euler steps, and
-    each sees `context` tokens again (`PrefixFlow`).
+    each sees `context` tokens again, and `prompt` of the voice's (`PrefixFlow`).
     """
 
-    def __init__(self, pipeline: Pipeline, segment: Segment, longest: int, first_steps: int, context: int) -> None:
-        self.flow = PrefixFlow(pipeline, segment.conditionals, longest, context)
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        segment: Segment,
+        longest: int,
+        first_steps: int,
+        context: int,
+        prompt: int | None = None,
+    ) -> None:
+        self.flow = PrefixFlow(pipeline, segment.conditionals, longest, context, prompt)
         self.said = 0
         self._pipeline, self._first_steps = pipeline, first_steps
         self._vocoder = ContinuedVocoder(pipeline.model.s3gen.mel2wav, BEHIND)

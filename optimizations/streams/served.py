@@ -44,14 +44,16 @@ NEAR_S = 0.4
 
 @dataclass(frozen=True)
 class Pace:
-    """How pieces are cut. `round`: tokens of T3 between two looks; `together`: utterances whose pieces are made in one
-    pass; the others as in `optimizations.streaming`."""
+    """How pieces are cut. `round`: tokens of T3 between two looks; `together`: utterances whose first pieces are made
+    in one pass, of later ones, which take more steps, as many fewer; `prompt`: tokens of the voice's own that the flow
+    sees; the others as in `optimizations.streaming`."""
 
     first: int
     first_steps: int
     growth: float
     longest: int
     context: int
+    prompt: int
     round: int
     together: int
 
@@ -207,7 +209,8 @@ class ServedStreams:
     def _speak(self, due: list[Speech]) -> Told:
         """The next pieces of those that are due first, all with as many Euler steps as the first of them."""
         steps = due[0].pieces.steps
-        chosen = [one for one in due if one.pieces.steps == steps][: self._pace.together]
+        together = max(1, self._pace.together * min(steps, self._pace.first_steps) // steps)
+        chosen = [one for one in due if one.pieces.steps == steps][:together]
         self._tally.passes[len(chosen)] += 1
         wanted = []
         for one in chosen:
@@ -259,7 +262,7 @@ class ServedStreams:
     def _begun(self, caller: Caller, segment: Segment, seed: int, slot: int) -> Speech:
         pace, most = self._pace, segment.n_tokens or self._pipeline.sampling.max_new_tokens
         with own_random_numbers(self._pipeline.device, seed) as resume:
-            pieces = SpokenPieces(self._pipeline, segment, most, pace.first_steps, pace.context)
+            pieces = SpokenPieces(self._pipeline, segment, most, pace.first_steps, pace.context, pace.prompt)
         return Speech(caller, segment, slot, pieces, resume, pace)
 
     def _release(self, speech: Speech) -> None:

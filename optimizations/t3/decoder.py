@@ -270,16 +270,16 @@ class Decoder:
     # -- the prompt ----------------------------------------------------------------------------------------------
 
     def prefill(
-        self, segments: list[Segment], read: Callable[..., Tensor]
+        self, segments: list[Segment], read: Callable[..., Tensor], reuse: bool = True
     ) -> tuple[Tensor, list[tuple[Guard, slice]], list[int]]:
-        """Run the prompts, with the engine's own `prefill` or another one like it.
+        """Run the prompts, with the engine's own `prefill` or another one like it; `reuse` kept voices' prefixes.
 
         Returns the last hidden state [sides of n, C], each row's guard with its text's slots, and the prompts' lengths.
         """
         texts, sides = [self._text_embeddings(segment) for segment in segments], self.sides
         n_texts = [text.shape[1] - self.pipeline.n_starts for text in texts]
         prefix = None
-        if self.reuse_prefix and isinstance(self.engine, StaticEngine):
+        if reuse and self.reuse_prefix and isinstance(self.engine, StaticEngine):
             prefix = self.stacked_prefixes([segment.conditionals.t3 for segment in segments])
             starts, prompts = prefix[0][0].shape[2], texts
         else:

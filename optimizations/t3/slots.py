@@ -24,8 +24,10 @@ from torch import Tensor
 from harness.pipeline import HELD_BACK, Segment
 from optimizations.common.graphs import Graphs
 from optimizations.common.kernels import for_device
+from optimizations.common.padding import padded_length
+from optimizations.t3.captured_loop import PROMPT_BUCKET
 from optimizations.t3.decoder import Decoder
-from optimizations.t3.engines import GrowingEngine, Prefix, StaticEngine
+from optimizations.t3.engines import StaticEngine
 from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample_by, times_of
 
 STAGE = "slots"
@@ -44,34 +46,47 @@ class SlotEngine(StaticEngine):
     def _write(self, cache: Tensor, new: Tensor) -> None:
         cache[self._each, :, self.position] = new[:, :, 0]
 
-    def keep(self, rows: Tensor, lengths: Tensor, reader: PromptReader) -> None:
-        """Have rows [n] hold the prompts, of `lengths` [n], that `reader` has read, without their padding."""
-        slots = torch.arange(int(lengths.max()), device=rows.device)
-        where = slots + torch.where(slots < reader.n_prefix, 0, reader.padding[:, None])
-        for index, (k, v) in enumerate(reader.cache):
-            at = where.clamp_max(k.shape[2] - 1)[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
-            self.keys[index][rows, :, : len(slots)] = k.gather(2, at)
-            self.values[index][rows, :, : len(slots)] = v.gather(2, at)
-        self.position[rows] = lengths
+    def read_into(self, embeds: Tensor, pads: Tensor, rows: Tensor) -> Tensor:
+        """Prompts [R, n, C], padded on the left by `pads` [R], into `rows` [R] of the cache, without their padding.
+
+        Returns the last hidden states [R, C]. Asks the device nothing, so that it can be captured.
+        """
+        n = embeds.shape[1]
+        slots = torch.arange(n, device=embeds.device)
+        places = tuple(table[(slots - pads[:, None]).clamp_min(0)] for table in self.tables)
+        # A padded slot may look at itself, or its softmax would be over nothing.
+        seen = (slots <= slots[:, None]) & (slots >= pads[:, None, None]) | (slots == slots[:, None])
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=embeds.device).masked_fill_(~seen, -torch.inf)
+        source = (slots + pads[:, None]).clamp_max(n - 1)[:, None, :, None]
+
+        def store(index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            at = source.expand(-1, k.shape[1], -1, k.shape[3])
+            self.keys[index][rows, :, :n] = k.gather(2, at)
+            self.values[index][rows, :, :n] = v.gather(2, at)
+            return k, v
+
+        hidden = self._layers(embeds, places, store, mask[:, None], causal=False, newest=1, visible=None)
+        self.position[rows] = n - pads
+        return hidden
 
 
-class PromptReader(GrowingEngine):
-    """Reads prompts and keeps what they leave: keys and values [R, heads, n, head_dim] a layer."""
+@dataclass
+class Prompts:
+    """Prompts on their way into their places: B of them, `longest` positions each, C wide."""
 
-    def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: Prefix | None = None) -> Tensor:
-        """See `Engine`; rows are laid out as prefix, padding, prompt."""
-        rows, self._pad = len(embeds), pad
-        self.n_prefix = self.length = prefix[0][0].shape[2] if prefix else 0
-        self.padding = embeds.new_zeros(rows, dtype=torch.long) if pad is None else pad
-        self._cache = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in prefix or []]
-        self._tabulate(self.n_prefix + embeds.shape[1], embeds)
-        slots = torch.arange(len(self.tables[0]), device=embeds.device)
-        self.valid_slots = (slots < self.n_prefix) | (slots >= self.n_prefix + self.padding[:, None])
-        return self._run(embeds, self._store, newest=1)
+    embeds: Tensor  # [sides B, longest, C]: padded on the left
+    pads: Tensor  # [sides B]
+    rows: Tensor  # [sides B]: where they go
 
-    @property
-    def cache(self) -> Prefix:
-        return self._cache
+    def fill(self, embeds: Tensor, pads: Tensor, rows: Tensor, sides: int) -> None:
+        """Up to B prompts [sides b, n, C]; what is left over repeats the last one."""
+        each, n = len(self.embeds) // sides, embeds.shape[1]
+        for mine, given in ((self.embeds[:, -n:], embeds), (self.rows, rows), (self.pads, pads)):
+            by_side = given.unflatten(0, (sides, -1))
+            spare = by_side[:, -1:].expand(-1, each - by_side.shape[1], *by_side.shape[2:])
+            mine.copy_(torch.cat((by_side, spare), dim=1).flatten(0, 1))
+        self.embeds[:, :-n] = 0
+        self.pads += self.embeds.shape[1] - n
 
 
 @dataclass
@@ -118,7 +133,7 @@ class Slots:
         limit = pipeline.sampling.max_new_tokens
         self._step_of_engine = self._kernels_or_layers()
         self._engine = SlotEngine(t3.tfmr, self._sides * n, longest + limit + 1)
-        self._reader = PromptReader(t3.tfmr)
+        self._prompts: dict[tuple[int, int], Prompts] = {}
         self._settings = SamplingTensors(self._device)
         self._settings.set(pipeline.sampling)
         self._filters = Filters.of(pipeline.sampling)
@@ -154,13 +169,9 @@ class Slots:
     def admit(self, segments: Sequence[Segment], seeds: Sequence[int]) -> list[int]:
         """Read the segments' prompts, which have to fit, into free places, all at once; returns those places."""
         p, sampling, hp = self._places, self.decoder.pipeline.sampling, self.decoder.t3.hp
-        hidden, _, lengths = self.decoder.prefill(list(segments), self._reader.prefill)
         taken = [self.free.pop() for _ in segments]
         slots = torch.tensor(taken, device=self._device)
-        rows = torch.cat([side * self.n + slots for side in range(self._sides)])
-        of_rows = torch.tensor(lengths * self._sides, device=self._device)
-        self._engine.keep(rows, of_rows, self._reader)
-        p.hidden[rows] = hidden.to(p.hidden.dtype)
+        _, _, lengths = self.decoder.prefill(list(segments), partial(self._read, slots), reuse=False)
         p.written[slots] = 0
         p.wanted[slots] = torch.tensor([s.n_tokens or sampling.max_new_tokens for s in segments], device=self._device)
         p.pinned[slots, 0] = torch.tensor([s.n_tokens is not None for s in segments], device=self._device)
@@ -171,9 +182,41 @@ class Slots:
         self._reached |= dict(zip(taken, lengths, strict=True))
         return taken
 
+    def _read(self, slots: Tensor, embeds: Tensor, pad: Tensor | None, _prefix: None) -> Tensor:
+        """Prompts [sides n, L, C], `pad` [sides n] slots of padding on the left, into places [n]; as a prefill."""
+        n, length = len(slots), embeds.shape[1]
+        shape = 1 << (n - 1).bit_length(), padded_length(length, PROMPT_BUCKET)
+        if shape not in self._prompts:
+            like, rows = embeds.new_zeros(self._sides * shape[0], shape[1], embeds.shape[2]), self._sides * shape[0]
+            numbers = torch.zeros(2, rows, dtype=torch.long, device=self._device)
+            self._prompts[shape] = Prompts(like, *numbers)
+        prompts = self._prompts[shape]
+        pads = torch.zeros(self._sides * n, dtype=torch.long, device=self._device) if pad is None else pad
+        rows_of = torch.cat([side * self.n + slots for side in range(self._sides)])
+        prompts.fill(embeds, pads, rows_of, self._sides)
+        self.graphs.run(STAGE, ("prompt", *shape), partial(self._read_prompts, prompts))
+        return self._places.hidden[rows_of]
+
+    def _read_prompts(self, prompts: Prompts) -> None:
+        hidden = self._engine.read_into(prompts.embeds, prompts.pads, prompts.rows)
+        self._places.hidden[prompts.rows] = hidden.to(self._places.hidden.dtype)
+
+    def prepare(self, most: int) -> None:
+        """Read prompts of every length and number, up to `most` at a time, of nobody's, and take a step of nobody's."""
+        width = self._places.embeds.shape[2]
+        for exponent in reversed(range(min(most, self.n).bit_length())):
+            slots = torch.arange(1 << exponent, device=self._device)
+            for length in range(padded_length(self._longest, PROMPT_BUCKET), 0, -PROMPT_BUCKET):
+                embeds = self._places.embeds.new_zeros(self._sides << exponent, length, width)
+                self._read(slots, embeds, None, None)
+        self._engine.position.zero_()
+        extent = self._engine.capacity
+        self.graphs.run(STAGE, extent, partial(self._step, extent))
+
     def release(self, slot: int) -> None:
         """A place is free again, whether or not all was said in it."""
         self._places.running[slot] = False
+        self._engine.position[slot :: self.n] = 0  # what attention reads of a place that nobody has
         self._reached.pop(slot, None)
         self.free.append(slot)
 
