@@ -118,6 +118,7 @@ def vocoder(overlap: bool) -> None:
 
 @not_interpreted
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("capability", SHARED_KB)
 @pytest.mark.parametrize("stage", [decode_steps, flow, vocoder])
 @torch.inference_mode()
