@@ -144,6 +144,17 @@ def test_it_says_upstreams_very_words(tiny, way, sampling):
     assert (said(tiny, [TEXT]), said(tiny, [TEXT], n_tokens=30)) == expected
 
 
+@pytest.mark.slow
+def test_500_greedy_tokens_are_upstreams(tiny):
+    tiny.sampling = GREEDY
+    expected = said(tiny, [TEXT], n_tokens=500)
+    assert len(expected[0]) == 500
+    for way in WAYS.values():
+        apply_uncaptured(tiny, **way)
+        assert said(tiny, [TEXT], n_tokens=500) == expected, way
+        tiny.reset()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_batch_says_what_each_text_says_alone(tiny, way):
     tiny.sampling = GREEDY
