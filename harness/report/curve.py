@@ -39,6 +39,8 @@ def draw(
                 axes.axhspan(-threshold, threshold, color=BAND, linewidth=0)
                 axes.axhline(0, color=RULE, linewidth=1)
                 axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+                axes.xaxis.set_minor_formatter("")
                 for entry, harm in own:
                     _point(axes, entry, figure, metric, COLOURS[harm])
                 if limit := limits[stage][figure]:
@@ -50,7 +52,8 @@ def draw(
         grid[0, 0].set_title("Where words and voice begin to suffer, stage by stage")
         marks = [plt.Line2D([], [], color=NEUTRAL, marker=MARKERS[one], linestyle="", label=WHAT[one]) for one in WHAT]
         lines = [plt.Line2D([], [], color=COLOURS[one], linewidth=3, label=MEANINGS[one]) for one in MEANINGS]
-        canvas.legend(handles=[*lines, *marks], loc="outside lower center", ncols=6, fontsize=SMALL)
+        limit = plt.Line2D([], [], color=GOOD, linestyle=":", linewidth=1.5, label="limit")
+        canvas.legend(handles=[*lines, limit, *marks], loc="outside lower center", ncols=7, fontsize=SMALL - 1)
         canvas.savefig(path)
         plt.close(canvas)
 
