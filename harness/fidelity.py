@@ -9,7 +9,7 @@ optimization was active is a job's to show (`run_sweep.py`, whose reports have t
 changed.
 
     fidelity.json   figures, their intervals over texts, limits and verdicts; what was applied; where it ran
-    report.md       the same as a table and a picture
+    report.md       the same as a table and a picture, and report.html
 """
 
 from __future__ import annotations

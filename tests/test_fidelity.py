@@ -12,11 +12,13 @@ from harness import calibrate, checkpoints
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.fidelity import compare_combos, toggles_of
+from harness.locations import ROOT
 from harness.pipeline import Pipeline
 from harness.quality import fidelity, replay, stages
 from harness.quality.fidelity import DIFFERS, FAITHFUL, NOT_MEASURED, Trace
 from harness.quality.scoring import create_judges
 from harness.report.curve import draw
+from harness.results import read_rows
 from harness.worker import Setup, Variant
 from optimizations import create
 from optimizations.common.graphs import Uncaptured
@@ -426,3 +428,13 @@ def test_limits_are_the_largest_harmless_amounts_below_the_smallest_harmful_one(
 def test_the_curve_is_drawn(tmp_path):
     draw(CURVE, calibrate.limits(CURVE), list(map(calibrate.harm, CURVE)), tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_the_limits_are_the_committed_curves():
+    kept = json.loads((ROOT / "docs/calibration/curve.json").read_text())
+    rows, _ = read_rows(ROOT / "docs/calibration/clips.jsonl")
+    assert calibrate.limits(kept["curve"]) == kept["limits"]
+    assert len(calibrate.curve(rows)) == len(kept["curve"]) == len(list(calibrate.damages()))
+    for stage, named in kept["limits"].items():
+        for name, most in named.items():
+            assert 0.9 * most < fidelity.LIMITS[stage][name] <= most

@@ -52,8 +52,8 @@ def draw(
         grid[0, 0].set_title("Where words and voice begin to suffer, stage by stage")
         marks = [plt.Line2D([], [], color=NEUTRAL, marker=MARKERS[one], linestyle="", label=WHAT[one]) for one in WHAT]
         lines = [plt.Line2D([], [], color=COLOURS[one], linewidth=3, label=MEANINGS[one]) for one in MEANINGS]
-        limit = plt.Line2D([], [], color=GOOD, linestyle=":", linewidth=1.5, label="limit")
-        canvas.legend(handles=[*lines, limit, *marks], loc="outside lower center", ncols=7, fontsize=SMALL - 1)
+        dotted = plt.Line2D([], [], color=GOOD, linestyle=":", linewidth=1.5, label="limit")
+        canvas.legend(handles=[*lines, dotted, *marks], loc="outside lower center", ncols=7, fontsize=SMALL - 1)
         canvas.savefig(path)
         plt.close(canvas)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.quality.fidelity import FAITHFUL, judged
-from harness.report import markdown, plots, tables, words
+from harness.report import html, markdown, plots, tables, words
 from harness.report.document import Bullets, Code, Document, Fold, Paragraph, Table
 from harness.report.sections import STAGE_BY_STAGE
 from harness.results import write_atomically
 
 
 def write_page(record: Mapping[str, Any], folder: Path) -> Path:
-    """report.md and its picture, from the content of fidelity.json."""
+    """report.md, report.html and their picture, from the content of fidelity.json."""
     compared = {name: judged(found["stages"]) for name, found in record["combos"].items() if "stages" in found}
     device = record["environment"]["device"]["name"]
     page = Document(f"Fidelity by stage: the {record['pipeline']} pipeline on {words.said(device)}")
@@ -26,6 +26,7 @@ def write_page(record: Mapping[str, Any], folder: Path) -> Path:
     tokens = record["cases"][0]["n_tokens"]
     page.add(Paragraph(f"Over {n_texts} of {tokens} speech tokens, at commit {words.said(str(git['commit'])[:12])}:"))
     page.add(Code(record["command"], "sh"))
+    write_atomically(folder / "report.html", html.render(page))
     write_atomically(folder / "report.md", markdown.render(page))
     return folder / "report.md"
 
