@@ -107,6 +107,7 @@ def test_unmodified_it_is_upstream_bit_for_bit_call_after_call(tts):
     assert_same(conversation(optimized(tts), *calls), expected)
 
 
+@pytest.mark.slow
 def test_so_it_is_with_many_languages(tts):
     upstream = multilingual(tts)
     calls = [
@@ -146,6 +147,7 @@ def test_other_attributes_are_upstreams_both_ways(tts):
 # -- faster, and back --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_production_speaks_reports_and_leaves_no_trace(tts):
     before, weights, attributes = conversation(tts, {"text": TEXT}), everything(tts), dict(vars(tts))
     spoken = optimized(tts, "production")

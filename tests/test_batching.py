@@ -179,6 +179,7 @@ def test_beside_token_sequence_its_size_counts_and_vocos_keeps_its_own_way(mini:
     assert evidence.facts["batches_by_size"]["mel_to_wave"] == {}
 
 
+@pytest.mark.slow
 def test_shapes_that_stay_take_batches_too(mini: Pipeline) -> None:
     tokens, voices = rows(mini)
     alone = run(mini, "tokens_to_mel", tokens, voices)

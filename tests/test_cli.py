@@ -61,6 +61,7 @@ def test_one_combo_ends_with_its_verdict_and_its_report(command, tmp_path):
     assert run.summary().comparison["rtf"].value == pytest.approx(1 / 3, abs=0.1)
 
 
+@pytest.mark.slow
 def test_identical_code_against_itself_makes_no_claim(command, tmp_path):
     code, _, _ = command(*FAKE, "+combo=baseline")
     assert code == 0
@@ -103,6 +104,7 @@ def test_a_search_is_told_what_each_combo_costs(command, tmp_path):
     assert wer == 0
 
 
+@pytest.mark.slow
 def test_a_job_that_is_refused_does_not_lose_the_others(command, tmp_path):
     code, out, err = command("-m", *FAKE[:2], *FAKE[3:], "+combo=baseline", "pipeline.name=untrained,missing")
     assert code == 1

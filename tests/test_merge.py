@@ -147,6 +147,7 @@ def test_clips_come_out_of_the_archive_as_they_went_in(tmp_path):
     assert not where.exists()
 
 
+@pytest.mark.slow
 def test_scoring_on_another_machine_completes_the_run(tmp_path, monkeypatch):
     run = measured_for_later(tmp_path)
     moved = RunFolder.open(shutil.copytree(run.path, tmp_path / "elsewhere" / run.run_id))

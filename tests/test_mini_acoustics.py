@@ -354,6 +354,7 @@ def test_training_brings_vocos_nearer_to_the_speech(corpus: Corpus, tmp_path: Pa
     assert after["mel"] < 0.8 * before["mel"]
 
 
+@pytest.mark.slow
 def test_vocoder_training_resumes(corpus: Corpus, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(vocoder, "CHECKPOINT_EVERY", 3)
     crops = vocoder.SpeechCrops.of(corpus, torch.Generator().manual_seed(0))
@@ -378,6 +379,7 @@ def test_stage_writes_vocos_that_load_reads(corpus: Corpus, tmp_path: Path, monk
 # -- distillation ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_distillation_learns_from_the_pipelines_own_vocoder(tmp_path: Path):
     pipeline = checkpoints.load("mini", "cpu")
     stage = pipeline.stages["mel_to_wave"]

@@ -22,16 +22,19 @@ def heard() -> list[evaluate.Heard]:
     return [listener.hear(clip) for clip in clips]
 
 
+@pytest.mark.slow
 def test_most_words_are_understood(heard):
     assert evaluate.summary(heard)["wer"] <= 0.2
 
 
+@pytest.mark.slow
 def test_the_voice_is_the_one_asked_for(heard):
     figures = evaluate.summary(heard)
     assert figures["similarity"] >= 0.7
     assert figures["nearest_voice"] >= 0.8
 
 
+@pytest.mark.slow
 def test_speech_ends_by_itself_and_lasts_as_long_as_speech_does(heard):
     for row in heard:
         assert row.ended

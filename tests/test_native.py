@@ -189,6 +189,7 @@ def test_compile_takes_it_on_a_cpu(mini):
     np.testing.assert_array_equal(spoken().wave, expected.wave)
 
 
+@pytest.mark.slow
 def test_weights_in_8_bits_on_a_cpu(mini):
     def spoken():
         return mini.synthesize("Good morning, how are you?", next(iter(mini.voices)), 3, n_tokens=20)

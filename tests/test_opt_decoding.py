@@ -63,7 +63,7 @@ def relative_error(wave, reference):
     ],
     ids=lambda p: "+".join(p),
 )
-@pytest.mark.parametrize("kind", ["mini", "multilingual"])
+@pytest.mark.parametrize("kind", ["mini", pytest.param("multilingual", marks=pytest.mark.slow)])
 def test_same_tokens_and_wave_as_the_baseline_and_back_again(kind, plugins, request):
     pipeline = request.getfixturevalue(kind)
     voice = next(iter(pipeline.voices))
@@ -153,6 +153,7 @@ def test_evidence_of_a_run(mini):
         mini.reset()
 
 
+@pytest.mark.slow
 def test_the_guards_own_notes_are_not_the_caches(multilingual):
     """It keeps what it has seen of the text on the host, by `cat`; of the cache there is none."""
     try:

@@ -94,6 +94,7 @@ def test_the_same_run_makes_the_same_page(page, tmp_path):
     assert again.read_text() == page.read_text()
 
 
+@pytest.mark.slow
 def test_a_long_workload_with_players_stays_small(tmp_path):
     run = with_clips(tmp_path / "runs", Case(texts=2), seconds=40.0)
     report = write_report([run], tmp_path / "report").with_name("report.html")

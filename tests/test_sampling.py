@@ -127,6 +127,7 @@ def test_greedy_is_the_likeliest_token_whatever_the_seed(mini):
     assert said(mini) != spoken
 
 
+@pytest.mark.slow
 def test_greedy_draws_nothing(mini):
     """So what follows T3 is drawn as it is with a loop that draws nothing."""
     mini.sampling = SETTINGS["greedy"]
@@ -347,6 +348,7 @@ def spoken_job(tmp_path_factory) -> RunFolder:
     return measured(tmp_path_factory.mktemp("results"), *pipeline, *settings, *asked)
 
 
+@pytest.mark.slow
 def test_a_job_speaks_as_it_is_asked(spoken_job):
     rows, _ = spoken_job.measurements()
     assert {row.error for row in rows} == {None}
