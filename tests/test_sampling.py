@@ -362,12 +362,14 @@ def test_a_job_speaks_as_it_is_asked(spoken_job):
     assert all(len(counts) == 1 for counts in by_work.values()), "greedy, both sides say the same"
 
 
+@pytest.mark.slow
 def test_words_are_judged_in_each_texts_language(spoken_job):
     reasons = {score.text_id: score.reason for score in spoken_job.scores()[0] if score.pass_name == "quality"}
     assert "does not know the language de" in reasons["eins"]
     assert "does not know the language fr" in reasons["two"]
 
 
+@pytest.mark.slow
 def test_what_was_asked_is_recorded_and_makes_another_experiment(spoken_job):
     summary, kept = spoken_job.summary(), spoken_job.job()["pipeline"]
     assert kept["language"] == "fr"
@@ -378,6 +380,7 @@ def test_what_was_asked_is_recorded_and_makes_another_experiment(spoken_job):
     assert spoken_job.read_json("fidelity.json")["stages"]["generate_tokens"]["verdict"] == "faithful"
 
 
+@pytest.mark.slow
 def test_the_report_says_it(spoken_job, tmp_path):
     write_report([spoken_job], tmp_path)
     text = (tmp_path / "report.md").read_text()
