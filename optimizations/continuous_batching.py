@@ -12,12 +12,22 @@ from harness.pipeline import Pipeline, Request, Segment
 from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.graphs import Capturer, Graphs
+from optimizations.common.padding import padded_length
 from optimizations.flow.prefix import LOOKAHEAD
 from optimizations.flow.static_shape import StaticEncoder
-from optimizations.streams.pieces import Next, SpokenPieces, launch_together, own_random_numbers, take_together
+from optimizations.streams.pieces import (
+    BEHIND,
+    FRAMES_PER_TOKEN,
+    Next,
+    SpokenPieces,
+    launch_together,
+    own_random_numbers,
+    take_together,
+)
 from optimizations.streams.served import Pace, ServedStreams, Tally
 from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.t3.slots import Slots
+from optimizations.vocoder.batched import SAMPLES_PER_FRAME
 
 TEXT_POSITIONS = 512
 """Positions of a place beside those of the voice and of the speech: about as many as 40 s of text take."""
@@ -166,6 +176,16 @@ class StreamServer:
                 for new in (*range(config.longest, config.first, -ENCODER_BUCKET), config.first):
                     for said in sorted({0, config.context}, reverse=True):
                         self._pass(segment, 1 << exponent, said, said + new)
+                self._vocode(1 << exponent)
+
+    def _vocode(self, n: int) -> None:
+        """HiFT over `n` windows of every length that there may be."""
+        hift, flow = self.pipeline.model.s3gen.mel2wav, self.pipeline.model.s3gen.flow
+        most = BEHIND + FRAMES_PER_TOKEN * (self.config.longest + LOOKAHEAD)
+        bucket = FRAMES_PER_TOKEN * ENCODER_BUCKET
+        for frames in range(padded_length(most, bucket), 0, -bucket):
+            mel = torch.zeros(n, flow.output_size, frames, device=self.pipeline.device)
+            hift.decode(x=mel, s=mel.new_zeros(n, 1, SAMPLES_PER_FRAME * frames))
 
     def _pass(self, segment: Segment, n: int, said: int, end: int) -> None:
         """A pass for `n` utterances that have come as far as `said`."""

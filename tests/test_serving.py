@@ -22,7 +22,7 @@ from optimizations.common.graphs import Uncaptured
 
 TEXTS = ("Yes, it does.", "Where did you leave the keys of the car?", "No.", "We will meet at the old bridge.")
 LONG = "The boats were already back when we reached the harbour. Somebody had left a lamp burning on the wall."
-SMALL = {"slots": 3, "together": 2, "round": 4, "first": 3, "longest": 8}
+SMALL = {"slots": 3, "together": 2, "round": 4, "first": 3, "longest": 12}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_greedy_tokens_are_those_of_who_speaks_alone(mini: Pipeline, cache: list
     mini.swap(mini, "sampling", replace(mini.sampling, temperature=0.0))
     for name in cache:
         apply(mini, name)
-    wanted = requests(mini, (9, 20, None, 14, 5, None))
+    wanted = requests(mini, (9, 16, None, 5, 7))
     alone = [mini.synthesize(one.text, one.voice, one.seed, one.n_tokens) for one in wanted]
     plugin = apply(mini, "continuous_batching", **SMALL)
     served = serve(mini.desk(), wanted)
@@ -95,7 +95,7 @@ def test_greedy_tokens_are_those_of_who_speaks_alone(mini: Pipeline, cache: list
 
 def test_what_is_drawn_does_not_depend_on_who_is_there(mini: Pipeline) -> None:
     apply(mini, "continuous_batching", **SMALL)
-    wanted = requests(mini, (9, 20, None, 14, 5))
+    wanted = requests(mini, (9, 14, 5))
     together = serve(mini.desk(), wanted)
     for number, one in enumerate(wanted):
         (_, whole) = serve(mini.desk(), [one])[0]
@@ -190,10 +190,10 @@ def test_what_was_prepared_is_all_that_is_needed(mini: Pipeline) -> None:
     """A shape that comes while somebody waits would be captured then."""
     graphs = optimizations.create("cuda_graphs", {"tokens": 60})
     graphs.apply_with(mini, Uncaptured)
-    server = apply(mini, "continuous_batching", **SMALL | {"first": 16, "longest": 40, "round": 16}).server
+    server = apply(mini, "continuous_batching", **SMALL | {"first": 16, "longest": 20, "context": 10}).server
     server.prepare(requests(mini, (5,))[0])
     before = [Counter(one.captured) for one in (graphs.graphs, server.graphs)]
-    serve(mini.desk(), requests(mini, (60, 25, 100, 41, 18)), every=1)
+    serve(mini.desk(), requests(mini, (50, 25, 18)), every=1)
     for one, counted in zip((graphs.graphs, server.graphs), before, strict=True):
         assert sum(counted.values()) > 3
         assert {stage: n for stage, n in one.captured.items() if stage != "slots"} == {

@@ -269,8 +269,8 @@ def test_a_stream_is_understood_as_the_whole_is_and_begins_early(mini: Pipeline)
     sentences = (ROOT / "tests/data/held_out_sentences.txt").read_text().splitlines()
     heard: dict[str, list[tuple[float, float, float]]] = {"whole": [], "pieces": []}
     shares = []
-    for index in range(24):
-        text, voice = " ".join(sentences[2 * index : 2 * index + 2]), list(mini.voices)[index % len(mini.voices)]
+    for index in range(12):
+        text, voice = " ".join(sentences[3 * index : 3 * index + 2]), list(mini.voices)[index % len(mini.voices)]
         reference = reference_wave(voice)
         assert reference is not None
         own = encoder.embed(voice_in(*reference))
@@ -345,5 +345,6 @@ def test_gpu_first_words_at_full_size() -> None:
     print(plugins["streaming"].evidence(large))
     assert dict(graphs.captured) == captured
     assert all(one.is_continuous for one in heard)
-    assert np.median(first) < 0.080
+    assert np.median(first) < 0.050
+    assert max(first) < 0.080
     assert np.median([one.last_s for one in heard]) < 1.5 * np.median(wholes)
