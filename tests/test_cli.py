@@ -70,6 +70,7 @@ def test_identical_code_against_itself_makes_no_claim(command, tmp_path):
     assert run.summary().comparison["rtf"].verdict == "no detectable change"
 
 
+@pytest.mark.slow
 def test_leave_one_out_is_a_job_for_each_and_one_report(command, tmp_path):
     code, _, _ = command(*FAKE, "+sweep=leave_one_out", "optimizations.fake_fast.enabled=true")
     assert code == 0
@@ -89,6 +90,7 @@ def test_a_multirun_is_a_job_for_each_and_one_report(command, tmp_path):
     assert len(list((tmp_path / "reports").glob("*/report.md"))) == 1
 
 
+@pytest.mark.slow
 def test_a_search_is_told_what_each_combo_costs(command, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     factors = "optimizations.fake_fast.factor=choice(2,4)"

@@ -275,6 +275,7 @@ def test_a_jobs_sides_are_compared_and_nothing_is_left_behind(tmp_path, mini):
 
 
 @pytest.mark.parametrize(("fails", "side"), [("record_stages", "baseline"), ("replay_stages", "combo")])
+@pytest.mark.slow
 def test_a_side_that_cannot_do_it_is_named_with_its_error(tmp_path, mini, fails, side):
     sides = [FakeSide(name, mini, fails if name == side else "") for name in ("baseline", "combo")]
     found = stages.compare_stages(tmp_path, *sides, CASES[1:], SEED, limit_s=60)
@@ -293,6 +294,7 @@ def test_a_name_is_a_combos_or_an_optimizations_with_what_it_requires():
         toggles_of("productoin", gpu=False)
 
 
+@pytest.mark.slow
 def test_combos_are_put_on_one_pipeline_and_taken_off_again(mini):
     sides = {
         "one step": {"flow_steps": {"steps": 1}},
@@ -310,6 +312,7 @@ def test_combos_are_put_on_one_pipeline_and_taken_off_again(mini):
     assert not mini.standing()
 
 
+@pytest.mark.slow
 def test_it_leaves_a_page_with_a_table_and_a_picture(tmp_path, capsys):
     arguments = ["--device", "cpu", "--texts", "1", "--tokens", "8", "--out", str(tmp_path)]
     assert main(["fidelity", "flow_steps", "inference_mode", *arguments]) == 0
@@ -346,6 +349,7 @@ def test_damages_grow_within_a_family_and_every_stage_with_weights_has_some():
     assert len({(damage.family, damage.size) for damage in found}) == len(found)
 
 
+@pytest.mark.slow
 def test_a_damage_stands_on_the_curve_and_leaves_the_pipeline_as_it_was(mini):
     listener = calibrate.Listener(mini, create_judges({}))
     one_step = calibrate.Damage("flow_steps", 1, "tokens_to_mel", lambda p: calibrate.take_steps(p, 1))
@@ -357,6 +361,7 @@ def test_a_damage_stands_on_the_curve_and_leaves_the_pipeline_as_it_was(mini):
 
 
 @pytest.mark.parametrize("stage", calibrate.SEEDS)
+@pytest.mark.slow
 def test_a_stage_that_nobody_damaged_is_no_distance_away_and_sounds_the_same(mini, stage):
     nothing = calibrate.Damage("none", 0, stage, lambda _pipeline: None)
     whole, same = calibrate.Listener(mini, create_judges({})).rows(CASES[1], stage, (1,), [nothing])

@@ -135,6 +135,7 @@ def gate():
     return run
 
 
+@pytest.mark.slow
 def test_noise_is_decided_by_measuring_again(tmp_path, gate, capsys):
     run, bench = make_run(tmp_path, NOISY), Bench(NOISY)
     limits = ["--limit", "rtf:5%"]

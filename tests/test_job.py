@@ -565,6 +565,7 @@ def levels_of(summary, variant, how):
     return {one["size"]: one for one in summary.variants[variant].loaded["levels"] if one["load"] == how}
 
 
+@pytest.mark.slow
 def test_who_serves_all_at_a_time_keeps_more_callers(tmp_path):
     """A text takes 50 ms here; of four callers the last waits for four of them, or, together, for a chunk."""
     summary, folder = run(tmp_path, {"fake_share": {}}, scenario="loaded", **FEW_USERS)

@@ -29,14 +29,17 @@ from optimizations.t3.int8 import Int8Linear, in_8_bits
 from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample
 from optimizations.t3.token_buffers import TokenBuffers
 
+QUICK = "steps_are_the_static_engines or velocities or what_follows_the_logits or blocks_of_all"
+"""Of each file's kernels the tests that run them all; the others are slow."""
 FILES = sorted(map(str, Path(__file__).parent.glob("test_kernels*.py")))
 
 
 @not_interpreted
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_kernels_in_the_interpreter(which):
+@pytest.mark.parametrize("chosen", [["-k", QUICK], pytest.param([], marks=pytest.mark.slow)], ids=["quick", "all"])
+def test_kernels_in_the_interpreter(chosen):
     """One child for the kernels of all files: other tests have imported Triton as a compiler by now."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", f"not gpu and {which}", *FILES]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "not gpu" if not chosen else "not gpu and not slow"]
+    command += [*chosen, *FILES]
     child = subprocess.run(
         command,
         env=os.environ | {"TRITON_INTERPRET": "1"},

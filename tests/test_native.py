@@ -222,6 +222,7 @@ def test_weights_in_8_bits_step_back_where_every_step_would_unpack_them(mini, mo
     assert "C++ compiler" in plugin.unavailable(mini)
 
 
+@pytest.mark.slow
 def test_the_step_in_cpp_steps_back_from_the_guard_unless_there_is_none():
     pipeline = checkpoints.load("mini_multilingual", "cpu")
     for guard, reason in ((True, "guard"), (False, None)):

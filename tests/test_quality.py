@@ -260,6 +260,7 @@ def test_pocketsphinx_hears_the_same_at_another_rate_and_level(pocketsphinx):
     assert pocketsphinx.transcribe(0.05 * at_24k, 24_000) == normalize(DINNER)
 
 
+@pytest.mark.slow
 def test_pocketsphinx_forgets_what_it_heard_before(pocketsphinx):
     first = pocketsphinx.transcribe(*clip("kal16-dinner"))
     pocketsphinx.transcribe(noise(1.0), RATE)
@@ -590,6 +591,7 @@ def test_the_watermark_is_read_from_the_file_and_unknown_where_nobody_can_read_i
     assert [score.watermark for score in scores(rows, folder, pocketsphinx, resemblyzer)] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_little_voice_is_not_judged_where_the_text_is_short_and_counts_as_nobodys_where_it_is_not(
     folder, pocketsphinx, resemblyzer
 ):

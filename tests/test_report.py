@@ -647,6 +647,7 @@ def test_bad_folders_are_one_line_and_exit_code_two(tmp_path, capsys):
     assert "nowhere" in error
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     run = make_run(tmp_path, Case())
     command = [sys.executable, "-m", "harness", "report", run.path, "--out", tmp_path / "report"]

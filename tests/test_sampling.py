@@ -154,6 +154,7 @@ def test_a_multilingual_model_and_its_guard_take_them_too(multilingual, settings
 
 
 @pytest.mark.parametrize("plugins", [{}, COMBOS["captured"], {"kv_cache": {}, "batching": {"size": 2}}])
+@pytest.mark.slow
 def test_each_text_is_read_in_its_own_language(multilingual, monkeypatch, plugins):
     """The miniature has no character for a language, so it is the tokenizer that is watched."""
     asked = []
@@ -213,6 +214,7 @@ def test_guidance_may_come_and_go_between_calls(mini):
 
 @pytest.mark.parametrize("combo", ["alignment_analyzer", "captured", "native"])
 @pytest.mark.parametrize("settings", ["unguided", "unguided and greedy", "others"])
+@pytest.mark.slow
 def test_a_teacher_hears_the_same_logits(mini, settings, combo):
     mini.sampling = SETTINGS[settings]
     cases = [Case("t", TEXTS[1], next(iter(mini.voices)), n_tokens=6)]
@@ -283,6 +285,7 @@ def test_what_cannot_be_asked_for_is_refused_by_name(overrides, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_ends_of_the_ranges():
     for override in ("temperature=0", "temperature=0.01", "cfg_weight=0", "top_p=0", "min_p=1", "max_new_tokens=1"):
         looked_at(f"pipeline.sampling.{override}")

@@ -186,6 +186,7 @@ def test_whole_utterances_are_as_without_it(mini: Pipeline) -> None:
     torch.testing.assert_close(mini.synthesize(TEXTS[0], "rms", 1, 5).tokens, before.tokens)
 
 
+@pytest.mark.slow
 def test_what_was_prepared_is_all_that_is_needed(mini: Pipeline) -> None:
     """A shape that comes while somebody waits would be captured then."""
     graphs = optimizations.create("cuda_graphs", {"tokens": 60})

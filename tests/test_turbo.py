@@ -219,6 +219,7 @@ def test_weights_in_8_bits_are_read_as_they_are(tiny):
     assert compiled.evidence(tiny).facts["native_steps_count"]
 
 
+@pytest.mark.slow
 def test_fidelity_is_judged_stage_by_stage(tiny):
     cases = [replay.Case(str(i), text, "random", n) for i, (text, n) in enumerate(zip(TEXTS, (6, 11, 8), strict=True))]
     inputs = replay.record(tiny, cases, seed=3)
