@@ -93,6 +93,7 @@ def everything(tts) -> dict[str, torch.Tensor]:
 # -- as upstream speaks ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unmodified_it_is_upstream_bit_for_bit_call_after_call(tts):
     calls = [
         {"text": TEXT},
@@ -167,6 +168,7 @@ def test_production_speaks_reports_and_leaves_no_trace(tts):
     assert_same(conversation(tts, {"text": TEXT}), before)
 
 
+@pytest.mark.slow
 def test_random_numbers_outside_stay(tts):
     torch.manual_seed(11)
     state = torch.random.get_rng_state()
@@ -176,6 +178,7 @@ def test_random_numbers_outside_stay(tts):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_settings_are_a_calls_own(tts):
     spoken = optimized(tts, SMALL)
     (plain,) = conversation(spoken, {"text": TEXT})

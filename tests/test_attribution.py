@@ -143,6 +143,7 @@ def test_what_was_not_active_is_credited_with_nothing(tmp_path):
     assert NAMES[2] not in [found.optimization for found in waterfall.parts]
 
 
+@pytest.mark.slow
 def test_memory_and_quality_are_shared_out_too(tmp_path):
     runs = measured(tmp_path, "screening", texts=6, memory_kind="vram")
     assert [waterfall.kind for metric in ("peak_memory_mb", "wer") for waterfall in waterfalls(runs, metric)] == [

@@ -146,6 +146,7 @@ def test_a_batch_of_texts_is_spoken_together_and_each_at_its_length(mini: Pipeli
     assert max(evidence.facts["row_against_alone_relative_error"].values()) < 1e-4
 
 
+@pytest.mark.slow
 def test_greedy_tokens_of_a_batch_are_those_of_single_calls(mini: Pipeline) -> None:
     mini.swap(mini, "sampling", replace(mini.sampling, temperature=0.0))
     optimizations.create("kv_cache").apply(mini)
@@ -167,6 +168,7 @@ def test_one_text_takes_the_way_it_would_take_without(mini: Pipeline) -> None:
     assert "offline" in evidence.reason
 
 
+@pytest.mark.slow
 def test_beside_token_sequence_its_size_counts_and_vocos_keeps_its_own_way(mini: Pipeline) -> None:
     for name, params in (("vocos", {}), ("token_sequence", {"target_tokens": 30, "batch_size": 8})):
         optimizations.create(name, params).apply(mini)

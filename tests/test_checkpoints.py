@@ -56,6 +56,7 @@ def test_the_multilingual_files_bring_languages(multilingual):
     assert torch.equal(read.synthesize(TEXT, "default", 3, 10).tokens[0], said["de"])
 
 
+@pytest.mark.slow
 def test_optimizations_hold_on_the_multilingual_files(multilingual):
     read = load("multilingual", "cpu", str(multilingual))
     read.sampling = replace(read.sampling, temperature=0.0)

@@ -182,6 +182,7 @@ def test_the_cap_ends_what_does_not_end(mini: Pipeline) -> None:
     assert {len(said) for said in expected} == {13}
 
 
+@pytest.mark.slow
 def test_settings_change_without_another_capture(mini: Pipeline) -> None:
     """One utterance, so that no draw comes after the end's; a CPU's generator cannot step back."""
     settings = [
@@ -290,6 +291,7 @@ def test_a_padded_vocoder_gives_the_wave_that_an_unpadded_one_gives(mini: Pipeli
     assert relative_error(wave_of(mini, mel), alone) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_watermark_in_whole_buckets_is_the_one_alone(mini: Pipeline) -> None:
     wave = 0.1 * torch.randn(24000, generator=torch.Generator().manual_seed(0))
     plugin = optimizations.create("gpu_watermark")
@@ -308,6 +310,7 @@ def test_a_watermark_in_whole_buckets_is_the_one_alone(mini: Pipeline) -> None:
     assert graphs.replays["watermark"] == 4
 
 
+@pytest.mark.slow
 def test_steps_of_one_graph_may_need_more_room(mini: Pipeline) -> None:
     """The cache grows within a graph's steps, by what is filled; single steps end what is no whole graph."""
     mini.sampling = GREEDY
@@ -326,6 +329,7 @@ def test_cycles_of_whole_frames_are_those_of_their_samples() -> None:
     assert error.abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_reset_restores_the_baseline(mini: Pipeline) -> None:
     voice = next(iter(mini.voices))
     before = mini.synthesize(TEXTS[1], voice, seed=5, n_tokens=20)

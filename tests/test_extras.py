@@ -124,6 +124,7 @@ def test_waves_of_any_lengths_are_marked_together_as_they_are_alone(mini):
         np.testing.assert_allclose(marked, plugin._marker([wave])[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_conditioning_cache_goes_by_content(mini, tmp_path):
     clip, copy = tmp_path / "voice.wav", tmp_path / "same.wav"
     write_clip(clip, 140)

@@ -211,6 +211,7 @@ def test_a_stage_that_differs_is_the_one_that_is_told(mini, spoken):
     }
 
 
+@pytest.mark.slow
 def test_damaged_weights_and_a_lost_mark_differ(mini, spoken):
     head = mini.model.t3.speech_head.weight
     kept = head.detach().clone()
@@ -369,6 +370,7 @@ def test_a_stage_that_nobody_damaged_is_no_distance_away_and_sounds_the_same(min
     assert (same["wer"], same["similarity"]) == (whole["wer"], whole["similarity"])
 
 
+@pytest.mark.slow
 def test_a_t3_that_says_nothing_is_heard_as_nothing(mini):
     mute = calibrate.Damage(
         "mute",

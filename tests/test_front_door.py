@@ -463,6 +463,8 @@ def test_without_a_terminal_a_line_comes_with_each_phase_and_every_15_seconds(ca
 # -- quick answers ---------------------------------------------------------------------------------------------------
 
 QUICK = {
+    "+combo=production pipeline=chatterbox": "ResembleAI/chatterbox cannot be fetched (",
+    "+combo=production quality.asr=whisper": "openai/whisper-large-v3 cannot be loaded (",
     "+combo=productoin": "did you mean production?",
     "+combo=production optimizations.kv_cach.enabled=true": "did you mean kv_cache?",
     "+combo=production optimizations.kv_cache.buket=3": "did you mean bucket?",
@@ -480,13 +482,14 @@ QUICK = {
     "+combo=production pipeline=mini_multilingual pipeline.language=xx": "pipeline.language=xx",
     "+combo=production workload=languages": "workload, text de1: language=de",
     "plugin_modules=[fakes] optimizations.fake_fast.enabled=true workload.seeds=[]": "workload.seeds=[]",
-    "+combo=production pipeline=chatterbox": "ResembleAI/chatterbox cannot be fetched (",
-    "+combo=production quality.asr=whisper": "openai/whisper-large-v3 cannot be loaded (",
 }
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there
 
 
-@pytest.mark.parametrize("arguments", QUICK)
+SEVEN, *OTHERS = list(QUICK)[:7], *list(QUICK)[7:]
+
+
+@pytest.mark.parametrize("arguments", [*SEVEN, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
 def test_a_bad_command_is_answered_before_anything_heavy_is_imported(arguments, tmp_path):
     """Whether PyTorch came in is what is tested, and the time of the CPU: on a busy machine the clock says little."""
     script = (

@@ -98,6 +98,7 @@ def test_the_readme_tells_what_a_combo_is_without_each_of_its_parts(here):
     assert main(["index"]) == 2
 
 
+@pytest.mark.slow
 def test_each_reference_run_is_a_row_that_leads_to_its_report(here, capsys):
     reference("gpu/production-mini", Case(effect=Effect(time=0.5, memory=0.8)))
     reference("gpu/careful-mini", Case(combo="careful", effect=Effect(time=1.0)))
@@ -171,6 +172,7 @@ def test_nothing_measured_yet_is_an_index_too(here):
     assert rows(write_index(Path("results"), Path("reports")).read_text()) == []
 
 
+@pytest.mark.slow
 def test_all_runs_are_on_one_page_with_links_and_filters(here):
     reference("gpu/production-mini", Case(effect=Effect(time=0.5)))
     single = make_run(Path("results"), Case(combo="a|b <i>", device="Other <CPU>"), minute=1)

@@ -231,6 +231,7 @@ def test_a_checkpoint_that_speaks_gives_the_token_counts_itself(tmp_path, monkey
     assert [one.path for one in scored] == [folder.path]
 
 
+@pytest.mark.slow
 def test_rounds_are_added_while_the_budget_lasts(tmp_path):
     for budget, expected in ((0.0, 2), (1e6, 4)):
         _, folder = run(tmp_path, max_rounds=4, budget_s=budget)
@@ -297,12 +298,14 @@ def test_first_and_warm_up_calls_are_one_utterance_also_offline(offline):
     assert offline[0].variants["combo"].warmup_time_s == pytest.approx(sum(combo))
 
 
+@pytest.mark.slow
 def test_identical_code_offline_speaks_equal_parts(tmp_path):
     summary, folder = run(tmp_path, texts=SEVERAL, scenario="offline")
     assert {row.batch_size for row in rows(folder, "speed")} == {2}
     assert summary.comparison["rtf"].verdict == "no detectable change"
 
 
+@pytest.mark.slow
 def test_offline_clips_are_judged_where_both_spoke(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "score_run", lambda folder, quality: None)
     _, folder = run(tmp_path, {"fake_together": {}}, texts=SEVERAL, scenario="offline", name="trained")
@@ -336,6 +339,7 @@ def test_any_combo_can_be_the_reference(tmp_path):
     assert {row.variant for row in folder.measurements()[0]} == {"quick one", "combo"}
 
 
+@pytest.mark.slow
 def test_a_reference_that_has_optimizations_speaks_all_of_a_batch(tmp_path):
     _, folder = run(
         tmp_path, {}, texts=SEVERAL, scenario="offline", against=("batched", {"fake_together": {}}), min_rounds=1

@@ -39,6 +39,7 @@ def host(tmp_path, name: str, *combos: str, unfinished: str = "", **case):
     return folder
 
 
+@pytest.mark.slow
 def test_the_folders_of_two_hosts_become_one_for_one_report(tmp_path, capsys):
     one, other = host(tmp_path, "one", "a", "b"), host(tmp_path, "other", "c")
     into = tmp_path / "joined"

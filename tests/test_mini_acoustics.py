@@ -301,6 +301,7 @@ def test_hift_stage_trains_saves_and_loads_into_upstreams_class(corpus: Corpus, 
     assert wave.shape == (1, 12 * 480)
 
 
+@pytest.mark.slow
 def test_pitch_predictor_learns(corpus: Corpus, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(hift, "PITCH_STEPS", 30)
     torch.manual_seed(0)

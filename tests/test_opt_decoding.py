@@ -96,6 +96,7 @@ def test_free_running_stops_where_the_baseline_stops(mini, engine):
 
 @pytest.mark.parametrize("plugins", [{}, {"kv_cache": {}}, {"kv_cache": {"prefix_reuse": False}}])
 @pytest.mark.parametrize("kind", ["mini", pytest.param("multilingual", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_batch_gives_each_text_the_tokens_it_gets_alone(kind, plugins, request):
     """Greedy, so that no random number couples the rows: padding and batching must change nothing."""
     pipeline = request.getfixturevalue(kind)
@@ -169,6 +170,7 @@ def test_the_guards_own_notes_are_not_the_caches(multilingual):
         multilingual.reset()
 
 
+@pytest.mark.slow
 def test_the_baseline_concatenates_where_the_static_cache_does_not(mini):
     """The probe behind kv_cache's evidence sees `cat` when there is some."""
     voice = next(iter(mini.voices))
@@ -184,6 +186,7 @@ def test_the_baseline_concatenates_where_the_static_cache_does_not(mini):
         mini.reset()
 
 
+@pytest.mark.slow
 def test_upstream_leaves_hooks_and_eager_attention_behind_and_we_do_not():
     pipeline = checkpoints.load("mini_multilingual", "cpu")
     voice = next(iter(pipeline.voices))

@@ -278,6 +278,7 @@ def test_quantized_weights_survive_the_cast(pipeline: Pipeline, baseline: Uttera
 # -- flash_attention -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_flash_attention_is_lossless_and_saves_the_mask(pipeline: Pipeline, baseline: Utterance) -> None:
     reads = profile_stages(pipeline, ["tokens_to_mel"])["tokens_to_mel"].n_host_reads
     with bit_for_bit(pipeline, baseline):
@@ -291,6 +292,7 @@ def test_flash_attention_is_lossless_and_saves_the_mask(pipeline: Pipeline, base
         assert evidence.facts["tokens_to_mel"]["host_reads_count"] < reads
 
 
+@pytest.mark.slow
 def test_a_padded_batch_keeps_its_mask(pipeline: Pipeline) -> None:
     decoder = pipeline.model.s3gen.flow.decoder
     noise = torch.Generator().manual_seed(SEED)

@@ -267,6 +267,7 @@ def test_pocketsphinx_forgets_what_it_heard_before(pocketsphinx):
     assert pocketsphinx.transcribe(*clip("kal16-dinner")) == first
 
 
+@pytest.mark.slow
 def test_pocketsphinx_hears_damage(pocketsphinx):
     wave, rate = clip("rms-dinner")
     damaged = wave + 0.1 * noise(len(wave) / rate)

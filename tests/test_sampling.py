@@ -202,6 +202,7 @@ def test_rows_of_a_batch_say_what_they_say_alone(mini, combo):
         assert together(mini, TEXTS) == alone
 
 
+@pytest.mark.slow
 def test_guidance_may_come_and_go_between_calls(mini):
     expected = {}
     for name, mini.sampling in SETTINGS.items():

@@ -41,6 +41,7 @@ def test_a_text_becomes_a_file_in_the_voice_asked_for(say):
     assert len(soundfile.read("other.wav")[0]) != len(wave)
 
 
+@pytest.mark.slow
 def test_standard_input_is_compared_in_a_clips_voice(say):
     clip = ROOT / "harness/mini/weights/voices/awb.flac"
     code, out, _ = say("--compare", "--voice", str(clip), stdin="Yes,\nit does.\n")

@@ -93,6 +93,7 @@ def test_greedy_tokens_are_those_of_who_speaks_alone(mini: Pipeline, cache: list
     assert max(map(int, shown.facts["passes_by_utterances"])) == 2
 
 
+@pytest.mark.slow
 def test_what_is_drawn_does_not_depend_on_who_is_there(mini: Pipeline) -> None:
     apply(mini, "continuous_batching", **SMALL)
     wanted = requests(mini, (9, 14, 5))
@@ -104,6 +105,7 @@ def test_what_is_drawn_does_not_depend_on_who_is_there(mini: Pipeline) -> None:
     assert not torch.equal(other.tokens[0], together[1][1].tokens[0])
 
 
+@pytest.mark.slow
 def test_a_wave_in_company_is_the_wave_alone(mini: Pipeline) -> None:
     """Each with its own noise and its own phases, whatever the passes of the flow were; in equal pieces."""
     apply(mini, "continuous_batching", **SMALL | {"first": 6, "longest": 6, "context": 250})
@@ -132,6 +134,7 @@ def test_the_first_words_come_before_others_are_through(mini: Pipeline) -> None:
     assert not ended
 
 
+@pytest.mark.slow
 def test_the_mark_is_found_in_what_was_said_in_company(mini: Pipeline) -> None:
     apply(mini, "continuous_batching", **SMALL)
     detector = create_detector()

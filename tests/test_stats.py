@@ -150,6 +150,7 @@ def test_identical_code_on_fresh_work_seldom_alarms(processes, noise):
 @pytest.mark.parametrize(
     ("process", "text"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.05), (0.03, 0.05)], ids=["calm", "process", "text", "both"]
 )
+@pytest.mark.slow
 def test_five_processes_cover_the_truth_whatever_it_is_that_differs(process, text):
     rng = np.random.default_rng(22)
     covered = 0

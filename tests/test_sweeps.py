@@ -142,6 +142,7 @@ def test_a_run_that_cannot_be_read_is_named_in_one_line(command, finished, monke
     assert str(strange.path / "job.yaml") in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_the_job_that_met_it_and_no_other(command, tmp_path, monkeypatch):
     write = RunFolder.write_summary
     room = {"left": 2}
