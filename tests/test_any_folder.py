@@ -28,7 +28,7 @@ from harness.results import BASELINE, PASSES, RunFolder, schema_problem
 from harness.summarize import build_summary
 
 quick = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=False
+    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=False
 )
 drawn = settings(
     quick, max_examples=8, phases=(Phase.explicit, Phase.generate)

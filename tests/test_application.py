@@ -257,6 +257,7 @@ def odd(monkeypatch):
     monkeypatch.setitem(optimizations.CATALOGUE, "odd", Odd)
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_left_out_and_told(tts, odd):
     before = conversation(tts, {"text": TEXT})
     with pytest.warns(UserWarning, match="odd failed and is left out: RuntimeError: out of sorts"):

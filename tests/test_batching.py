@@ -199,6 +199,7 @@ def test_neighbours_in_length_go_together() -> None:
     assert sorted(i for batch in batches([1] * 7, 3) for i in batch) == list(range(7))
 
 
+@pytest.mark.slow
 def test_a_worker_speaks_a_call_as_a_batch(tmp_path: Path) -> None:
     arguments, plugins = {"name": "mini"}, {"kv_cache": {}, "batching": {"size": 2}}
     variant = Variant(Setup("combo", tmp_path, "harness.checkpoints.load", arguments, "cpu", plugins=plugins))

@@ -38,6 +38,7 @@ def multilingual(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("multilingual"), whole.model, multilingual=True)
 
 
+@pytest.mark.slow
 def test_what_is_read_from_the_english_files_speaks_as_what_was_written(english):
     folder, whole = english
     read = load("chatterbox", "cpu", str(folder))

@@ -116,6 +116,7 @@ def test_a_job_that_is_refused_does_not_lose_the_others(command, tmp_path):
     assert "failures.txt" in out
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_has_its_report_and_another_exit_code(command, tmp_path):
     code, out, _ = command(*FAKE, "optimizations.fake_deadly.enabled=true")
     assert code == 1

@@ -152,7 +152,7 @@ def test_fewer_rows_use_the_same_memory(mini: Pipeline) -> None:
     assert engine.moves == held[2] + 1
 
 
-@pytest.mark.parametrize(("pins", "batch_size"), [(None, 1), (None, 3), (PINS, 3)])
+@pytest.mark.parametrize(("pins", "batch_size"), [(None, 1), pytest.param(None, 3, marks=pytest.mark.slow), (PINS, 3)])
 def test_the_captured_loop_says_the_very_tokens(mini: Pipeline, pins: list[int] | None, batch_size: int) -> None:
     """Utterances of different length one after the other, or padded side by side and filled up to four rows."""
     mini.sampling = GREEDY

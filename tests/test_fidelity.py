@@ -228,6 +228,7 @@ def test_damaged_weights_and_a_lost_mark_differ(mini, spoken):
     assert found["tokens_to_mel"] == found["mel_to_wave"] == FAITHFUL
 
 
+@pytest.mark.slow
 def test_a_loop_that_knows_no_teacher_is_not_measured(mini, spoken):
     inputs, _ = spoken
     mini.replace_stage("generate_tokens", lambda segments: [torch.from_numpy(i.tokens) for i in inputs], by="test")
@@ -264,6 +265,7 @@ class FakeSide:
         return getattr(self.variant, method)(*arguments)
 
 
+@pytest.mark.slow
 def test_a_jobs_sides_are_compared_and_nothing_is_left_behind(tmp_path, mini):
     cases = CASES[1:]
     found = stages.compare_stages(

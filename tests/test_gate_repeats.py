@@ -168,6 +168,7 @@ def test_the_answer_stays_alone_whatever_the_measuring_prints(tmp_path, gate, ca
     assert "a model was loaded" in said.err
 
 
+@pytest.mark.slow
 def test_a_true_change_is_found_by_measuring_again(tmp_path, gate):
     slower = replace(NOISY, effect=Effect(time=1.12))
     run, bench = make_run(tmp_path, slower), Bench(slower)

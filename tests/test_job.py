@@ -164,6 +164,7 @@ def test_a_plugin_that_changed_nothing_is_inactive_whatever_it_says(tmp_path):
     assert found["fake_fast"]["evidence"]["changes"] == ["speed", "$FAKE_VARIABLE"]
 
 
+@pytest.mark.slow
 def test_a_variable_that_was_set_for_the_process_is_a_change(tmp_path):
     found = run(tmp_path / "set", {"fake_variable": {}})[0].optimizations["fake_variable"]
     assert (found["status"], found["evidence"]["changes"]) == ("active", ["$FAKE_OTHER"])
@@ -219,6 +220,7 @@ def test_nobody_is_left_behind(good):
     assert no_children()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_speaks_gives_the_token_counts_itself(tmp_path, monkeypatch):
     scored: list[RunFolder] = []
     monkeypatch.setattr(job, "score_run", lambda folder, quality: scored.append(folder))
@@ -591,6 +593,7 @@ def test_who_serves_all_at_a_time_keeps_more_callers(tmp_path):
     assert set(both["baseline"]) <= set(both["combo"]), "both are asked the same"
 
 
+@pytest.mark.slow
 def test_who_says_less_under_load_has_not_answered(tmp_path):
     summary, folder = run(tmp_path, {"fake_share": {"short": True}}, scenario="loaded", **FEW_USERS)
     assert summary.variants["combo"].loaded["streams"] == 0

@@ -33,6 +33,7 @@ def mini():
     [(2, 5), (1, 5), (3, 20), (2, 62)],
     ids=["two rows", "one row", "an odd number of rows", "the cache grows"],
 )
+@pytest.mark.slow
 def test_steps_are_the_static_engines(rows, length):
     model = tiny(**INNER)
     engine = CppEngine(model, 64)

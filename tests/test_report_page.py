@@ -198,7 +198,7 @@ def browse(page: Path, probed: Path, *flags: str) -> tuple[dict, str]:
 
 
 @in_browser
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", [1280, pytest.param(500, marks=pytest.mark.slow)])
 def test_the_page_works_in_a_browser(page, tmp_path, width):
     found, console = browse(page, tmp_path / "probed.html", f"--window-size={width},1000")
     assert console == ""

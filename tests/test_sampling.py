@@ -139,6 +139,7 @@ def test_greedy_draws_nothing(mini):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.slow
 def test_a_multilingual_model_and_its_guard_take_them_too(multilingual, settings):
     usual = multilingual.sampling
     multilingual.sampling = SETTINGS[settings]
@@ -226,6 +227,7 @@ def test_a_teacher_hears_the_same_logits(mini, settings, combo):
     np.testing.assert_allclose(after.logits, before.logits, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_application_asks_for_them_in_generate(mini):
     tts = mini.model
     tts.conds = next(iter(mini.voices.values()))

@@ -90,7 +90,9 @@ def test_unmodified_it_is_one_chunk_at_the_end(mini: Pipeline) -> None:
     assert chunk.ready_s == utterance.generation_time_s
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    "loop", ["captured", *(pytest.param(one, marks=pytest.mark.slow) for one in LOOPS if one != "captured")]
+)
 def test_pieces_say_the_tokens_of_the_whole(mini: Pipeline, loop: str) -> None:
     for name in LOOPS[loop]:
         apply(mini, name)

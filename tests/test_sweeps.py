@@ -91,7 +91,9 @@ def killed(tmp_path: Path, where: str, *arguments: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("where", "again"), [("within", True), ("after", False)], ids=["within a job", "between two jobs"]
+    ("where", "again"),
+    [("within", True), pytest.param("after", False, marks=pytest.mark.slow)],
+    ids=["within a job", "between two jobs"],
 )
 def test_the_same_command_goes_on_where_it_was_killed(command, tmp_path, where, again):
     folder = killed(tmp_path, f"{where} {SECOND}")
