@@ -205,6 +205,7 @@ def test_settings_change_without_another_capture(mini: Pipeline) -> None:
     assert ungraphed(mini, TEXTS[:1]) == nucleus
 
 
+@pytest.mark.slow
 def test_what_is_prepared_is_not_captured_again(mini: Pipeline) -> None:
     mini.sampling = GREEDY
     graphs = fixed(mini, bucket=256, tokens=40)

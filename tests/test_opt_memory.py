@@ -246,6 +246,7 @@ def quantize(pipeline, strategy):
     return applied(pipeline, "quantization", strategy=strategy)
 
 
+@pytest.mark.slow
 def test_sequential_refuses_int8_layers(mini, monkeypatch):
     quantize(mini, "conservative")
     monkeypatch.setattr(mini, "device", torch.device("cuda"))
@@ -338,6 +339,7 @@ def peak_mb(pipeline):
 # -- warmup --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_warmup_changes_nothing_but_the_first_call(mini, baseline):
     conditionals, rng = mini.model.conds, torch.get_rng_state()
     plugin = applied(mini, "warmup", levels=2, shapes=[4, 3])

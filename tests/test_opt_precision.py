@@ -263,6 +263,7 @@ def test_quantization_of_the_flow(pipeline: Pipeline, baseline: Utterance) -> No
 
 @BF16
 @pytest.mark.parametrize("strategy", ["conservative", "aggressive"])
+@pytest.mark.slow
 def test_quantized_weights_survive_the_cast(pipeline: Pipeline, baseline: Utterance, strategy: str) -> None:
     with bit_for_bit(pipeline, baseline):
         quantization = apply(pipeline, "quantization", strategy=strategy, parts=["t3", "flow"])

@@ -50,6 +50,7 @@ def test_the_pages_example_is_short_is_active_and_changes_no_sample(own):
     assert not optimizations.create("folded_vocoder").evidence(pipeline).active
 
 
+@pytest.mark.slow
 def test_what_is_written_into_a_folder_passes_its_own_test(own, capsys):
     assert main(["new-optimization", "my_trick", "--folder", str(own)]) == 0
     told = capsys.readouterr().out
