@@ -34,6 +34,7 @@ def test_the_wheel_holds_configs_schema_weights_and_commands(tmp_path):
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {
         "chatterbox_harness.py",
         "harness",
+        "hydra_plugins",  # where Hydra looks for the sweeper of this project
         "optimizations",
         "run_sweep.py",
     }
