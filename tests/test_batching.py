@@ -131,6 +131,7 @@ def test_ends_are_decoded_among_ends(mini: Pipeline) -> None:
     assert_close(decode(blur, mels, sources), alone, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_of_texts_is_spoken_together_and_each_at_its_length(mini: Pipeline) -> None:
     plugin = applied(mini, size=2)
     requests = [Request(text, voice, 1, n) for text, voice, n in zip(TEXTS, mini.voices, (5, 12, 9), strict=False)]

@@ -44,6 +44,7 @@ def command(tmp_path, monkeypatch, capsys, own_locks):
 # -- what runs ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_combo_ends_with_its_verdict_and_its_report(command, tmp_path):
     code, out, err = command(*FAKE, "optimizations.fake_fast.enabled=true", "optimizations.fake_fast.factor=3")
     assert (code, err) == (0, "")

@@ -255,6 +255,7 @@ def offline(tmp_path_factory) -> tuple[Summary, RunFolder]:
     return run(tmp_path_factory.mktemp("offline"), {"fake_together": {}}, texts=SEVERAL, scenario="offline")
 
 
+@pytest.mark.slow
 def test_a_batch_is_one_call_and_the_baseline_speaks_a_part_of_it(offline):
     summary, folder = offline
     assert (summary.scenario, summary.status) == ("offline", "ok")

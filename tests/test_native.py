@@ -171,6 +171,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
         cpp.load(broken)
 
 
+@pytest.mark.slow
 def test_compile_takes_it_on_a_cpu(mini):
     def spoken():
         return mini.synthesize("Good morning, how are you?", next(iter(mini.voices)), 3, n_tokens=20)

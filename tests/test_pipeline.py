@@ -46,6 +46,7 @@ def test_the_full_size_baseline_is_upstreams_generate_bit_for_bit(monkeypatch):
     assert_bit_for_bit(checkpoints.load("random", "cpu"), monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_reference_clip_goes_upstreams_way(mini, monkeypatch, tmp_path):
     import soundfile
 

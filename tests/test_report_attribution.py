@@ -61,6 +61,7 @@ def test_what_left_together_is_told_as_a_group(report):
     assert f"- `{NAMES[0]}` and `{NAMES[1]}`" in text
 
 
+@pytest.mark.slow
 def test_the_front_is_drawn(tmp_path):
     effects = {"quick": Effect(0.3, memory=1.5), "small": Effect(0.7, memory=0.5), "neither": Effect(0.8, memory=1.6)}
     runs = [make_run(tmp_path, Case(combo=name, effect=effect), i) for i, (name, effect) in enumerate(effects.items())]
