@@ -37,15 +37,19 @@ def count_devices(device: str) -> int:
 
 def count_gpus() -> int | None:
     """How many GPUs CUDA may use here, at most, as the driver says; None where it cannot be asked."""
+    count, visible = _gpus_of_the_host(), _visible()
+    return count if count is None or visible is None else min(count, len(visible))
+
+
+def _gpus_of_the_host() -> int | None:
+    """Also those that CUDA_VISIBLE_DEVICES hides; None where there is a driver that cannot be asked."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
+        return int(pynvml.nvmlDeviceGetCount())
     except pynvml.NVMLError:
         return None if _has_driver() else 0
-    visible = _visible()
-    return count if visible is None else min(count, len(visible))
 
 
 def _has_driver() -> bool:
@@ -62,16 +66,9 @@ def share_of_cores(device: str) -> int | None:
     Launchers give the processes that they start other numbers of threads than one that runs job after job: without
     this, a ratio would depend on who started the job.
     """
-    import pynvml
-
     if not device.startswith("cuda"):
         return None
-    try:
-        pynvml.nvmlInit()
-        gpus = pynvml.nvmlDeviceGetCount()
-    except pynvml.NVMLError:
-        gpus = 1
-    return max(1, len(os.sched_getaffinity(0)) // max(1, gpus))
+    return max(1, len(os.sched_getaffinity(0)) // (_gpus_of_the_host() or 1))
 
 
 def _visible() -> list[str] | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import json
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,8 +83,9 @@ def run(options: argparse.Namespace) -> None:
         told = ", ".join(f"{stage} {verdict}" for stage, verdict in verdicts.items())
         say(f"{name}: {told or found.get('reason', 'nothing of it can run here')}")
         options.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.out / "fidelity.json", dumped(record))
-    say(str(write_page(finite(record), options.out)))
+        record = finite(record)
+        write_atomically(options.out / "fidelity.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    say(str(write_page(record, options.out)))
 
 
 def everything() -> list[str]:
@@ -148,9 +150,3 @@ def applied(fitted: Any) -> dict[str, dict[str, Any]]:
         name: {"changes": standing.get(name, [])} if name in fitted.plugins else {"reason": status["reason"]}
         for name, status in fitted.statuses.items()
     }
-
-
-def dumped(record: Any) -> str:
-    import json
-
-    return json.dumps(finite(record), indent=1, ensure_ascii=False) + "\n"

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from harness import stats
-from harness.load import Level, level, most_kept, quantile
+from harness.load import FIRST_AUDIO_LIMIT_S, Level, level, most_kept, quantile
 from harness.player import heard_of
 from harness.records import Child
 from harness.results import Measurement, Score, Variant
 from harness.scenarios.base import energy_j
 
-FIRST_AUDIO_LIMIT_S = 0.3
-"""Within which 99 % of a load's callers have to have sound, unless a run's settings say otherwise."""
 MARKED = 0.5
 """The detector's confidence from which on a clip bears the watermark."""
 TIMED = "_timed"

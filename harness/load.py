@@ -19,6 +19,9 @@ from typing import Any, Protocol
 
 from harness.player import Arrival, Heard, listen
 
+FIRST_AUDIO_LIMIT_S = 0.3
+"""Within which 99 % of a load's callers have to have sound, unless a run's settings say otherwise."""
+
 
 @dataclass(frozen=True)
 class News:

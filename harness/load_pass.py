@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
-from harness.answers import Order
 from harness.draws import Draws
 from harness.experiment import Experiment
 from harness.load import level
@@ -67,7 +66,7 @@ class LoadPass:
         self.experiment.plans[side.name].load += len(requests)
         self.experiment.write_plan()
         self.experiment.report(f"load pass, {size.users} at a time, {side.name}")
-        orders = [Order(one.item.text, one.item.voice, one.seed, one.n_tokens, one.item.language) for one in requests]
+        orders = [request.order for request in requests]
         load, started_s = size.load(requests, token_s, seed), self.experiment.ledger.elapsed_s
         visits = side.serve(load, orders, sample_rate, self.settings["users_limit_s"], self.settings["call_limit_s"])
         self.experiment.ledger.measured_s += self.experiment.ledger.elapsed_s - started_s

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.answers import Order
 from harness.devices import share_of_cores, visible_gpus
 from harness.experiment import Experiment
 from harness.load_pass import LoadPass
@@ -274,9 +273,7 @@ class Pair:
             return []
         self.look_for_hindrance()
         self.experiment.report(f"{call.step} {'pass' if call.step in ('speed', 'quality') else 'call'}, {call.variant}")
-        orders = [
-            Order(one.item.text, one.item.voice, one.seed, one.n_tokens, one.item.language) for one in call.requests
-        ]
+        orders = [request.order for request in call.requests]
         started_s = self.experiment.ledger.elapsed_s
         heard = side.speak(self.scenario.method, orders, self.settings["call_limit_s"] * len(orders))
         self.experiment.ledger.measured_s += heard.parent_s

@@ -17,6 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import MISSING
 
 from harness.errors import UserError
+from harness.load import FIRST_AUDIO_LIMIT_S
 
 LARGEST_SEED = 2**63 - 1
 """PyTorch's generators take 64 bits, signed."""
@@ -143,7 +144,7 @@ class Measure:
     users: list[int] = number([], least=1)
     requests_per_user: int = number(3, least=1)
     users_limit_s: float = number(60, above=0)
-    first_audio_limit_s: float = number(0.3, above=0)
+    first_audio_limit_s: float = number(FIRST_AUDIO_LIMIT_S, above=0)
     thresholds: Thresholds = field(default_factory=Thresholds)
 
 

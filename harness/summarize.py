@@ -13,7 +13,8 @@ from typing import Any
 
 from harness import checks, stats
 from harness.comparison import compare, free_pairs, objection, pairs, watermark_loss, withdrawn
-from harness.figures import FIRST_AUDIO_LIMIT_S, calls, figures, similarities, timed
+from harness.figures import calls, figures, similarities, timed
+from harness.load import FIRST_AUDIO_LIMIT_S
 from harness.records import Child
 from harness.results import BASELINE, NO_EVIDENCE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
 from harness.sampling import label

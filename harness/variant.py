@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class Variant:
                 if heard is None:
                     return Answer(time.perf_counter() - start, tuple(said[caller] for caller in sorted(said)))
                 caller, order = heard
-                desk.take(caller, Request(order.text, order.voice, order.seed, order.n_tokens, order.language))
+                desk.take(caller, Request(**vars(order)))
                 idle = False
             told = desk.work()
             idle = told is None
@@ -166,14 +166,14 @@ class Variant:
             return []
         if len(orders) == 1:
             (order,) = orders
-            return [self.pipeline.synthesize(order.text, order.voice, order.seed, order.n_tokens, order.language)]
+            return [self.pipeline.synthesize(*astuple(order))]
         from harness.pipeline import Request
 
-        requests = [Request(o.text, o.voice, o.seed, o.n_tokens, o.language) for o in orders]
+        requests = [Request(**vars(order)) for order in orders]
         return self.pipeline.synthesize_batch(requests)
 
     def _in_chunks(self, order: Order) -> Any:
-        chunks = self.pipeline.synthesize_stream(order.text, order.voice, order.seed, order.n_tokens, order.language)
+        chunks = self.pipeline.synthesize_stream(*astuple(order))
         while True:
             try:
                 chunk = next(chunks)

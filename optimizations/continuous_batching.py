@@ -14,10 +14,9 @@ from optimizations.base import Evidence, Optimization, register
 from optimizations.common.graphs import Capturer, Graphs
 from optimizations.common.padding import padded_length
 from optimizations.flow.prefix import LOOKAHEAD
-from optimizations.flow.static_shape import StaticEncoder
+from optimizations.flow.static_shape import FRAMES_PER_TOKEN, StaticEncoder
 from optimizations.streams.pieces import (
     BEHIND,
-    FRAMES_PER_TOKEN,
     Next,
     SpokenPieces,
     launch_together,

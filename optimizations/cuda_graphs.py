@@ -20,14 +20,13 @@ from optimizations.common.graphs import Body, Capturer, Graphs
 from optimizations.common.kernels import for_device
 from optimizations.common.padding import padded_length
 from optimizations.common.probe import profile
-from optimizations.flow.static_shape import StaticEncoder, StaticSolver, Unasked
+from optimizations.flow.static_shape import FRAMES_PER_TOKEN, StaticEncoder, StaticSolver, Unasked
 from optimizations.t3.captured_loop import CapturedLoop
 from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.t3.engines import StaticEngine
 from optimizations.vocoder.static_shape import StaticVocoder
 from optimizations.watermark.perth import Marker
 
-FRAMES_PER_TOKEN = 2
 TEXT_POSITIONS = 222
 """Cache positions to have ready beside those of the voice and the speech: about as many as 15 s of text take."""
 PROBE_GRAPHS = (1, 3)

@@ -486,10 +486,11 @@ QUICK = {
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there
 
 
-SEVEN, *OTHERS = list(QUICK)[:7], *list(QUICK)[7:]
+ARGUMENTS = list(QUICK)
+OTHERS = [pytest.param(arguments, marks=pytest.mark.slow) for arguments in ARGUMENTS[7:]]
 
 
-@pytest.mark.parametrize("arguments", [*SEVEN, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
+@pytest.mark.parametrize("arguments", [*ARGUMENTS[:7], *OTHERS])
 def test_a_bad_command_is_answered_before_anything_heavy_is_imported(arguments, tmp_path):
     """Whether PyTorch came in is what is tested, and the time of the CPU: on a busy machine the clock says little."""
     script = (

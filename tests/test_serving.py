@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from applied import apply_one, apply_one_uncaptured
 from conftest import ROOT
 
 import optimizations
@@ -18,7 +19,6 @@ from harness import checkpoints
 from harness.load import Closed, News, drive, level, most_kept
 from harness.pipeline import Chunk, Desk, Pipeline, Request, SynthesisError, Utterance
 from harness.quality.watermark import create_detector
-from optimizations.common.graphs import Uncaptured
 
 TEXTS = ("Yes, it does.", "Where did you leave the keys of the car?", "No.", "We will meet at the old bridge.")
 LONG = "The boats were already back when we reached the harbour. Somebody had left a lamp burning on the wall."
@@ -32,17 +32,10 @@ def loaded() -> Pipeline:
 
 @pytest.fixture
 def mini(loaded: Pipeline) -> Iterator[Pipeline]:
-    apply(loaded, "flow_steps", steps=1)  # nobody listens
+    apply_one(loaded, "flow_steps", steps=1)  # nobody listens
     yield loaded
     loaded.reset()
     assert loaded.server is None
-
-
-def apply(pipeline: Pipeline, name: str, **parameters: object):
-    plugin = optimizations.create(name, parameters)
-    assert plugin.unavailable(pipeline) is None
-    plugin.apply(pipeline)
-    return plugin
 
 
 def requests(pipeline: Pipeline, pins: Sequence[int | None]) -> list[Request]:
@@ -77,10 +70,10 @@ def test_greedy_tokens_are_those_of_who_speaks_alone(mini: Pipeline, cache: list
     """More callers than places, of different voices and lengths, some that stop by themselves."""
     mini.swap(mini, "sampling", replace(mini.sampling, temperature=0.0))
     for name in cache:
-        apply(mini, name)
+        apply_one(mini, name)
     wanted = requests(mini, (9, 16, None, 5, 7))
     alone = [mini.synthesize(one.text, one.voice, one.seed, one.n_tokens) for one in wanted]
-    plugin = apply(mini, "continuous_batching", **SMALL)
+    plugin = apply_one(mini, "continuous_batching", **SMALL)
     served = serve(mini.desk(), wanted)
     for number, utterance in enumerate(alone):
         chunks, whole = served[number]
@@ -95,7 +88,7 @@ def test_greedy_tokens_are_those_of_who_speaks_alone(mini: Pipeline, cache: list
 
 @pytest.mark.slow
 def test_what_is_drawn_does_not_depend_on_who_is_there(mini: Pipeline) -> None:
-    apply(mini, "continuous_batching", **SMALL)
+    apply_one(mini, "continuous_batching", **SMALL)
     wanted = requests(mini, (9, 14, 5))
     together = serve(mini.desk(), wanted)
     for number, one in enumerate(wanted):
@@ -108,7 +101,7 @@ def test_what_is_drawn_does_not_depend_on_who_is_there(mini: Pipeline) -> None:
 @pytest.mark.slow
 def test_a_wave_in_company_is_the_wave_alone(mini: Pipeline) -> None:
     """Each with its own noise and its own phases, whatever the passes of the flow were; in equal pieces."""
-    apply(mini, "continuous_batching", **SMALL | {"first": 6, "longest": 6, "context": 250})
+    apply_one(mini, "continuous_batching", **SMALL | {"first": 6, "longest": 6, "context": 250})
     wanted = requests(mini, (18, 18, 18))
     together = serve(mini.desk(), wanted, every=0)
     for number, one in enumerate(wanted):
@@ -119,7 +112,7 @@ def test_a_wave_in_company_is_the_wave_alone(mini: Pipeline) -> None:
 
 def test_the_first_words_come_before_others_are_through(mini: Pipeline) -> None:
     """Somebody who comes while long utterances are spoken has sound before those have ended."""
-    apply(mini, "continuous_batching", **SMALL)
+    apply_one(mini, "continuous_batching", **SMALL)
     desk = mini.desk()
     for caller, one in enumerate(requests(mini, (60, 60))):
         desk.take(caller, one)
@@ -136,7 +129,7 @@ def test_the_first_words_come_before_others_are_through(mini: Pipeline) -> None:
 
 @pytest.mark.slow
 def test_the_mark_is_found_in_what_was_said_in_company(mini: Pipeline) -> None:
-    apply(mini, "continuous_batching", **SMALL)
+    apply_one(mini, "continuous_batching", **SMALL)
     detector = create_detector()
     assert detector is not None
     for _, whole in serve(mini.desk(), requests(mini, (30, 30))).values():
@@ -144,7 +137,7 @@ def test_the_mark_is_found_in_what_was_said_in_company(mini: Pipeline) -> None:
 
 
 def test_segments_of_a_text_follow_one_another(mini: Pipeline) -> None:
-    apply(mini, "continuous_batching", **SMALL)
+    apply_one(mini, "continuous_batching", **SMALL)
     mini.wrap_stage("split_text", lambda _whole: lambda text: ["Yes.", "No."])
     for _, whole in serve(mini.desk(), requests(mini, (14, 14, 14, 14))).values():
         assert [len(tokens) for tokens in whole.tokens] == [8, 6]
@@ -152,7 +145,7 @@ def test_segments_of_a_text_follow_one_another(mini: Pipeline) -> None:
 
 
 def test_a_text_that_has_no_room_is_an_error_of_its_own(mini: Pipeline) -> None:
-    apply(mini, "continuous_batching", **SMALL)
+    apply_one(mini, "continuous_batching", **SMALL)
     desk = mini.desk()
     short = requests(mini, (5,))[0]
     desk.take(0, replace(short, text="a " * 400))
@@ -165,7 +158,7 @@ def test_a_text_that_has_no_room_is_an_error_of_its_own(mini: Pipeline) -> None:
 
 
 def test_a_desk_that_was_left_leaves_its_places(mini: Pipeline) -> None:
-    apply(mini, "continuous_batching", **SMALL)
+    apply_one(mini, "continuous_batching", **SMALL)
     desk = mini.desk()
     for caller, one in enumerate(requests(mini, (60, 60, 60, 60))):
         desk.take(caller, one)
@@ -184,7 +177,7 @@ def test_unmodified_they_speak_one_after_the_other(mini: Pipeline) -> None:
 
 def test_whole_utterances_are_as_without_it(mini: Pipeline) -> None:
     before = mini.synthesize(TEXTS[0], "rms", 1, 5)
-    apply(mini, "continuous_batching", **SMALL)
+    apply_one(mini, "continuous_batching", **SMALL)
     serve(mini.desk(), requests(mini, (5,)))
     torch.testing.assert_close(mini.synthesize(TEXTS[0], "rms", 1, 5).tokens, before.tokens)
 
@@ -192,9 +185,8 @@ def test_whole_utterances_are_as_without_it(mini: Pipeline) -> None:
 @pytest.mark.slow
 def test_what_was_prepared_is_all_that_is_needed(mini: Pipeline) -> None:
     """A shape that comes while somebody waits would be captured then."""
-    graphs = optimizations.create("cuda_graphs", {"tokens": 60})
-    graphs.apply_with(mini, Uncaptured)
-    server = apply(mini, "continuous_batching", **SMALL | {"first": 16, "longest": 20, "context": 10}).server
+    graphs = apply_one_uncaptured(mini, "cuda_graphs", tokens=60)
+    server = apply_one(mini, "continuous_batching", **SMALL | {"first": 16, "longest": 20, "context": 10}).server
     server.prepare(requests(mini, (5,))[0])
     before = [Counter(one.captured) for one in (graphs.graphs, server.graphs)]
     serve(mini.desk(), requests(mini, (50, 25, 18)), every=1)
@@ -206,7 +198,7 @@ def test_what_was_prepared_is_all_that_is_needed(mini: Pipeline) -> None:
 
 
 def test_evidence_asks_for_company(mini: Pipeline) -> None:
-    plugin = apply(mini, "continuous_batching", **SMALL)
+    plugin = apply_one(mini, "continuous_batching", **SMALL)
     mini.rehearse(TEXTS[0], "rms", 1, 5)
     assert "nobody opened" in str(plugin.evidence(mini).reason)
     serve(mini.desk(), requests(mini, (5,)))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from applied import apply_one_uncaptured
 from conftest import ROOT
 
 import optimizations
@@ -24,7 +25,6 @@ from harness.quality.scoring import reference_wave
 from harness.quality.signals import relative_error
 from harness.quality.speaker import create_encoder, similarity, voice_in
 from harness.quality.watermark import create_detector
-from optimizations.common.graphs import Uncaptured
 from optimizations.flow.prefix import PrefixFlow
 from optimizations.streams.pieces import SpokenPieces, own_random_numbers
 from optimizations.vocoder.continued import ContinuedVocoder
@@ -47,20 +47,10 @@ def loaded() -> Pipeline:
 
 @pytest.fixture
 def mini(loaded: Pipeline) -> Iterator[Pipeline]:
-    apply(loaded, "flow_steps", steps=1)  # nobody listens
+    apply_one_uncaptured(loaded, "flow_steps", steps=1)  # nobody listens
     yield loaded
     loaded.reset()
     assert loaded.streamer is None
-
-
-def apply(pipeline: Pipeline, name: str, **parameters: object):
-    plugin = optimizations.create(name, parameters)
-    if name == "cuda_graphs":
-        plugin.apply_with(pipeline, Uncaptured)
-    else:
-        assert plugin.unavailable(pipeline) is None
-        plugin.apply(pipeline)
-    return plugin
 
 
 def stream(pipeline: Pipeline, seed: int = 3, n_tokens: int | None = N_TOKENS) -> tuple[list[Chunk], Utterance]:
@@ -95,8 +85,8 @@ def test_unmodified_it_is_one_chunk_at_the_end(mini: Pipeline) -> None:
 )
 def test_pieces_say_the_tokens_of_the_whole(mini: Pipeline, loop: str) -> None:
     for name in LOOPS[loop]:
-        apply(mini, name)
-    apply(mini, "streaming", **FIRST)
+        apply_one_uncaptured(mini, name)
+    apply_one_uncaptured(mini, "streaming", **FIRST)
     for n_tokens in (N_TOKENS, None):
         whole = mini.synthesize(TEXT, next(iter(mini.voices)), 3, n_tokens)
         chunks, utterance = stream(mini, n_tokens=n_tokens)
@@ -109,7 +99,7 @@ def test_pieces_say_the_tokens_of_the_whole(mini: Pipeline, loop: str) -> None:
 
 
 def test_the_mark_is_found_in_what_was_said_in_small_pieces(mini: Pipeline) -> None:
-    apply(mini, "streaming", first=5, growth=1)
+    apply_one_uncaptured(mini, "streaming", first=5, growth=1)
     detector = create_detector()
     assert detector is not None
     chunks, utterance = stream(mini, n_tokens=25)
@@ -196,8 +186,8 @@ def test_random_numbers_outside_go_on_as_if_none_were_drawn_inside() -> None:
 
 
 def test_between_pieces_nothing_of_a_synthesis_is_left_behind(mini: Pipeline) -> None:
-    apply(mini, "inference_mode")
-    apply(mini, "streaming", **FIRST)
+    apply_one_uncaptured(mini, "inference_mode")
+    apply_one_uncaptured(mini, "streaming", **FIRST)
     spoken = mini.synthesize_stream(TEXT, "rms", 1, N_TOKENS)
     next(spoken)
     assert not torch.is_inference_mode_enabled()
@@ -206,7 +196,7 @@ def test_between_pieces_nothing_of_a_synthesis_is_left_behind(mini: Pipeline) ->
 
 
 def test_a_voice_is_not_changed(mini: Pipeline) -> None:
-    apply(mini, "streaming", **FIRST)
+    apply_one_uncaptured(mini, "streaming", **FIRST)
     before = {key: value for key, value in mini.voices["rms"].gen.items() if isinstance(value, torch.Tensor)}
     kinds = {key: (value.dtype, value.shape) for key, value in before.items()}
     list(mini.synthesize_stream(TEXT, "rms", 1, 8))
@@ -214,7 +204,7 @@ def test_a_voice_is_not_changed(mini: Pipeline) -> None:
 
 
 def test_no_speech_is_an_error(mini: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    apply(mini, "streaming")
+    apply_one_uncaptured(mini, "streaming")
     monkeypatch.setattr(
         mini.stages["generate_tokens"],
         "sample",
@@ -225,7 +215,7 @@ def test_no_speech_is_an_error(mini: Pipeline, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_segments_follow_one_another(mini: Pipeline) -> None:
-    apply(mini, "streaming", **FIRST)
+    apply_one_uncaptured(mini, "streaming", **FIRST)
     mini.wrap_stage("split_text", lambda _whole: lambda text: ["Yes.", "No."])
     chunks, utterance = stream(mini, n_tokens=14)
     assert [len(tokens) for tokens in utterance.tokens] == [8, 6]
@@ -234,7 +224,7 @@ def test_segments_follow_one_another(mini: Pipeline) -> None:
 
 
 def test_evidence_tells_whether_anybody_asked_for_a_stream(mini: Pipeline) -> None:
-    plugin = apply(mini, "streaming")
+    plugin = apply_one_uncaptured(mini, "streaming")
     mini.rehearse(TEXT, "rms", 1, 5)
     shown = plugin.evidence(mini)
     assert not shown.active

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from harness.answers import Said
+from harness.answers import Order, Said
 from harness.results import Measurement
 from harness.workload import Item
 
@@ -24,6 +24,11 @@ class Request:
     item: Item
     seed: int
     n_tokens: int | None = None
+
+    @property
+    def order(self) -> Order:
+        """As a child is told of it."""
+        return Order(self.item.text, self.item.voice, self.seed, self.n_tokens, self.item.language)
 
 
 @dataclass(frozen=True)

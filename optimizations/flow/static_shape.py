@@ -34,6 +34,8 @@ from optimizations.common.modules import queries_keys_values
 from optimizations.common.padding import padded_length, within
 
 STAGE = "tokens_to_mel"
+FRAMES_PER_TOKEN = 2
+"""Of the mel."""
 HALF = (torch.float16, torch.bfloat16)
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from harness.pipeline import Pipeline, Segment
 from optimizations.flow.batched import encode_few, solve
 from optimizations.flow.prefix import PrefixFlow
+from optimizations.flow.static_shape import FRAMES_PER_TOKEN
 from optimizations.vocoder.batched import decode
 from optimizations.vocoder.continued import ContinuedVocoder
 
-FRAMES_PER_TOKEN = 2
 BEHIND = 26
 """Mel frames spoken already that a window begins with: 16 that HiFT reaches back, and 200 ms for the watermark's
 network and its spectrum."""
