@@ -63,7 +63,7 @@ class PlainLines:
         if not total or self._first is None:
             return ""
         since, before = self._first
-        if done <= before:
+        if done <= before or done == total:  # behind the last utterance comes work that nobody has counted
             return f": {done} of {total}"
         left_s = (now - since) / (done - before) * (total - done)
         return f": {done} of {total}, about {in_words(left_s)} left"

@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import stats
 from harness.errors import UserError
 from harness.report import data, markdown, words
 from harness.report.data import Run
@@ -182,4 +181,4 @@ def _cells(run: Run, metrics: dict[str, str]) -> list[str]:
 def _change(record: Comparison | None) -> str:
     if record is None or record.value is None:
         return words.NOT_MEASURED
-    return f"{words.change(record)}, {'no verdict' if record.verdict == stats.NOT_MEASURED else record.verdict}"
+    return f"{words.change(record)}, {words.verdict(record.verdict)}"

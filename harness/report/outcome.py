@@ -77,9 +77,8 @@ def _time_tile(run: Run) -> Tile:
     if not record.value:
         return Tile("?", f"times as fast as {run.versus}", "not measured")
     bounds = times_as_fast_bounds(record)
-    detail = (
-        f"{bounds}{', ' if bounds else ''}{words.count(record.n, 'pair')}; {_verdict(record)}; RTF {before} to {after}"
-    )
+    pairs = words.count(record.n, "pair")
+    detail = f"{bounds}{', ' if bounds else ''}{pairs}; {words.verdict(record.verdict)}; RTF {before} to {after}"
     return Tile(times_as_fast(record), f"times as fast as {run.versus}", detail, _sense(record.verdict))
 
 
@@ -89,7 +88,7 @@ def _memory_tile(run: Run) -> Tile:
     if record.value is None:
         return Tile("?", about, "not measured")
     before, after = (words.megabytes(variant.peak_memory_mb) for variant in (run.baseline, run.combo))
-    detail = f"ratio {run.told('peak_memory_mb')}; {_verdict(record)}; {before} to {after}"
+    detail = f"ratio {run.told('peak_memory_mb')}; {words.verdict(record.verdict)}; {before} to {after}"
     return Tile(words.percent(record.value), about, detail, _sense(record.verdict))
 
 
@@ -101,10 +100,6 @@ def _quality_tile(run: Run) -> Tile:
     changes = [f"{words.label(name)} {words.change(run.change(name))}" for name in run.quality_metrics]
     sense = {"worse": "bad", KEPT: "good"}.get(quality, "neutral")
     return Tile(quality if quality in (KEPT, "worse") else "unsure", "quality", "; ".join(changes), sense)
-
-
-def _verdict(record: Comparison) -> str:
-    return "no verdict" if record.verdict == stats.NOT_MEASURED else record.verdict
 
 
 def _sense(verdict: str) -> str:

@@ -148,7 +148,7 @@ def _title(run: Run, metric: str, takes: str) -> str:
     """What one run's comparison says about time or memory."""
     record = run.change(metric)
     if record.verdict in (stats.NO_CHANGE, stats.NOT_MEASURED):
-        return f"{run.name}: {record.verdict} in {'time' if metric == 'rtf' else words.label(metric)}"
+        return f"{run.name}: {words.verdict(record.verdict)} in {'time' if metric == 'rtf' else words.label(metric)}"
     return f"{run.name} {takes} {words.amount_of_change(metric, record.value or 1.0)} than {_versus([run])}"
 
 
@@ -182,7 +182,7 @@ def _ratio(runs: Sequence[Run]) -> Canvas | None:
         (mark,) = axes.plot(_number(record.value), row, _marker(record.verdict), color=colour, markersize=7)
         for artist in (line, mark):
             tip(artist, f"{run.name}: time ratio {words.change(record)}, {words.count(record.n, 'pair')}")
-        note(axes, row, f"{words.change(record)}  {record.verdict}")
+        note(axes, row, f"{words.change(record)}  {words.verdict(record.verdict)}")
     axes.set_xlim(0, max(1.1, axes.get_xlim()[1]))
     axes.set_xlabel(
         f"RTF, divided by that of {_versus(known)} (lower is faster)\n"
@@ -290,7 +290,7 @@ def _memory(runs: Sequence[Run]) -> Canvas | None:
             tip(bar, f"{whose}: peak {peak}, loaded model {loaded}")
             model = _number(variant.model_memory_mb)
             axes.plot([model, model], [y - 0.15, y + 0.15], color=drawing.PAGE, linewidth=2)
-        note(axes, row, f"{words.megabytes(run.combo.peak_memory_mb)}  {verdict}")
+        note(axes, row, f"{words.megabytes(run.combo.peak_memory_mb)}  {words.verdict(verdict)}")
     kind = {"vram": "allocated on the GPU", "rss": "resident in the process"}[known[0].baseline.memory_kind]
     axes.set_xlabel(f"peak memory in MB, {kind}\ntick: the loaded model; pale: {_versus(known)}, in the same run")
     less, more = _count(known, "peak_memory_mb", "less"), _count(known, "peak_memory_mb", "more")

@@ -416,7 +416,7 @@ def _told(effects: dict[str, Effect]) -> list[str]:
 
 def _effect_clause(effect: Effect) -> str:
     kind = stats.metric(effect.metric).kind
-    return f"{words.label(effect.metric)} {kind} {words.change(effect.interval, kind)}, {effect.verdict}"
+    return f"{words.label(effect.metric)} {kind} {words.change(effect.interval, kind)}, {words.verdict(effect.verdict)}"
 
 
 # ------------------------------------------------------------------------------------------ baseline

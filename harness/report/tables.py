@@ -128,7 +128,7 @@ def _change(run: Run, metric: str) -> str:
     record = run.summary.comparison.get(metric)
     if record is None or record.value is None:
         return words.NOT_MEASURED
-    return f"{run.told(metric)}, {'no verdict' if record.verdict == stats.NOT_MEASURED else record.verdict}"
+    return f"{run.told(metric)}, {words.verdict(record.verdict)}"
 
 
 def comparison(run: Run) -> Table:
@@ -160,7 +160,7 @@ def _judged(record: Comparison) -> list[str]:
     """Verdict, the smallest change that would have been found, and the rounds that the threshold's size takes."""
     found, rounds = record.smallest_detectable, record.rounds_for_threshold
     return [
-        record.verdict,
+        words.verdict(record.verdict, known=record.value is not None),
         "" if found is None else words.size(found, record.kind),
         "" if rounds is None else words.fact(rounds),
     ]
@@ -287,7 +287,7 @@ def optimizations(names: Sequence[str], runs: Sequence[Run], effects: Sequence[E
         for metric in ("rtf", "peak_memory_mb", "wer"):
             effect = own.get(metric)
             kind = stats.metric(metric).kind
-            cells.append(f"{effect.verdict}, {words.change(effect.interval, kind)}" if effect else "")
+            cells.append(f"{words.verdict(effect.verdict)}, {words.change(effect.interval, kind)}" if effect else "")
         rows.append([words.code(name), rules.status_of(name, runs)[0], basis, *cells])
     columns = ["optimization", "status", "measured", "time ratio", "peak memory ratio", "WER change"]
     return Table(columns, rows)
@@ -301,7 +301,7 @@ def added(effects: Sequence[Effect]) -> Table:
         if effect.beside and effect.metric in metrics:
             change = words.change(effect.interval, stats.metric(effect.metric).kind)
             row = cells.setdefault((effect.optimization, effect.beside), {})
-            row[effect.metric] = f"{effect.verdict}, {change}"
+            row[effect.metric] = f"{words.verdict(effect.verdict)}, {change}"
     rows = [
         [words.code(name), ", ".join(map(words.said, beside)), *(row.get(metric, "") for metric in metrics)]
         for (name, beside), row in cells.items()

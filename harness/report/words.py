@@ -120,6 +120,11 @@ def change(record: Comparison | stats.Interval | None, kind: str | None = None) 
     return f"{one(value)} ({one(record.low)} to {one(record.high)})"
 
 
+def verdict(said: str, known: bool = True) -> str:
+    """A verdict as readers are told it: what is known and was not judged has none, but it was measured."""
+    return "no verdict" if known and said == stats.NOT_MEASURED else said
+
+
 def amount_of_change(metric: str, value: float) -> str:
     """ "38 % less time", "2.1 % more memory", "0.012 higher"."""
     if stats.metric(metric).kind == "delta":
