@@ -132,11 +132,7 @@ def _size(value: float, kind: str) -> float:
 
 def _group(effect: Effect) -> str:
     names = words.listing(list(map(words.code, (effect.optimization, *effect.along))))
-    kind = stats.metric(effect.metric).kind
-    return (
-        f"{names}, because without the first the others cannot run: {words.label(effect.metric)} {kind} "
-        f"{words.change(effect.interval, kind)}, {effect.verdict}."
-    )
+    return f"{names}, because without the first the others cannot run: {words.effect(effect)}."
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

@@ -136,7 +136,9 @@ def _member(name: str, combo: Run, effects: Sequence[Effect]) -> Member:
     own = [effect for effect in effects if effect.optimization == name and _is_last(effect, others)]
     if not own:
         return Member(name, UNDECIDED, "no run has this combo without it: `+sweep=leave_one_out` makes them")
-    told = "; ".join(_clause(effect) for effect in own if effect.metric in ("rtf", "peak_memory_mb") or _speaks(effect))
+    told = "; ".join(
+        words.effect(effect) for effect in own if effect.metric in ("rtf", "peak_memory_mb") or _speaks(effect)
+    )
     along = sorted({other for effect in own for other in effect.along})
     told += f" (with {words.listing(list(map(words.code, along)))}, which need it)" if along else ""
     if any(effect.verdict in stats.GOOD for effect in own):
@@ -164,11 +166,6 @@ def _seems_good(effect: Effect) -> bool:
     if measure.below in stats.GOOD:
         return change < measure.neutral - effect.threshold
     return change > measure.neutral + effect.threshold
-
-
-def _clause(effect: Effect) -> str:
-    kind = stats.metric(effect.metric).kind
-    return f"{words.label(effect.metric)} {kind} {words.change(effect.interval, kind)}, {effect.verdict}"
 
 
 # -- Pareto's front ----------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def _change(run: Run, metric: str) -> str:
     record = run.summary.comparison.get(metric)
     if record is None or record.value is None:
         return words.NOT_MEASURED
-    return f"{run.told(metric)}, {record.verdict}"
+    return f"{run.told(metric)}, {words.verdict(record.verdict)}"
 
 
 def _link(run: Path, results: Path, reports: Path) -> str | None:

@@ -397,7 +397,7 @@ def _optimization(name: str, runs: Sequence[Run], effects: Sequence[Effect], fin
     if own:
         beside = next(iter(own.values())).beside
         where = f"Added to {words.listing(list(map(words.code, beside)))}" if beside else "Alone"
-        changes = [_effect_clause(effect) for metric, effect in own.items() if metric in _told(own)]
+        changes = [words.effect(effect) for metric, effect in own.items() if metric in _told(own)]
         blocks.append(Paragraph(f"{where}: {'; '.join(changes)}."))
     elif record["status"] == "active":
         _, reason = rules.unattributed(name, runs)
@@ -412,11 +412,6 @@ def _optimization(name: str, runs: Sequence[Run], effects: Sequence[Effect], fin
 
 def _told(effects: dict[str, Effect]) -> list[str]:
     return [name for name in effects if name in ("rtf", "peak_memory_mb", "wer") or name.startswith("sim_")]
-
-
-def _effect_clause(effect: Effect) -> str:
-    kind = stats.metric(effect.metric).kind
-    return f"{words.label(effect.metric)} {kind} {words.change(effect.interval, kind)}, {words.verdict(effect.verdict)}"
 
 
 # ------------------------------------------------------------------------------------------ baseline

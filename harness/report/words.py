@@ -4,12 +4,15 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markdown_it import MarkdownIt
 
 from harness import stats
 from harness.results import Comparison
+
+if TYPE_CHECKING:
+    from harness.ablation import Effect
 
 NOT_MEASURED = "not measured"
 MARKDOWN = MarkdownIt("commonmark", {"html": False})
@@ -123,6 +126,12 @@ def change(record: Comparison | stats.Interval | None, kind: str | None = None) 
 def verdict(said: str, known: bool = True) -> str:
     """A verdict as readers are told it: what is known and was not judged has none, but it was measured."""
     return "no verdict" if known and said == stats.NOT_MEASURED else said
+
+
+def effect(one: Effect) -> str:
+    """ "peak memory ratio 0.978 (0.971 to 0.985), less"."""
+    kind = stats.metric(one.metric).kind
+    return f"{label(one.metric)} {kind} {change(one.interval, kind)}, {verdict(one.verdict)}"
 
 
 def amount_of_change(metric: str, value: float) -> str:
