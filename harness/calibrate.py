@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import checkpoints, stats
-from harness.locations import ROOT
+from harness.locations import HELD_OUT
 from harness.pipeline import Pipeline, SynthesisError
 from harness.quality.fidelity import LIMITS, Trace, compare
 from harness.quality.replay import OTHER_SEED, Case, Inputs, record, teach
@@ -43,7 +43,6 @@ from harness.quality.words import word_errors
 from harness.report.curve import draw
 from harness.results import append_row, finite, read_rows, write_atomically
 
-SENTENCES = ROOT / "tests/data/held_out_sentences.txt"
 STEPS = (8, 6, 4, 3, 2, 1)
 NOISES = {
     "t3": (0.03, 0.06, 0.1, 0.2, 0.3, 0.4),
@@ -299,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     clips = options.out / "clips.jsonl"
-    sentences = SENTENCES.read_text(encoding="utf-8").splitlines()[: options.sentences]
+    sentences = HELD_OUT.read_text(encoding="utf-8").splitlines()[: options.sentences]
     missing = work(read_rows(clips)[0], sentences, options.stages)
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("forkserver")) as pool:
         for number, done in enumerate(as_completed([pool.submit(piece, *one) for one in missing]), start=1):

@@ -29,10 +29,9 @@ from harness import combos, declared, preflight
 from harness.console import say
 from harness.designs import closure
 from harness.errors import UserError
-from harness.locations import ROOT
+from harness.locations import HELD_OUT
 from harness.results import BASELINE, finite, write_atomically
 
-SENTENCES = ROOT / "tests/data/held_out_sentences.txt"
 SEED = 0
 Toggles = Mapping[str, dict[str, Any]]
 
@@ -66,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     device = resolve_device(options.device)
     with contextlib.redirect_stdout(sys.stderr):  # upstream tells there what it loads
         model = load(options.pipeline, device, options.checkpoint_dir)
-    texts = SENTENCES.read_text(encoding="utf-8").splitlines()[: options.texts]
+    texts = HELD_OUT.read_text(encoding="utf-8").splitlines()[: options.texts]
     voices = sorted(model.voices)
     cases = [Case(f"s{i}", text, voices[i % len(voices)], options.tokens) for i, text in enumerate(texts)]
     record: dict[str, Any] = {

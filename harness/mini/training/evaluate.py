@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from harness import stats
 from harness.errors import UserError
-from harness.locations import ROOT
+from harness.locations import HELD_OUT
 from harness.mini import models, vocos
 from harness.mini.training import speech
 from harness.mini.training.align import quiet
@@ -41,7 +41,6 @@ from harness.quality.signals import flaw
 from harness.quality.speaker import ResemblyzerEncoder, similarity, voice_in
 from harness.quality.words import word_errors
 
-SENTENCES = ROOT / "tests/data/held_out_sentences.txt"
 THREADS = 2
 
 LIMITS = {
@@ -356,7 +355,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m harness.mini.training.evaluate", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--weights", type=Path, default=models.WEIGHTS, help="checkpoint folder")
-    parser.add_argument("--sentences", type=Path, default=SENTENCES, help="a text file, one sentence a line")
+    parser.add_argument("--sentences", type=Path, default=HELD_OUT, help="a text file, one sentence a line")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--damage", action="store_true", help="also the pipeline broken in four ways")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) // THREADS))

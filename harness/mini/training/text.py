@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pocketsphinx
 
-from harness.locations import ROOT
+from harness.locations import HELD_OUT
 
-HELD_OUT = ROOT / "tests/data/held_out_sentences.txt"
 LEXICON_SIZE = 25_000
 
 _WORDS = {
