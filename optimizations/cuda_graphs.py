@@ -126,6 +126,7 @@ class CudaGraphs(Optimization):
                     prompt = TEXT_POSITIONS
                 with self._rehearsing(pipeline):
                     loop.prepare(batches, positions, prompt=0)
+                decoder.forget_prefixes()  # of a voice's, what kernels that did not run should have written
                 loop.prepare(batches, positions, prompt)
 
         pipeline.swap_item(vars(decoder), "prepare", prepare)
