@@ -1,5 +1,7 @@
 """Figures in words: one way to print a number, a unit, an interval, a change."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Iterator
