@@ -54,7 +54,7 @@ def kernels_of(estimator):
     module = import_module("optimizations.flow.triton_estimator")
     assert module.unsupported(estimator) is None
     tiles = dict.fromkeys(module.TILES, module.Tile(64, 64, 64, turns=4)) | {"row_attention": module.Tile(32, 16)}
-    return module.TritonEstimator(estimator, estimator.forward, {name: (tile, tile) for name, tile in tiles.items()})
+    return module.TritonEstimator(estimator, estimator.forward, {name: (tile,) for name, tile in tiles.items()})
 
 
 def inputs(lengths, longest, n_mels=MELS, device="cpu"):
@@ -115,12 +115,25 @@ def test_activations_are_pytorchs(name, expected):
 
 
 @interpreted
-def test_tiles_are_chosen_by_the_number_of_frames():
+def test_a_tile_is_taken_while_its_programs_fit_on_the_processors_at_once():
     module = import_module("optimizations.flow.triton_estimator")
+    small, large, any_number = module.Tile(16, at_once=1), module.Tile(32, at_once=2), module.Tile(64)
     flat = module.TritonEstimator(tiny(), masked=None)
-    for name, (few, many) in module.TILES.items():
-        assert flat._tile(name, module.MANY - 1) is few
-        assert flat._tile(name, module.MANY) is many
+    flat.n_processors, flat.tiles = 10, {"kernel": (small, large, any_number)}
+
+    def taken(frames):
+        return flat._tile("kernel", lambda tile: -(-frames // tile.rows))
+
+    assert (taken(160), taken(161), taken(640), taken(641)) == (small, large, large, any_number)
+
+
+@interpreted
+@pytest.mark.parametrize(("kilobytes", "kept"), [(99, 1), (163, 2), (227, 3)])
+def test_a_tile_is_left_out_where_its_shared_memory_is_not(kilobytes, kept, monkeypatch):
+    module = import_module("optimizations.flow.triton_estimator")
+    tiles = {"kernel": (module.Tile(16, kilobytes=200), module.Tile(16, kilobytes=160), module.Tile(16))}
+    monkeypatch.setattr(module, "shared_bytes", lambda _device: kilobytes << 10)
+    assert module.TritonEstimator(tiny(), None, tiles).tiles == {"kernel": tiles["kernel"][-kept:]}
 
 
 # -- on a GPU: upstream's size, random weights ---------------------------------------------------------------------

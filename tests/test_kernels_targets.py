@@ -22,6 +22,8 @@ from optimizations.t3.token_buffers import TokenBuffers
 triton = pytest.importorskip("triton")
 SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227}
 """Compute capabilities (A100, RTX 30, RTX 40, H100), and the shared memory that a program may have there."""
+OVERLAPS = 90
+"""From here on a kernel may start before the one in front of it has ended."""
 FRAMES = 1024
 
 
@@ -63,7 +65,7 @@ def compiled(capability: int, patch: pytest.MonkeyPatch) -> Iterator[dict[str, i
         launching._compiling.reset(outside)
 
 
-def decode_steps(overlap: bool) -> None:
+def decode_steps(capability: int) -> None:
     """Both kinds of transformer, in bfloat16 and in 8 bits, for few rows and for many, and what follows the logits."""
     kernels = import_module("optimizations.t3.triton_engine")
     llama = LlamaModel(LlamaConfig(**LLAMA_CONFIGS["Llama_520M"] | {"num_hidden_layers": 1}))
@@ -75,7 +77,7 @@ def decode_steps(overlap: bool) -> None:
             weight.data = laid_out
         for in_half in (True, False):
             engine = kernels.engine_for(tfmr if in_half else in_8_bits(tfmr))
-            engine.overlap = overlap
+            engine.overlap = capability >= OVERLAPS
             for n in rows:
                 engine.reserve(n, FRAMES - 1)
                 engine.static_step(torch.zeros(n, 1, 1024, dtype=torch.bfloat16), FRAMES)
@@ -94,25 +96,33 @@ def decode_steps(overlap: bool) -> None:
         )
 
 
-def flow(overlap: bool) -> None:
-    """The estimator, for few frames and for many."""
+def flow(capability: int) -> None:
+    """The estimator, and each of its kernels in every tile that this GPU has the shared memory for."""
     kernels = import_module("optimizations.flow.triton_estimator")
+    flat = full_size_estimator()
+    flat.overlap = capability >= OVERLAPS
+    launches = import_module("optimizations.bench.flow").Bench(flat, 2, FRAMES)
+    buffers = launches.buffers
+    inputs = torch.zeros(2 * FRAMES, flat.stacks[0].resnet.beside.weight.shape[1], dtype=torch.bfloat16)
+    flat.stack(0, inputs, launches.times, buffers, leaving=buffers.joined[:, buffers.x.shape[1] :])
+    flat.convolve(flat.down[0], buffers.entering, buffers.hidden, buffers)
+    for name, tiles in kernels.TILES.items():
+        for tile in tiles:
+            if tile.kilobytes <= SHARED_KB[capability]:
+                flat.tiles = {name: (tile,)}
+                launches.launch(name, 0)
+
+
+def full_size_estimator() -> Any:
     estimator = halved(S3Gen().flow.decoder.estimator, torch.bfloat16)
-    flat = kernels.TritonEstimator(estimator, estimator.forward)
-    flat.overlap = overlap
-    for frames in (FRAMES, kernels.MANY):
-        buffers = kernels.Buffers.blank(torch.tensor([frames], dtype=torch.int32), frames, flat.stacks[0].blocks[0])
-        times = flat._times(torch.zeros(1), None)
-        inputs = torch.zeros(frames, flat.stacks[0].resnet.beside.weight.shape[1], dtype=torch.bfloat16)
-        flat.stack(0, inputs, times, buffers, leaving=buffers.joined[:, buffers.x.shape[1] :])
-        flat.convolve(flat.down[0], buffers.entering, buffers.hidden, buffers)
+    return import_module("optimizations.flow.triton_estimator").TritonEstimator(estimator, estimator.forward)
 
 
-def vocoder(overlap: bool) -> None:
+def vocoder(capability: int) -> None:
     """HiFT, in the precision that production takes."""
     kernels = import_module("optimizations.vocoder.triton_hift")
     decoder = kernels.ChannelsLastHiFT(S3Gen().mel2wav, kernels.HALF)
-    decoder.overlap = overlap
+    decoder.overlap = capability >= OVERLAPS
     decoder.decode(torch.zeros(1, 80, 8), torch.zeros(1, 1, 8 * 480), torch.tensor([8]))
 
 
@@ -122,9 +132,9 @@ def vocoder(overlap: bool) -> None:
 @pytest.mark.parametrize("capability", SHARED_KB)
 @pytest.mark.parametrize("stage", [decode_steps, flow, vocoder])
 @torch.inference_mode()
-def test_kernels_compile_for(stage: Callable[[bool], None], capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_compile_for(stage: Callable[[int], None], capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with compiled(capability, monkeypatch) as shared:
-        stage(capability >= 90)
+        stage(capability)
     assert len(shared) >= 3
     too_large = {name: size for name, size in shared.items() if size > SHARED_KB[capability] * 1024}
     assert not too_large

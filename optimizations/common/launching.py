@@ -27,7 +27,9 @@ def can_overlap(device: torch.device) -> bool:
 
 
 def shared_bytes(device: torch.device) -> int:
-    """Shared memory that one program may have at most."""
+    """Shared memory that one program may have at most; on a CPU, whose interpreter counts none, 0."""
+    if device.type != "cuda":
+        return 0
     properties: Any = torch.cuda.get_device_properties(device)
     n_bytes: int = properties.shared_memory_per_block_optin
     return n_bytes

@@ -19,10 +19,8 @@ from optimizations.flow.estimator import Block, ChannelsLastEstimator, Norm, Pro
 NAMES = ("convolution", "norm_product", "row_attention", "add_product")
 """The kernels as the profiler names them."""
 HALF = (torch.bfloat16, torch.float16)
-MANY = 16384
-"""Frames in all rows from which on there are programs enough for any tile, and reading little counts for more."""
 SHARED_BYTES = 96 * 1024
-"""Shared memory that the largest of the tiles below needs for one program; on Hopper, which has it, a quarter more."""
+"""Shared memory that each kernel's last tile below needs for one program; on Hopper, which has it, a quarter more."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,9 @@ class Tile:
     """What one program of a kernel does.
 
     `rows` frames against `columns` outputs (keys for attention), `depth` inputs at a time; `turns` times as many
-    outputs one after the other, for `norm_product`. `stages`: loads that are under way at once.
+    outputs one after the other, for `norm_product`. `stages`: loads that are under way at once. `at_once`: of so many
+    programs a processor it is the fastest one; a GPU with fewer
+    `kilobytes` of shared memory a program takes another.
     """
 
     rows: int
@@ -39,20 +39,50 @@ class Tile:
     turns: int = 1
     warps: int = 8
     stages: int = 3
+    at_once: int = 0
+    kilobytes: int = SHARED_BYTES >> 10
 
 
 TILES = {
-    "convolution": (Tile(64, depth=64), Tile(64, depth=64)),
-    "norm_qkv": (Tile(64, 64, turns=3, warps=4, stages=2), Tile(64, 64, turns=24, warps=4, stages=2)),
-    "row_attention": (Tile(128, 128, stages=2), Tile(128, 64)),
-    "add_attended": (Tile(128, 64, 128), Tile(128, 64, 64, warps=4, stages=4)),
-    "norm_inner": (Tile(64, 64, turns=2, warps=4, stages=2), Tile(64, 64, turns=16, stages=2)),
-    "add_outer": (Tile(64, 64, 128, warps=4), Tile(128, 128, 64)),
+    "convolution": (Tile(64, depth=64),),
+    "norm_qkv": (
+        Tile(64, 256, stages=1, at_once=1, kilobytes=160),
+        Tile(64, 64, turns=3, warps=4, stages=2, at_once=2),
+        Tile(64, 64, turns=4, warps=4, stages=2, at_once=2),
+        Tile(64, 64, turns=6, warps=4, stages=2, at_once=2),
+        Tile(64, 64, turns=4, warps=4, stages=2, at_once=12),
+        Tile(64, 64, turns=24, warps=4, stages=2),
+    ),
+    "row_attention": (
+        Tile(64, 128, warps=4, at_once=2, kilobytes=104),
+        Tile(64, 128, warps=4, stages=2, at_once=3),
+        Tile(128, 64),
+    ),
+    "add_attended": (
+        Tile(64, 64, 128, warps=4, stages=4, at_once=1, kilobytes=128),
+        Tile(64, 64, 128, warps=4, at_once=2),
+        Tile(128, 64, 128, at_once=4),
+        Tile(128, 64, 64, warps=4, stages=4),
+    ),
+    "norm_inner": (
+        Tile(64, 256, stages=1, at_once=1, kilobytes=160),
+        Tile(64, 64, turns=4, warps=4, stages=2, at_once=2),
+        Tile(64, 256, stages=1, at_once=8, kilobytes=160),
+        Tile(64, 64, turns=16, stages=2),
+    ),
+    "add_outer": (
+        Tile(64, 64, 128, warps=4, stages=4, at_once=1, kilobytes=128),
+        Tile(64, 64, 128, warps=4, at_once=8),
+        Tile(128, 128, 64),
+    ),
 }
-"""For few frames, where the tiles have to be enough for all of a GPU's processors, and for MANY."""
-LONE_ROW = Tile(64, 128, warps=4, stages=2)
-"""Of attention where even those for few frames leave half of the processors idle: one row without a guided one."""
-Tiles = Mapping[str, tuple[Tile, Tile]]
+"""The first whose programs are few enough, and which the GPU has shared memory for; the last for any number.
+
+A kernel takes as long as the processor with the most programs: 264 of them, two on each of an H200's 132 processors,
+end together, and the 265th waits for one of them and takes as long again. So larger tiles take over where the smaller
+ones no longer fit at once. Measured on an H200 with `python -m optimizations.bench flow`.
+"""
+Tiles = Mapping[str, tuple[Tile, ...]]
 
 
 def unsupported(estimator: Any) -> str | None:
@@ -117,9 +147,11 @@ class TritonEstimator(ChannelsLastEstimator):
 
     def __init__(self, estimator: Any, masked: Callable[..., Tensor], tiles: Tiles = TILES) -> None:
         super().__init__(estimator, masked)
-        self.tiles = tiles
-        self.overlap = can_overlap(self.out.weight.device)
-        self.n_processors = n_processors(self.out.weight.device)
+        device = self.out.weight.device
+        room = shared_bytes(device) >> 10
+        self.tiles = {name: (*(t for t in few if t.kilobytes <= room), last) for name, (*few, last) in tiles.items()}
+        self.overlap = can_overlap(device)
+        self.n_processors = n_processors(device)
 
     # A compiler that traces this finds one graph break; it has nothing to gain inside.
     forward = torch.compiler.disable(ChannelsLastEstimator.forward)
@@ -178,7 +210,7 @@ class TritonEstimator(ChannelsLastEstimator):
         shortcut, other = beside or (Product(unread, unread), frames)
         time_or_none = unread if time is None else time
         length = n_frames // len(b.lengths)
-        tile = self._tile("convolution", n_frames)
+        tile = self._tile("convolution", lambda tile: triton.cdiv(n_frames, tile.rows))
         args = (
             *(frames, product.weight, product.bias, gain, shift, time_or_none),
             *(other, shortcut.weight, shortcut.bias, out),
@@ -198,9 +230,18 @@ class TritonEstimator(ChannelsLastEstimator):
 
     def norm_product(self, name: str, norm: Norm, product: Product, x: Tensor, out: Tensor, gelu: bool = False) -> None:
         """x [M, C] -> out [M, N]."""
-        (n_frames, width), outputs, tile = x.shape, len(product.weight), self._tile(name, len(x))
-        columns = gcd(outputs, tile.columns)
-        share = columns * gcd(outputs // columns, tile.turns)
+        (n_frames, width), outputs = x.shape, len(product.weight)
+
+        def part(tile: Tile) -> tuple[int, int]:
+            """Outputs at a time, and of a program in all."""
+            columns = gcd(outputs, tile.columns)
+            return columns, columns * gcd(outputs // columns, tile.turns)
+
+        def n_programs(tile: Tile) -> int:
+            return triton.cdiv(n_frames, tile.rows) * (outputs // part(tile)[1])
+
+        tile = self._tile(name, n_programs)
+        columns, share = part(tile)
         bias = product.weight if product.bias is None else product.bias
         args = x, norm.weight, norm.bias, product.weight, bias, out, n_frames, norm.epsilon
         sizes = {
@@ -212,26 +253,30 @@ class TritonEstimator(ChannelsLastEstimator):
             "COLUMNS": columns,
             "SHARE": share,
         }
-        n_programs = triton.cdiv(n_frames, tile.rows) * (outputs // share)
-        self._launch(triton_kernels.norm_product, n_programs, args, sizes, tile)
+        self._launch(triton_kernels.norm_product, n_programs(tile), args, sizes, tile)
 
     def attend(self, b: Buffers, heads: int) -> None:
         """qkv -> attended."""
         n_frames, inner = b.attended.shape
         rows, head_dim = len(b.lengths), inner // heads
         length = n_frames // rows
-        tile = self._tile("row_attention", n_frames)
-        n_programs = rows * heads * triton.cdiv(length, tile.rows)
-        if self.tiles is TILES and n_programs <= self.n_processors // 2:
-            tile = LONE_ROW
+
+        def n_programs(tile: Tile) -> int:
+            return rows * heads * triton.cdiv(length, tile.rows)
+
+        tile = self._tile("row_attention", n_programs)
         args = b.qkv, b.lengths, b.attended, length, head_dim**-0.5 * LOG2_E
         sizes = {"H": heads, "D": head_dim, "QUERIES": tile.rows, "KEYS": tile.columns}
-        n_programs = triton.cdiv(length, tile.rows) * rows * heads
-        self._launch(triton_kernels.row_attention, n_programs, args, sizes, tile)
+        self._launch(triton_kernels.row_attention, n_programs(tile), args, sizes, tile)
 
     def add_product(self, name: str, product: Product, a: Tensor, x: Tensor, copy: Tensor | None = None) -> None:
         """a [M, K] into x [M, C]; `copy` [M, C] takes the sum in half precision."""
-        (n_frames, inputs), width, tile = a.shape, x.shape[1], self._tile(name, len(a))
+        (n_frames, inputs), width = a.shape, x.shape[1]
+
+        def n_programs(tile: Tile) -> int:
+            return triton.cdiv(n_frames, tile.rows) * (width // gcd(width, tile.columns))
+
+        tile = self._tile(name, n_programs)
         columns = gcd(width, tile.columns)
         into = a if copy is None else copy
         args = a, product.weight, product.bias, x, into, n_frames, into.stride(0)
@@ -243,11 +288,11 @@ class TritonEstimator(ChannelsLastEstimator):
             "COLUMNS": columns,
             "DEPTH": gcd(inputs, tile.depth),
         }
-        n_programs = triton.cdiv(n_frames, tile.rows) * (width // columns)
-        self._launch(triton_kernels.add_product, n_programs, args, sizes, tile)
+        self._launch(triton_kernels.add_product, n_programs(tile), args, sizes, tile)
 
-    def _tile(self, name: str, n_frames: int) -> Tile:
-        return self.tiles[name][n_frames >= MANY]
+    def _tile(self, name: str, n_programs: Callable[[Tile], int]) -> Tile:
+        *few, last = self.tiles[name]
+        return next((tile for tile in few if n_programs(tile) <= tile.at_once * self.n_processors), last)
 
     def _launch(self, kernel: Any, n_programs: int, args: tuple, sizes: dict[str, int], tile: Tile) -> None:
         options = {"num_warps": tile.warps, "num_stages": tile.stages, "launch_pdl": self.overlap}
