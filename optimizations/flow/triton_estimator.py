@@ -28,9 +28,8 @@ class Tile:
     """What one program of a kernel does.
 
     `rows` frames against `columns` outputs (keys for attention), `depth` inputs at a time; `turns` times as many
-    outputs one after the other, for `norm_product`. `stages`: loads that are under way at once. `at_once`: of so many
-    programs a processor it is the fastest one; a GPU with fewer
-    `kilobytes` of shared memory a program takes another.
+    outputs one after the other, for `norm_product`. `stages`: loads that are under way at once. It is taken for up to
+    `at_once` programs a processor, where a program may have so many `kilobytes` of shared memory.
     """
 
     rows: int
