@@ -66,9 +66,9 @@ class ContinuousBatching(Optimization):
 
     @dataclass
     class Config:
-        """`slots`: utterances whose tokens are made at a time. `together`: first pieces in one pass; later ones take
-        more steps, and as many fewer have a pass. `round`: tokens. `prompt`: tokens of the voice's that the flow sees.
-        """
+        """`slots`: utterances whose tokens are made at a time. `together`: pieces made in one pass; of those that take
+        more steps than a first one, as many fewer while somebody has no sound yet. `round`: tokens. `prompt`: tokens
+        of the voice's that the flow sees."""
 
         slots: int = number(48, least=1, most=256)
         together: int = number(8, least=1, most=MOST_TOGETHER)
@@ -178,13 +178,16 @@ class StreamServer:
                 self._vocode(1 << exponent)
 
     def _vocode(self, n: int) -> None:
-        """HiFT over `n` windows of every length that there may be."""
-        hift, flow = self.pipeline.model.s3gen.mel2wav, self.pipeline.model.s3gen.flow
+        """HiFT and the watermark over `n` windows of every length that there may be."""
+        model, device = self.pipeline.model, self.pipeline.device
+        hift, n_mels = model.s3gen.mel2wav, model.s3gen.flow.output_size
         most = BEHIND + FRAMES_PER_TOKEN * (self.config.longest + LOOKAHEAD)
         bucket = FRAMES_PER_TOKEN * ENCODER_BUCKET
         for frames in range(padded_length(most, bucket), 0, -bucket):
-            mel = torch.zeros(n, flow.output_size, frames, device=self.pipeline.device)
+            mel = torch.zeros(n, n_mels, frames, device=device)
             hift.decode(x=mel, s=mel.new_zeros(n, 1, SAMPLES_PER_FRAME * frames))
+        for samples in range(SAMPLES_PER_FRAME * most, 0, -model.sr):  # its buckets are seconds
+            self.pipeline.stages["watermark"]([torch.zeros(samples, device=device)] * n)
 
     def _pass(self, segment: Segment, n: int, said: int, end: int) -> None:
         """A pass for `n` utterances that have come as far as `said`."""

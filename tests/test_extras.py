@@ -113,11 +113,13 @@ def test_the_mark_is_upstreams_where_nothing_is_resampled(mini, baseline):
     assert np.abs(expected[: len(wave)] - wave[: len(expected)]).max() > 1e-3
 
 
-def test_waves_of_any_lengths_are_marked_together_as_they_are_alone(mini):
+@pytest.mark.parametrize("fills_up", [False, True])
+def test_waves_of_any_lengths_are_marked_together_as_they_are_alone(mini, fills_up):
     plugin = apply(mini, "gpu_watermark")
+    plugin._marker.fills_up = fills_up
     generator = torch.Generator().manual_seed(0)
     loudness = torch.linspace(0.02, 0.2, 9600)  # so that the threshold of loud frames is each row's own
-    waves = [loudness[:n] * torch.randn(n, generator=generator) for n in (9600, 4800, 9600, 5555)]
+    waves = [loudness[:n] * torch.randn(n, generator=generator) for n in (9600, 4800, 5555)]
     together = plugin._marker(waves)
     for wave, marked in zip(waves, together, strict=True):
         assert len(marked) == len(wave)

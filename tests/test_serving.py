@@ -127,6 +127,36 @@ def test_the_first_words_come_before_others_are_through(mini: Pipeline) -> None:
     assert not ended
 
 
+def test_a_first_piece_waits_for_no_token_that_it_does_not_need(mini: Pipeline) -> None:
+    """Rounds of four tokens, and a piece of three with three behind it."""
+    apply_one(mini, "continuous_batching", **SMALL)
+    desk = mini.desk()
+    desk.take(0, requests(mini, (60,))[0])
+    while not desk.work():
+        pass
+    assert mini.server._slots.n_steps == 6  # type: ignore[union-attr]
+
+
+def test_a_voice_is_read_once_for_all_who_come_with_it(mini: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply_one(mini, "continuous_batching", **SMALL)
+    desk, read, prepare = mini.desk(), [], mini.model.t3.prepare_conditioning
+    desk.work()
+    monkeypatch.setattr(mini.model.t3, "prepare_conditioning", lambda voice: read.append(voice) or prepare(voice))
+    one, other = requests(mini, (5, 5))
+    for caller, request in enumerate((one, replace(other, voice=one.voice))):
+        desk.take(caller, request)
+    desk.work()
+    assert len(read) == 1
+
+
+def test_later_pieces_are_made_together_when_all_have_sound(mini: Pipeline) -> None:
+    """They take more steps than first ones, and a pass of as many would keep somebody without sound waiting."""
+    apply_one(mini, "flow_steps", steps=2)
+    plugin = apply_one(mini, "continuous_batching", **SMALL | {"first_steps": 1})
+    serve(mini.desk(), requests(mini, (24, 24)), every=0)
+    assert set(plugin.evidence(mini).facts["passes_by_utterances"]) == {"2"}
+
+
 @pytest.mark.slow
 def test_the_mark_is_found_in_what_was_said_in_company(mini: Pipeline) -> None:
     apply_one(mini, "continuous_batching", **SMALL)

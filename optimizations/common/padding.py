@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,3 +16,12 @@ def padded_length(length: int, bucket: int) -> int:
 def within(lengths: Tensor, longest: int) -> Tensor:
     """[B, longest], true within each row's length."""
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def filled(rows: list[Any]) -> list[Any]:
+    """The rows, and the last one again up to a power of two.
+
+    >>> filled([1, 2, 3])
+    [1, 2, 3, 3]
+    """
+    return rows + [rows[-1]] * ((1 << (len(rows) - 1).bit_length()) - len(rows))

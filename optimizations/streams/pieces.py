@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.pipeline import Pipeline, Segment
+from optimizations.common.padding import filled
 from optimizations.flow.batched import encode_few, solve
 from optimizations.flow.prefix import PrefixFlow
 from optimizations.flow.static_shape import FRAMES_PER_TOKEN
@@ -139,15 +140,6 @@ def take_together(pipeline: Pipeline, launched: Sequence[SpokenPieces]) -> list[
     """The pieces that were launched, watermarked."""
     marked = pipeline.stages["watermark"]([pieces._window for pieces in launched])
     return [pieces.joined(wave) for pieces, wave in zip(launched, marked, strict=True)]
-
-
-def filled(rows: list[Any]) -> list[Any]:
-    """The rows, and the last one again up to a power of two.
-
-    >>> filled([1, 2, 3])
-    [1, 2, 3, 3]
-    """
-    return rows + [rows[-1]] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
 
 
 def _row(one: Next) -> tuple[Next, int, Tensor]:

@@ -44,9 +44,9 @@ NEAR_S = 0.4
 
 @dataclass(frozen=True)
 class Pace:
-    """How pieces are cut. `round`: tokens of T3 between two looks; `together`: utterances whose first pieces are made
-    in one pass, of later ones, which take more steps, as many fewer; `prompt`: tokens of the voice's own that the flow
-    sees; the others as in `optimizations.streaming`."""
+    """How pieces are cut. `round`: tokens of T3 between two looks; `together`: utterances whose pieces are made in one
+    pass, fewer while others have no sound yet; `prompt`: tokens of the voice's own that the flow sees; the others as in
+    `optimizations.streaming`."""
 
     first: int
     first_steps: int
@@ -74,6 +74,11 @@ class Caller:
     audio_s: float = 0.0
 
     @property
+    def is_silent(self) -> bool:
+        """Whether its listener has heard nothing yet."""
+        return self.heard_from_s is None
+
+    @property
     def deadline_s(self) -> float:
         """When its listener hears nothing any more, or has waited for long enough."""
         return self.came_s + FIRST_S if self.heard_from_s is None else self.heard_from_s + self.audio_s
@@ -95,14 +100,20 @@ class Speech:
     """Tokens of its last piece."""
 
     @property
+    def lacks(self) -> int:
+        """Tokens that are missing for its next piece, if it goes on for so long."""
+        said, pace = self.pieces.said, self.pace
+        least = min(math.ceil(pace.growth * self.last), pace.longest) if said else pace.first
+        return 0 if self.ended else max(0, said + least + LOOKAHEAD - len(self.ids))
+
+    @property
     def end(self) -> int | None:
         """Where its next piece would end; None while there are too few tokens for one."""
-        said, n, pace = self.pieces.said, len(self.ids), self.pace
-        most = pace.longest if said else pace.first
+        said, n = self.pieces.said, len(self.ids)
+        most = self.pace.longest if said else self.pace.first
         if self.ended and n - said <= most + LOOKAHEAD:
             return n
-        least = min(math.ceil(pace.growth * self.last), pace.longest) if said else pace.first
-        return min(n - LOOKAHEAD, said + most) if self.ended or n >= said + least + LOOKAHEAD else None
+        return None if self.lacks else min(n - LOOKAHEAD, said + most)
 
     @property
     def is_full(self) -> bool:
@@ -163,7 +174,10 @@ class ServedStreams:
 
     def _can_wait_for_pieces(self) -> bool:
         """Whether pieces for those who have time may come before T3: every other time, and if nobody has no sound."""
-        return self._piece_is_next and all(one.caller.heard_from_s is not None for one in self._speeches)
+        return self._piece_is_next and not self._somebody_is_silent()
+
+    def _somebody_is_silent(self) -> bool:
+        return any(one.caller.is_silent for one in self._speeches)
 
     # -- the three things to do --------------------------------------------------------------------------------------
 
@@ -190,9 +204,10 @@ class ServedStreams:
         return told
 
     def _decode(self) -> Told:
-        """A round of T3."""
+        """A round of T3, a shorter one if that is enough for somebody's first piece."""
         told: Told = []
-        found = self._slots.go_on(self._pace.round)
+        lacking = [one.lacks for one in self._speeches if one.lacks and one.caller.is_silent]
+        found = self._slots.go_on(min([self._pace.round, *lacking]))
         for speech in list(self._speeches):
             if speech.slot not in found or speech.ended:
                 continue
@@ -207,9 +222,13 @@ class ServedStreams:
         return told
 
     def _speak(self, due: list[Speech]) -> Told:
-        """The next pieces of those that are due first, all with as many Euler steps as the first of them."""
-        steps = due[0].pieces.steps
-        together = max(1, self._pace.together * min(steps, self._pace.first_steps) // steps)
+        """The next pieces of those that are due first, all with as many Euler steps as the first of them.
+
+        While somebody waits for a first piece, a pass that takes more steps than that one is for fewer.
+        """
+        steps, together = due[0].pieces.steps, self._pace.together
+        if self._somebody_is_silent():
+            together = max(1, together * min(steps, self._pace.first_steps) // steps)
         chosen = [one for one in due if one.pieces.steps == steps][:together]
         self._tally.passes[len(chosen)] += 1
         wanted = []

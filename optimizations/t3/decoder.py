@@ -283,7 +283,9 @@ class Decoder:
             prefix = self.stacked_prefixes([segment.conditionals.t3 for segment in segments])
             starts, prompts = prefix[0][0].shape[2], texts
         else:
-            voices = [self.t3.prepare_conditioning(segment.conditionals.t3) for segment in segments]
+            own = {id(segment.conditionals.t3): segment.conditionals.t3 for segment in segments}
+            opened = {key: self.t3.prepare_conditioning(voice) for key, voice in own.items()}
+            voices = [opened[id(segment.conditionals.t3)] for segment in segments]
             prompts = [torch.cat((v.expand(sides, -1, -1), t), dim=1) for v, t in zip(voices, texts, strict=True)]
             starts = voices[0].shape[1]
         longest = max(prompt.shape[1] for prompt in prompts)

@@ -130,6 +130,7 @@ class Slots:
         self.n_steps = 0
         pipeline, t3 = decoder.pipeline, decoder.t3
         self._device, self._sides, self._longest = pipeline.device, decoder.sides, longest
+        self._opening = decoder.opening()
         limit = pipeline.sampling.max_new_tokens
         self._step_of_engine = self._kernels_or_layers()
         self._engine = SlotEngine(t3.tfmr, self._sides * n, longest + limit + 1)
@@ -162,7 +163,7 @@ class Slots:
         """Whether there is room for a segment's prompt."""
         pipeline = self.decoder.pipeline
         n_text = pipeline.text_tokens(segment.text, segment.language).shape[1]
-        return self.decoder.opening() + n_text + pipeline.n_starts <= self._longest
+        return self._opening + n_text + pipeline.n_starts <= self._longest
 
     # -- who comes, and who goes -----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from optimizations.common.graphs import Graphs
-from optimizations.common.padding import padded_length, within
+from optimizations.common.padding import filled, padded_length, within
 from optimizations.common.spectra import signal, spectrogram
 
 STAGE = "watermark"
@@ -26,14 +26,16 @@ HOPS = 100
 class Marker:
     """The stage: waves [samples] at `rate` -> the same, marked, float32 arrays.
 
-    On a GPU rows lie in whole seconds, so that few shapes occur: a transform's plan and a convolution's choice are made
-    once for each, and `cuda_graphs` can capture them.
+    On a GPU rows lie in whole seconds, and there are a power of two of them, so that few shapes occur: a transform's
+    plan and a convolution's choice are made once for each, and `cuda_graphs` can capture them.
     """
 
     def __init__(self, net: Any, rate: int) -> None:
         self.net, self.rate = net, rate
         hop = net.hp.hop_size * rate // net.hp.sample_rate
-        self.bucket = hop * (HOPS if net.device.type == "cuda" else 1)
+        self.fills_up = net.device.type == "cuda"
+        """Whether rows are filled up to a power of two."""
+        self.bucket = hop * (HOPS if self.fills_up else 1)
         self.graphs = Graphs()
         self.marked: list[int] = []
         self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -44,10 +46,10 @@ class Marker:
         marked: list[np.ndarray] = []
         for first in range(0, len(waves), ROWS):
             some = waves[first : first + ROWS]
-            rows, lengths = self._laid_out(some)
-            shape = (len(some), rows.shape[1])
-            whole = self.graphs.run(STAGE, shape, partial(self._mark, rows, lengths))
-            marked += [row[: len(wave)].copy() for row, wave in zip(whole.cpu().numpy(), some, strict=True)]
+            rows, lengths = self._laid_out(filled(some) if self.fills_up else some)
+            whole = self.graphs.run(STAGE, tuple(rows.shape), partial(self._mark, rows, lengths))
+            own = whole[: len(some)].cpu().numpy()
+            marked += [row[: len(wave)].copy() for row, wave in zip(own, some, strict=True)]
         return marked
 
     def _laid_out(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
