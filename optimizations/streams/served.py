@@ -95,6 +95,7 @@ class Speech:
     resume: Callable[[], Any]
     pace: Pace
     ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    """Its tokens so far [n], on the CPU."""
     ended: bool = False
     last: int = 0
     """Tokens of its last piece."""
@@ -213,7 +214,7 @@ class ServedStreams:
                 continue
             tokens, ended = found[speech.slot]
             ids, _ = self._slots.decoder.spoken(tokens, speech.segment.n_tokens is not None)
-            speech.ids, speech.ended = ids.to(self._pipeline.device), ended
+            speech.ids, speech.ended = ids, ended
             if ended:
                 self._release(speech)
             if ended and not len(ids):
@@ -236,7 +237,8 @@ class ServedStreams:
             end = one.end
             assert end is not None
             one.last, last = end - one.pieces.said, one.ended and end == len(one.ids)
-            wanted.append(Next(one.pieces, one.ids[: end + LOOKAHEAD], end, last, one.resume))
+            ids = one.ids[: end + LOOKAHEAD].to(self._pipeline.device)
+            wanted.append(Next(one.pieces, ids, end, last, one.resume))
         launch_together(self._pipeline, wanted, self._encode_rows)
         told: Told = []
         pieces = take_together(self._pipeline, [one.pieces for one in chosen])
@@ -252,7 +254,7 @@ class ServedStreams:
         told: Told = [(caller.number, Chunk(piece, rate, now - caller.came_s))]
         if is_last:
             self._speeches.remove(speech)
-            caller.tokens.append(speech.ids.cpu())
+            caller.tokens.append(speech.ids)
             if caller.segments:
                 self._waiting.appendleft(caller)
             else:

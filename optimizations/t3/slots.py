@@ -171,12 +171,16 @@ class Slots:
         """Read the segments' prompts, which have to fit, into free places, all at once; returns those places."""
         p, sampling, hp = self._places, self.decoder.pipeline.sampling, self.decoder.t3.hp
         taken = [self.free.pop() for _ in segments]
-        slots = torch.tensor(taken, device=self._device)
+        wanted = [segment.n_tokens or sampling.max_new_tokens for segment in segments]
+        pinned = [segment.n_tokens is not None for segment in segments]
+        # A copy from the host waits for the device: behind the prompts, the host would wait until they are read.
+        numbers = torch.tensor([taken, wanted, pinned, list(seeds)], dtype=torch.long, device=self._device)
+        slots, limits, pins, own = numbers
         _, _, lengths = self.decoder.prefill(list(segments), partial(self._read, slots), reuse=False)
         p.written[slots] = 0
-        p.wanted[slots] = torch.tensor([s.n_tokens or sampling.max_new_tokens for s in segments], device=self._device)
-        p.pinned[slots, 0] = torch.tensor([s.n_tokens is not None for s in segments], device=self._device)
-        p.seeds[slots] = torch.tensor(list(seeds), device=self._device)
+        p.wanted[slots] = limits
+        p.pinned[slots, 0] = pins.bool()
+        p.seeds[slots] = own
         p.seen[slots] = False
         p.seen[slots, hp.start_speech_token] = True
         p.running[slots] = True
