@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -560,3 +561,26 @@ def test_a_rehearsal_runs_each_shape_once_and_leaves_no_trace():
     assert not graphs.unprepared
     assert graphs.run("stage", 1, body) == 3
     assert graphs.captured == {"stage": 1}
+
+
+def test_a_voice_is_not_kept_as_kernels_that_did_not_run_left_it(mini, monkeypatch):
+    graphs = fixed(mini, tokens=8)
+    decoder, idle = decoder_of(mini, "test"), []
+    prefix, rehearsing = decoder.engine.prefix, graphs.rehearsing
+
+    @contextmanager
+    def without_kernels() -> Iterator[None]:
+        idle.append("kernels")
+        with rehearsing():
+            yield
+        idle.clear()
+
+    def opening(embeds: Tensor) -> Any:
+        kept = prefix(embeds)
+        return [(k.fill_(torch.nan), v.fill_(torch.nan)) for k, v in kept] if idle else kept
+
+    monkeypatch.setattr(graphs, "rehearsing", without_kernels)
+    monkeypatch.setattr(decoder.engine, "prefix", opening)
+    mini.stages["generate_tokens"].prepare()
+    for voice in mini.voices.values():
+        assert all(torch.isfinite(k).all() and torch.isfinite(v).all() for k, v in decoder.stacked_prefixes([voice.t3]))

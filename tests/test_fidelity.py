@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from harness.quality import fidelity, replay, stages
 from harness.quality.fidelity import DIFFERS, FAITHFUL, NOT_MEASURED, Trace
 from harness.quality.scoring import create_judges
 from harness.report.curve import draw
+from harness.report.fidelity import write_page
 from harness.results import read_rows
 from harness.worker import Setup, Variant
 from optimizations import create
@@ -320,11 +322,62 @@ def test_it_leaves_a_page_with_a_table_and_a_picture(tmp_path, capsys):
     arguments = ["--device", "cpu", "--texts", "1", "--tokens", "8", "--out", str(tmp_path)]
     assert main(["fidelity", "flow_steps", "inference_mode", *arguments]) == 0
     kept = json.loads((tmp_path / "fidelity.json").read_text())
-    assert set(kept["combos"]) == {"flow_steps", "inference_mode"}
+    assert list(kept["combos"]) == ["baseline", "inference_mode", "flow_steps"]
     page = (tmp_path / "report.md").read_text()
-    assert "| `inference_mode` | 0 nats | 0.0 % | 0 dB | 0.000 | faithful |" in page
+    assert "| `baseline` | 0 nats | 0.0 % | 0 dB | 0.000 |  |" in page
+    assert "| `inference_mode` | the same | the same | the same | the same | faithful |" in page
+    assert re.search(r"\| `flow_steps` \| the same \| [0-9.]+ % \| the same \| the same \|", page)
     assert (tmp_path / "fidelity.png").stat().st_size > 5_000
     assert "inference_mode: generate_tokens faithful" in capsys.readouterr().out
+
+
+def found(status: str = "active", kl: float = 0.0) -> dict:
+    """A combo's part of the record, with one optimization of that status."""
+    stages = fidelity.summarize(
+        [{**figures(0), "generate_tokens": {"kl_mean": kl, "kl_p99": kl, "top1_changed": 0.0}}], ["a"]
+    )
+    return {
+        "stages": stages,
+        "applied": {"vocos": {"status": status, "reason": "not here", "changes": []}},
+        "commit": "c",
+    }
+
+
+def row(page: str, name: str) -> str:
+    return next(line for line in page.splitlines() if line.startswith(f"| `{name}` |")).rsplit(" | ", 1)[1]
+
+
+def test_the_page_says_what_was_not_active_and_what_the_baseline_does_to_itself(tmp_path):
+    combos = {
+        "baseline": {**found(kl=1e-6), "applied": {}},
+        "campaign": {**found("unavailable", 1e-4)},
+        "vocos": {"applied": {"vocos": {"status": "unavailable", "reason": "none", "changes": []}}, "commit": "c"},
+        "streaming": found("inactive", 5e-7),
+        "min_vram": found(kl=0.1),
+    }
+    combos["campaign"]["applied"]["kv_cache"] = {"status": "active", "reason": None, "changes": ["it"]}
+    about = {"environment": {"device": {"name": "G", "type": "cuda"}}, "cases": [{"n_tokens": 8}], "pipeline": "mini"}
+    page = write_page({**about, "combos": combos}, tmp_path).read_text()
+    assert row(page, "campaign") == "faithful, without `vocos` |"
+    assert row(page, "vocos") == "not compared |"
+    assert row(page, "streaming") == "says nothing: not active |"
+    assert row(page, "min_vram") == "`generate_tokens` differs |"
+    assert "| `streaming` | the same |" in page
+    assert "| `campaign` | 0.0001" in page
+    assert "`vocos` was unavailable in `campaign`: not here." in page
+
+
+def test_a_folder_is_gone_on_with_and_another_comparisons_is_left_alone(tmp_path, capsys, monkeypatch):
+    arguments = ["fidelity", "kv_cache", "--device", "cpu", "--tokens", "8", "--out", str(tmp_path)]
+    case = {"text_id": "a", "text": "A.", "voice": "rms", "n_tokens": 8, "language": None}
+    about = {"environment": {"device": {"name": "G", "type": "cpu"}}, "cases": [case], "pipeline": "mini"}
+    combos = {"baseline": {**found(), "applied": {}}, "kv_cache": found()}
+    (tmp_path / "fidelity.json").write_text(json.dumps({**about, "combos": combos}))
+    monkeypatch.setattr(checkpoints, "load", lambda *_: pytest.fail("there is nothing left to compare"))
+    assert main([*arguments, "--texts", "1"]) == 0
+    assert "`kv_cache`" in (tmp_path / "report.md").read_text()
+    assert main([*arguments, "--texts", "2"]) == 2
+    assert "name another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["nobody"], ["production", "--pipeline", "mimi"], ["production", "--texts", "0"]])
