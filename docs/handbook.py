@@ -27,6 +27,7 @@ from harness.report import claims, data, markdown, tables, words
 from harness.report.claims import CANNOT, Finding
 from harness.report.data import Run
 from harness.report.document import Block, Document, Heading, Paragraph, Table
+from harness.report.outcome import quality_in_short
 from harness.results import BASELINE, find_runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +96,7 @@ def _measured(runs: Sequence[Run], name: str) -> Table:
             f"`{run.summary.pipeline}`",
             _change(run, "rtf"),
             _change(run, "peak_memory_mb"),
-            run.quality(),
+            quality_in_short(run),
             run.summary.optimizations[name]["status"],
             f"[report]({_report(run)})" if _report(run) else "",
         ]

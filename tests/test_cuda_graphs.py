@@ -584,3 +584,16 @@ def test_a_voice_is_not_kept_as_kernels_that_did_not_run_left_it(mini, monkeypat
     mini.stages["generate_tokens"].prepare()
     for voice in mini.voices.values():
         assert all(torch.isfinite(k).all() and torch.isfinite(v).all() for k, v in decoder.stacked_prefixes([voice.t3]))
+
+
+@pytest.mark.gpu
+def test_a_voice_is_kept_as_8_bit_weights_read_it(gpu: Pipeline) -> None:
+    """Getting ready compiles kernels without running them, the product in 8 bits among them."""
+    apply(gpu, "int8_weights", "mixed_precision", "kv_cache", "compile", tokens=8)
+    gpu.stages["generate_tokens"].prepare()
+    decoder, voice = decoder_of(gpu, "test"), gpu.voices["random"].t3
+    kept = decoder.stacked_prefixes([voice])
+    decoder.forget_prefixes()
+    for layer, again in zip(kept, decoder.stacked_prefixes([voice]), strict=True):
+        for mine, its in zip(layer, again, strict=True):
+            torch.testing.assert_close(mine, its)

@@ -15,6 +15,7 @@ from harness.report import write_report
 from harness.report.index import write_front, write_index
 from harness.report.overview import write_overview
 from harness.results import RunFolder
+from harness.summarize import build_summary
 
 
 @pytest.fixture
@@ -139,6 +140,16 @@ def test_what_takes_weight_from_a_figure_stands_beside_it(here, case, says):
     reference("gpu/production-mini", case)
     (row,) = rows(write_index(Path("results"), Path("reports")).read_text())
     assert says in row
+
+
+def test_what_nobody_could_hear_says_what_was_computed(here):
+    reference("gpu/production-random", Case(unmeasured="random weights speak noise"))
+    folder = RunFolder.open(Path("results/reference/gpu/production-random"))
+    near = {"kl_mean": {"mean": 0.0, "low": 0.0, "high": 0.0}}
+    folder.write_json("fidelity.json", {"cases": [], "stages": {"generate_tokens": {"verdict": "", "figures": near}}})
+    folder.write_summary(build_summary(folder))
+    (row,) = rows(write_index(Path("results"), Path("reports")).read_text())
+    assert "| computed: every stage is faithful |" in row
 
 
 def test_energy_and_another_reference_are_shown_where_there_are_any(here):

@@ -385,7 +385,7 @@ def test_fidelity_stands_in_the_report_stage_by_stage_and_where_nothing_was_hear
     assert "fidelity differs from the reference's: tokens_to_mel." in summary.warnings
     text = write_report([folder], tmp_path / "report").read_text()
     assert re.search(r"tokens_to_mel.*25 %.*20 % to not finite.*differs", text)
-    assert "but computed: tokens_to_mel differs; watermark not measured" in verdict_line(summary)
+    assert "computed: tokens_to_mel differs and watermark not measured" in verdict_line(summary)
 
 
 def figure(mean: float | None, limit: float | None = 0.05) -> dict:

@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.report import data, markdown, words
 from harness.report.data import Run
 from harness.report.document import Document, Heading, Paragraph, Table
-from harness.report.outcome import times_as_fast, times_as_fast_bounds
+from harness.report.outcome import quality_in_short, times_as_fast, times_as_fast_bounds
 from harness.results import BASELINE, Comparison, find_runs, is_run, write_atomically
 
 REFERENCE = "reference"
@@ -35,8 +35,8 @@ INTRODUCTION = (
     "Written by `python -m harness index` from the summaries under `results/reference`. Figures are combo / baseline, "
     "or what else it is against, with their 95 % interval: below 1 is faster or smaller. Ratios are what may be "
     "compared between devices; each report has the absolute figures, and says how to repeat its run. Quality is kept "
-    "where the intervals of word error rate and similarity rule out a loss that counts; random weights have no quality "
-    "that could be measured."
+    "where the intervals of word error rate and similarity rule out a loss that counts; what cannot be heard, as "
+    "random weights cannot, has each stage compared with the baseline's."
 )
 
 
@@ -127,7 +127,7 @@ def _front_row(folder: Path, run: Run, results: Path, reports: Path, start: Path
         words.said(MODELS.get(run.summary.pipeline, run.summary.pipeline)),
         times_as_fast(time) + (f" ({bounds})" if bounds else ""),
         words.NOT_MEASURED if memory is None else words.percent(memory),
-        run.quality(),
+        quality_in_short(run),
     ]
 
 
@@ -175,7 +175,7 @@ def _name(link: str | None, run: Run) -> str:
 def _cells(run: Run, metrics: dict[str, str]) -> list[str]:
     summary = run.summary
     where = [summary.pipeline, summary.workload, summary.scenario.replace("_", " ")]
-    return [*where, *(_change(summary.comparison.get(name)) for name in metrics), run.quality(), summary.git]
+    return [*where, *(_change(summary.comparison.get(name)) for name in metrics), quality_in_short(run), summary.git]
 
 
 def _change(record: Comparison | None) -> str:

@@ -1,6 +1,7 @@
 """One run's outcome: a headline for people, and the sentence with all its figures. Never speed without quality."""
 
 from harness import stats
+from harness.quality.fidelity import FAITHFUL
 from harness.report import words
 from harness.report.data import KEPT, Run
 from harness.report.document import Tile
@@ -44,10 +45,13 @@ def _memory(run: Run) -> str:
 
 
 def _quality(run: Run) -> str:
+    told = computed(run)
     return {
         KEPT: "and quality is kept",
         "worse": "and quality is **worse**",
-        stats.NOT_MEASURED: "and nobody knows its quality: it was not measured",
+        stats.NOT_MEASURED: f"and of its quality, which nobody judged by ear, this was computed: {told}"
+        if told
+        else "and nobody knows its quality: it was not measured",
         stats.NO_CHANGE: "and no loss of quality was detected, but too few clips were heard to rule one out",
     }[run.quality()]
 
@@ -96,7 +100,8 @@ def _quality_tile(run: Run) -> Tile:
     quality = run.quality()
     if quality == stats.NOT_MEASURED:
         reason = words.last_line(run.combo.quality_note) if run.combo.quality_note else "too few clips for an interval"
-        return Tile("?", "quality", reason)
+        told = computed(run)
+        return Tile("computed" if told else "?", "quality", f"{told}; not heard: {reason}" if told else reason)
     changes = [f"{words.label(name)} {words.change(run.change(name))}" for name in run.quality_metrics]
     sense = {"worse": "bad", KEPT: "good"}.get(quality, "neutral")
     return Tile(quality if quality in (KEPT, "worse") else "unsure", "quality", "; ".join(changes), sense)
@@ -147,11 +152,12 @@ def _power(record: Comparison) -> str:
 
 def _quality_clause(run: Run) -> str:
     if run.quality() == stats.NOT_MEASURED:
+        told = f", computed: {computed(run)}" if run.fidelity else ""
         if not run.combo.quality_note:
             pairs = words.count(run.change("wer").n, "pair")
-            return f"quality not judged ({pairs} of clips give no interval: {stats.MIN_PAIRS} do)"
+            return f"quality not judged ({pairs} of clips give no interval: {stats.MIN_PAIRS} do){told}"
         note = words.last_line(run.combo.quality_note).removeprefix("WER and similarity are not measured: ")
-        return f"quality not measured ({note}){_fidelity(run)}"
+        return f"quality not {'heard' if told else 'measured'} ({note}){told}"
     told = [*run.quality_metrics, *(name for name in (*run.timed_metrics, "watermark") if run.verdict(name) == "worse")]
     changes = [
         f"{words.label(name)} {words.change(run.change(name))}, {run.verdict(name)}"
@@ -161,10 +167,14 @@ def _quality_clause(run: Run) -> str:
     return f"quality **{run.quality()}** ({'; '.join(changes)})"
 
 
-def _fidelity(run: Run) -> str:
-    """What was computed where nothing could be heard."""
+def computed(run: Run) -> str:
+    """What needs no ear: which stages are not faithful to the reference's; empty where they were not compared."""
     verdicts = {stage: found["verdict"] for stage, found in run.fidelity.items()}
-    if not verdicts:
-        return ""
-    others = [f"{words.code(stage)} {verdict}" for stage, verdict in verdicts.items() if verdict != "faithful"]
-    return f", but computed: {'; '.join(others) if others else 'every stage is faithful'}"
+    others = [f"{words.code(stage)} {verdict}" for stage, verdict in verdicts.items() if verdict != FAITHFUL]
+    return words.listing(others) if others else "every stage is faithful" if verdicts else ""
+
+
+def quality_in_short(run: Run) -> str:
+    """For a table: what was heard, or else what was computed."""
+    told = computed(run) if run.quality() == stats.NOT_MEASURED else ""
+    return f"computed: {told}" if told else run.quality()

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from harness import stats
 from harness.ablation import Effect, attribute
-from harness.quality.fidelity import FAITHFUL
 from harness.report import claims, rules, tables, words
 from harness.report.advice import deployment, recommendation, recommended
 from harness.report.claims import CANNOT, Finding
@@ -22,7 +21,7 @@ from harness.report.document import (
     Paragraph,
     Section,
 )
-from harness.report.outcome import headline, tiles, verdict_sentence
+from harness.report.outcome import computed, headline, tiles, verdict_sentence
 from harness.results import BASELINE
 
 Figures = dict[str, dict[str, Figure]]
@@ -130,13 +129,15 @@ def _front(runs: Sequence[Run], figures: Figures) -> Front:
 def _overview(setting: str, runs: Sequence[Run]) -> str:
     faster = [run for run in runs if run.verdict("rtf") == "faster"]
     kept = sum(run.quality() == "kept" for run in faster)
-    unknown = sum(run.quality() == stats.NOT_MEASURED for run in runs)
+    unheard = [run for run in runs if run.quality() == stats.NOT_MEASURED]
+    compared = sum(bool(run.fidelity) for run in unheard)
     counts = {
         f"faster ({kept} of these with quality kept)": len(faster),
         "slower": sum(run.verdict("rtf") == "slower" for run in runs),
         "with less memory": sum(run.verdict("peak_memory_mb") == "less" for run in runs),
         "with worse quality": sum(run.quality() == "worse" for run in runs),
-        "whose quality was not measured": unknown,
+        "that nobody heard, but whose stages were compared": compared,
+        "whose quality was not measured": len(unheard) - compared,
     }
     parts = [f"{n} {what}" for what, n in counts.items() if n]
     return f"{words.count(len(runs), 'combo')} with {setting}: {words.listing(parts) if parts else 'no change found'}."
@@ -344,9 +345,8 @@ def _computed(runs: Sequence[Run]) -> list[str]:
     """Which stages were compared on the same inputs, and which of them differ."""
     found: dict[str, list[str]] = {}
     for run in runs:
-        if stages := {stage: record["verdict"] for stage, record in run.fidelity.items()}:
-            others = [f"{words.code(stage)} {verdict}" for stage, verdict in stages.items() if verdict != FAITHFUL]
-            found.setdefault(words.listing(others) if others else "every stage is faithful", []).append(run.code)
+        if told := computed(run):
+            found.setdefault(told, []).append(run.code)
     return [f"**Computed**, without an ear: {words.listing(names)}: {what}." for what, names in found.items()]
 
 
