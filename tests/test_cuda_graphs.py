@@ -563,6 +563,7 @@ def test_a_rehearsal_runs_each_shape_once_and_leaves_no_trace():
     assert graphs.captured == {"stage": 1}
 
 
+@torch.inference_mode()
 def test_a_voice_is_not_kept_as_kernels_that_did_not_run_left_it(mini, monkeypatch):
     graphs = fixed(mini, tokens=8)
     decoder, idle = decoder_of(mini, "test"), []
@@ -587,6 +588,7 @@ def test_a_voice_is_not_kept_as_kernels_that_did_not_run_left_it(mini, monkeypat
 
 
 @pytest.mark.gpu
+@torch.inference_mode()
 def test_a_voice_is_kept_as_8_bit_weights_read_it(gpu: Pipeline) -> None:
     """Getting ready compiles kernels without running them, the product in 8 bits among them."""
     apply(gpu, "int8_weights", "mixed_precision", "kv_cache", "compile", tokens=8)
