@@ -152,12 +152,12 @@ def _power(record: Comparison) -> str:
 
 def _quality_clause(run: Run) -> str:
     if run.quality() == stats.NOT_MEASURED:
-        told = f", computed: {computed(run)}" if run.fidelity else ""
+        by_stage = f", computed: {computed(run)}" if run.fidelity else ""
         if not run.combo.quality_note:
             pairs = words.count(run.change("wer").n, "pair")
-            return f"quality not judged ({pairs} of clips give no interval: {stats.MIN_PAIRS} do){told}"
+            return f"quality not judged ({pairs} of clips give no interval: {stats.MIN_PAIRS} do){by_stage}"
         note = words.last_line(run.combo.quality_note).removeprefix("WER and similarity are not measured: ")
-        return f"quality not {'heard' if told else 'measured'} ({note}){told}"
+        return f"quality not {'heard' if by_stage else 'measured'} ({note}){by_stage}"
     told = [*run.quality_metrics, *(name for name in (*run.timed_metrics, "watermark") if run.verdict(name) == "worse")]
     changes = [
         f"{words.label(name)} {words.change(run.change(name))}, {run.verdict(name)}"

@@ -10,6 +10,7 @@ from harness.report import rules, words
 from harness.report.claims import Finding
 from harness.report.data import Run, is_timed
 from harness.report.document import Table
+from harness.report.outcome import quality_in_short
 from harness.results import Comparison
 
 FIRST_WORDS = "process start to first utterance"
@@ -119,7 +120,9 @@ def combos(runs: Sequence[Run]) -> Table:
     """All combos of one setting at a glance."""
     similarity = next((name for run in runs for name in run.similarity), None)
     metrics = ["rtf", "peak_memory_mb", "wer", *([similarity] if similarity else [])]
-    rows = [[run.code, *(_change(run, name) for name in metrics), quality_in_short(run), run.summary.status] for run in runs]
+    rows = [
+        [run.code, *(_change(run, name) for name in metrics), quality_in_short(run), run.summary.status] for run in runs
+    ]
     titles = [f"{words.label(name)}, {stats.metric(name).kind}" for name in metrics]
     return Table(["combo", *titles, "quality", "run"], rows)
 
