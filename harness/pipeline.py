@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from chatterbox import mtl_tts
-from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, drop_invalid_tokens
+from chatterbox.models.s3tokenizer import EOS, SOS, SPEECH_VOCAB_SIZE
 from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.tts import ChatterboxTTS, Conditionals, punc_norm
@@ -420,7 +420,17 @@ class Pipeline(Changeable):
                 min_p=s.min_p,
                 top_p=s.top_p,
             )
-        return speech_only(tokens[0]).to(self.device)
+        return self.speech_only(tokens[0]).to(self.device)
+
+    def speech_only(self, tokens: Tensor) -> Tensor:
+        """What upstream gives its flow of sampled ids [n]: those behind a start token, up to the stop, that are speech.
+
+        Of several start or stop tokens the first one counts; upstream raises a TypeError then.
+        """
+        ids = tokens.tolist()
+        begin = ids.index(SOS) + 1 if SOS in ids else 0
+        end = ids.index(EOS) if EOS in ids else len(ids)
+        return speech(tokens[begin:end])
 
     @property
     def is_multilingual(self) -> bool:
@@ -518,9 +528,8 @@ def _holds(entries: list, entry: Any) -> bool:
 # -- helpers that optimizations share ------------------------------------------------------------------------------
 
 
-def speech_only(tokens: Tensor) -> Tensor:
-    """Drop everything that is not speech from sampled ids [n]: start, stop and the unused ids above them."""
-    tokens = drop_invalid_tokens(tokens)
+def speech(tokens: Tensor) -> Tensor:
+    """Sampled ids [n] without those that are no speech: start, stop and the unused ids above them."""
     return tokens[tokens < SPEECH_VOCAB_SIZE]
 
 

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from harness import hub
 from harness.errors import UserError
 from harness.mini import models as mini
-from harness.pipeline import Pipeline, Segment, random_numbers_kept, speech_only, stop_held_back, taught
+from harness.pipeline import Pipeline, Segment, random_numbers_kept, speech, stop_held_back, taught
 
 UPSTREAM_GPT2 = "GPT2_medium"
 NANO_GPT2 = "GPT2_small"
@@ -114,7 +114,11 @@ class TurboPipeline(Pipeline):
                 repetition_penalty=s.repetition_penalty,
                 max_gen_len=(segment.n_tokens or s.max_new_tokens) - 1,  # beside the first one
             )
-        return speech_only(tokens).to(self.device)
+        return self.speech_only(tokens[0]).to(self.device)
+
+    def speech_only(self, tokens: Tensor) -> Tensor:
+        """What upstream gives this model's flow of sampled ids [n]: all that are speech, wherever a start token is."""
+        return speech(tokens)
 
     def text_tokens(self, text: str, language: str | None = None) -> Tensor:
         """Text token ids [1, n]."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from chatterbox.models.s3tokenizer import drop_invalid_tokens
 
 from harness import checkpoints
 from harness.errors import UserError
@@ -114,6 +115,24 @@ def test_two_plugins_that_replace_one_stage_are_refused_by_name(mini):
 def test_tokens_are_shared_in_proportion_and_none_is_lost(total, weights, shares):
     assert share_tokens(total, weights) == shares
     assert sum(share_tokens(total, weights)) == total
+
+
+@pytest.mark.parametrize(
+    "ids", [[5, 7], [6561, 5, 7, 6562], [5, 6561, 7], [5, 7, 6562, 8], [6562, 5, 6561, 7], [5, 8000, 7], [6562]]
+)
+def test_speech_is_what_upstream_keeps(mini, ids):
+    kept = drop_invalid_tokens(torch.tensor(ids))
+    assert mini.speech_only(torch.tensor(ids)).tolist() == kept[kept < 6561].tolist()
+
+
+@pytest.mark.parametrize(
+    ("ids", "speech"),
+    [([6561, 5, 6561, 7], [5, 7]), ([5, 6562, 6562], [5]), ([6561, 4, 6562, 6561, 9, 6562], [4]), ([6561, 6561], [])],
+)
+def test_of_several_starts_and_stops_the_first_counts(mini, ids, speech):
+    with pytest.raises(TypeError):
+        drop_invalid_tokens(torch.tensor(ids))
+    assert mini.speech_only(torch.tensor(ids)).tolist() == speech
 
 
 def test_held_back_stop_survives_guidance(mini):

@@ -144,6 +144,19 @@ def test_it_says_upstreams_very_words(tiny, way, sampling):
     assert (said(tiny, [TEXT]), said(tiny, [TEXT], n_tokens=30)) == expected
 
 
+@pytest.mark.parametrize("ids", [[6561, 5, 6561, 7], [5, 6561, 7, 6561], [6561, 6561], [9, 6600, 6561, 8]])
+@pytest.mark.parametrize("way", [{}, WAYS["kv_cache"]], ids=["baseline", "decoder"])
+def test_start_tokens_among_the_speech_are_left_out_as_upstream_does(tiny, monkeypatch, way, ids):
+    """Random weights say such things; English's rule would drop what is in front of one, and raises at two."""
+    tokens = torch.tensor(ids)
+    apply_uncaptured(tiny, **way)
+    if way:
+        monkeypatch.setattr(tiny.stages["generate_tokens"], "_loop", lambda *_: tokens[None])
+    else:
+        monkeypatch.setattr(tiny.model.t3, "inference_turbo", lambda **_: tokens[None])
+    assert said(tiny, [TEXT]) == [tokens[tokens < 6561].tolist()]
+
+
 @pytest.mark.slow
 def test_500_greedy_tokens_are_upstreams(tiny):
     tiny.sampling = GREEDY

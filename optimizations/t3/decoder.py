@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import record_function
 
-from harness.pipeline import HELD_BACK, Pipeline, Segment, speech_only
+from harness.pipeline import HELD_BACK, Pipeline, Segment
 from harness.sampling import Sampling
 from optimizations.t3.engines import Engine, GrowingEngine, Heads, Prefix, StaticEngine
 from optimizations.t3.guard import Guard
@@ -265,7 +265,7 @@ class Decoder:
         if pin is None:
             stops = (tokens == self.t3.hp.stop_speech_token).nonzero()
             pin = int(stops[0]) if len(stops) else len(tokens)
-        return speech_only(tokens[:pin])
+        return self.pipeline.speech_only(tokens[:pin])
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 
