@@ -222,6 +222,15 @@ def test_what_is_prepared_is_not_captured_again(mini: Pipeline) -> None:
     assert graphs.unprepared.keys() == {"generate_tokens"}, "nobody prepared for four rows"
 
 
+def test_a_loop_of_single_steps_looks_for_the_end(mini: Pipeline) -> None:
+    mini.sampling = GREEDY
+    expected = ungraphed(mini, TEXTS[:1])
+    graphs = fixed(mini, poll=1)
+    assert tokens(mini, TEXTS[:1]) == expected
+    steps = graphs.captured["generate_tokens"] + graphs.replays["generate_tokens"]
+    assert steps <= len(expected[0]) + 4 < GREEDY.max_new_tokens
+
+
 def test_a_guarded_model_keeps_its_loop_around_a_fixed_step() -> None:
     pipeline = checkpoints.load("mini_multilingual", "cpu")
     pipeline.sampling = replace(pipeline.sampling, temperature=0.0, max_new_tokens=40)
@@ -536,16 +545,18 @@ def test_captured_kernels(gpu: Pipeline, capsys: pytest.CaptureFixture[str]) -> 
         optimizations.create(name).apply(gpu)
     optimizations.create("compile", {"estimator": False}).apply(gpu)
     plugin = apply(gpu)
+    graphs, (of_many, of_one) = plugin.graphs, divmod(249, plugin.config.poll)
     for batch_size in (1, 4, 16):
         texts, pins = TEXTS[:1] * batch_size, [250] * batch_size
         tokens(gpu, texts, pins, batch_size)
         torch.cuda.synchronize()
-        start = time.perf_counter()
+        before, start = graphs.captured + graphs.replays, time.perf_counter()
         tokens(gpu, texts, pins, batch_size)
         speed = 250 * batch_size / (time.perf_counter() - start)
         with capsys.disabled():
             print(f"\nbatch {batch_size}: {speed:.0f} tokens/s")
-    assert plugin.graphs.replays["generate_tokens"] > 3 * 240
+        launched = graphs.captured + graphs.replays - before
+        assert launched["generate_tokens"] == 1 + of_many + of_one, "the prompt, and each of the 249 steps"
 
 
 def test_a_rehearsal_runs_each_shape_once_and_leaves_no_trace():

@@ -220,4 +220,5 @@ def test_gpu_joined_weights_are_held_once(large):
     cast_parameters(large, large.model.t3.tfmr, torch.bfloat16)
     before, blocks = torch.cuda.memory_allocated(), blocks_of(large.model.t3.tfmr)
     assert batched().join(blocks) == blocks.rotates, "a GPT-2 has nothing that lies apart"
-    assert abs(torch.cuda.memory_allocated() - before) < 2**20
+    # The allocator rounds each of a layer's two by up to 1 MiB; held twice, they would be 6 MiB and 16 MiB.
+    assert abs(torch.cuda.memory_allocated() - before) <= 2 * len(blocks.layers) * 2**20

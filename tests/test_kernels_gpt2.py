@@ -157,9 +157,10 @@ def test_gpu_steps_of_one_graph_are_single_steps(turbo, sampling):
     for name in ("int8_weights", "mixed_precision", "kv_cache", "compile", "cuda_graphs"):
         apply_one(turbo, name, **({"estimator": False} if name == "compile" else {}))
     loop, said = turbo.stages["generate_tokens"].captured_loop, []
-    for loop.poll in (1, 16, 16):
+    for loop.poll in (1, 16, 16, 7):
         said.append(spoken(turbo, 300))
-    assert said[0] == said[1] == said[2]
+    assert said[1] == said[2], "a race"
+    assert said[0] == said[1] == said[3], "a step's bits depend on the graph that it is part of"
     assert len(set(said[0])) > 1
 
 

@@ -93,7 +93,7 @@ class CapturedLoop:
             at_once = 1 if (limit - made) % self.poll else self.poll
             self._advance(buffers, filled + made - 1, at_once)
             made += at_once
-            if made < limit and at_once > 1 and not pinned and self._finished.look(buffers.finished.all()):
+            if made < limit and at_once == self.poll and not pinned and self._finished.look(buffers.finished.all()):
                 break
         tokens = buffers.tokens[:n, :made]
         if self.decoder.pipeline.sampling.greedy:
@@ -115,8 +115,7 @@ class CapturedLoop:
     def _start(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> TokenBuffers:
         """The first token for every row, from the prompts' last hidden states."""
         buffers = self._begin(hidden.shape[0] // self.decoder.sides, n, limit, pinned)
-        self.engine.position -= 1  # the prompt's last slot: every choice moves it on
-        self._choose(buffers, hidden, self._times(buffers))
+        self._choose_first(buffers, hidden)
         if not self.decoder.pipeline.start_stays_seen:
             start = self.decoder.t3.hp.start_speech_token
             buffers.seen[:, start] = buffers.token[:, 0] == start
@@ -132,8 +131,7 @@ class CapturedLoop:
         buffers = self._begin(rows, n, limit, pinned=True)
         wanted = torch.cat((tokens, tokens[-1:].expand(rows - n, -1)))
         filled = self.engine.length
-        self.engine.position -= 1
-        logits = self._choose(buffers, hidden, self._times(buffers))
+        logits = self._choose_first(buffers, hidden)
         for step in range(limit):
             if step:
                 buffers.embeds.copy_(self.decoder.token_embedding(wanted[:, step - 1 : step], step))
@@ -205,7 +203,7 @@ class CapturedLoop:
         if buffers is None or buffers.tokens.shape[1] < limit:
             if buffers is not None:
                 self._start_again()
-            longest = max(limit, decoder.pipeline.sampling.max_new_tokens)
+            longest = max(limit, decoder.pipeline.sampling.max_new_tokens, self.poll)
             n_ids = decoder.t3.speech_head.out_features
             blank = TokenBuffers.blank(rows, decoder.sides, longest, decoder.t3.speech_emb.weight, n_ids)
             buffers = self._token_buffers[key] = blank
@@ -253,6 +251,13 @@ class CapturedLoop:
         for times in [self._times(buffers) for _ in range(n)]:
             logits = self._choose(buffers, self.engine.static_step(buffers.embeds, extent), times)
         return logits
+
+    def _choose_first(self, buffers: TokenBuffers, hidden: Tensor) -> Tensor:
+        """`_choose` from the prompts' last hidden states."""
+        # Times come first: the kernel reads them before it waits, so something must have waited for them before.
+        times = self._times(buffers)
+        self.engine.position -= 1  # the prompt's last slot: every choice moves it on
+        return self._choose(buffers, hidden, times)
 
     @property
     def _filters(self) -> Filters:

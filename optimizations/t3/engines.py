@@ -310,6 +310,8 @@ class StaticEngine(FlatEngine):
         self.length = 0
         self._opened = None
         self._reserve(rows, length, self.blocks.norm.weight)
+        for cache in (*self._memory.keys, *self._memory.values):
+            cache.zero_()  # as fresh memory is: see `_Memory.grown`
         self._set_padding(None)
 
     def extend(self, filled: int, length: int) -> None:

@@ -264,29 +264,47 @@ def _slots(cache, slots, end, D: tl.constexpr):
 
 
 @triton.jit
+def _together(peaks, totals, sums, left, start, n_splits, D: tl.constexpr, TOGETHER: tl.constexpr):
+    """What TOGETHER of a head's programs left, from the one at `start` on, as one of them would have left it."""
+    s = start + tl.arange(0, TOGETHER)
+    parts = left + s
+    # Past the first-level cache, which may hold what lay there in the layer before.
+    peak_of = tl.load(peaks + parts, mask=s < n_splits, other=NEVER, cache_modifier=".cg")
+    total_of = tl.load(totals + parts, mask=s < n_splits, other=0.0, cache_modifier=".cg")
+    at = parts[:, None] * D + tl.arange(0, D)[None, :]
+    sum_of = tl.load(sums + at, mask=s[:, None] < n_splits, other=0.0, cache_modifier=".cg")
+    peak = tl.max(peak_of, axis=0)
+    share = tl.exp(peak_of - peak)
+    return peak, tl.sum(share * total_of, axis=0), tl.sum(share[:, None] * sum_of, axis=0)
+
+
+@triton.jit
 def attention(
     q,  # [R, C] float32
     keys,  # [R, H, capacity, D], as the next
     values,
     position,  # [1] int64
     valid,  # [R, capacity] uint8: 0 where a row's padding is
-    peaks,  # [R, H, SPLITS] float32: what the programs of a head leave for the last of them, as the next two
+    peaks,  # [R, H, S] float32: what the programs of a head leave for the last of them, as the next two
     totals,
-    sums,  # [R, H, SPLITS, D]
+    sums,  # [R, H, S, D]
     arrived,  # [R, H] int32: 0 before and after
     attended,  # out: [R, C] float32
     capacity,
+    splits,  # S: for how many programs of a head there is room
     scale,
     H: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
+    TOGETHER: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """BLOCK slots of one row's head (the grid's second axis); whichever program comes last puts the head together.
 
-    It does so in the order of the slots, whoever it is, so that the sum does not depend on who. Slots before `position`
-    were written in earlier steps and are loaded before the wait. The newest slot belongs to the first program.
+    It does so in the order of the slots, TOGETHER programs' at a time, whoever it is and however many stand ready, so
+    that the sum depends on the position alone: the same token is said whichever graph its step is part of. Slots before
+    `position` were written in earlier steps and are loaded before the wait. The newest slot belongs to the first
+    program.
     """
     row_head = tl.program_id(0)
     split = tl.program_id(1)
@@ -317,23 +335,24 @@ def attention(
         if n_splits == 1:
             tl.store(attended + row_head * D + d, row / total)
         else:
-            own = row_head * SPLITS + split
+            own = row_head * splits + split
             tl.store(peaks + own, peak)
             tl.store(totals + own, total)
             tl.store(sums + own * D + d, row)
             tl.debug_barrier()  # all threads' stores, before one of them says that they are made
             if tl.atomic_add(arrived + row_head, 1, sem="acq_rel", scope="gpu") == n_splits - 1:
                 tl.store(arrived + row_head, 0)
-                s = tl.arange(0, SPLITS)
-                others = row_head * SPLITS + s
-                # Past the first-level cache, which may hold what lay there in the layer before.
-                peak_of = tl.load(peaks + others, mask=s < n_splits, other=NEVER, cache_modifier=".cg")
-                total_of = tl.load(totals + others, mask=s < n_splits, other=0.0, cache_modifier=".cg")
-                at = others[:, None] * D + d[None, :]
-                sum_of = tl.load(sums + at, mask=s[:, None] < n_splits, other=0.0, cache_modifier=".cg")
-                share = tl.exp(peak_of - tl.max(peak_of, axis=0))
-                whole = tl.sum(share[:, None] * sum_of, axis=0)
-                tl.store(attended + row_head * D + d, whole / tl.sum(share * total_of, axis=0))
+                left = row_head * splits
+                peak, total, row = _together(peaks, totals, sums, left, 0, n_splits, D, TOGETHER)
+                for start in range(TOGETHER, n_splits, TOGETHER):
+                    own_peak, own_total, own_row = _together(peaks, totals, sums, left, start, n_splits, D, TOGETHER)
+                    highest = tl.maximum(peak, own_peak)
+                    fade = tl.exp(peak - highest)
+                    share = tl.exp(own_peak - highest)
+                    total = total * fade + own_total * share
+                    row = row * fade + own_row * share
+                    peak = highest
+                tl.store(attended + row_head * D + d, row / total)
 
 
 @triton.jit

@@ -20,6 +20,8 @@ from optimizations.t3.int8 import Int8Linear
 
 MAX_ROWS = 16
 """Beyond that a product is no longer bound by its weights, and matrix units are faster: see `triton_batched.py`."""
+PARTS_TOGETHER = 32
+"""Of a head's attention, how many the last program sums at once: with the tiles below, all of a thousand slots."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -215,9 +217,9 @@ class TritonEngine(StaticEngine):
         valid, n_splits = self.valid_slots.view(torch.uint8), b.peaks.shape[2]
         args = (
             *(b.q, keys, self.values[index], self.position, valid, b.peaks, b.totals, b.sums, self._arrived),
-            *(b.attended, self.capacity, head_dim**-0.5),
+            *(b.attended, self.capacity, n_splits, head_dim**-0.5),
         )
-        sizes = {"H": heads, "D": head_dim, "BLOCK": tile.outputs, "SPLITS": n_splits}
+        sizes = {"H": heads, "D": head_dim, "BLOCK": tile.outputs, "TOGETHER": PARTS_TOGETHER}
         run(triton_decode.attention, (rows * heads, n_splits), args, sizes, tile.warps, self.overlap)
 
     def output(self, index: int, b: Buffers) -> None:
