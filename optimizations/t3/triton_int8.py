@@ -18,8 +18,11 @@ from torch import Tensor
 
 from optimizations.common.launching import launch
 
-OUTPUTS, DEPTH, WARPS, STAGES = 32, 32, 4, 3
-"""What a program does: so many outputs, so many words of each at a time."""
+FEW_OUTPUTS = 1024
+"""Up to so many outputs, a program takes few of them, or there would be too few programs."""
+OUTPUTS, DEPTH, WARPS = (16, 64), 64, 4
+"""What a program does: so many outputs, of few in all and of many, so many words of each at a time."""
+STAGES = (4, 3)
 LARGEST_ROWS = 64
 
 
@@ -75,16 +78,17 @@ def product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Te
     rows, (n_outputs, words) = x.reshape(-1, x.shape[-1]).contiguous(), weight.shape
     y = x.new_empty(len(rows), n_outputs)
     block = min(LARGEST_ROWS, max(16, triton.next_power_of_2(len(rows))))
+    many = n_outputs > FEW_OUTPUTS
     launch(
         int8_product,
-        (triton.cdiv(n_outputs, OUTPUTS), triton.cdiv(len(rows), block)),
+        (triton.cdiv(n_outputs, OUTPUTS[many]), triton.cdiv(len(rows), block)),
         *(rows, weight, scale, scale if bias is None else bias, y, len(rows), n_outputs),
         K=4 * words,
         BIAS=bias is not None,
         ROWS=block,
-        OUTPUTS=OUTPUTS,
+        OUTPUTS=OUTPUTS[many],
         DEPTH=DEPTH,
         num_warps=WARPS,
-        num_stages=STAGES,
+        num_stages=STAGES[many],
     )
     return y.view(*x.shape[:-1], n_outputs)
