@@ -73,11 +73,12 @@ class CudaGraphs(Optimization):
 
     @dataclass
     class Config:
-        """`tokens`: speech to be ready for, 25 a second. `flow_bucket`: mel frames. `poll`: tokens in a graph."""
+        """`tokens`: speech to be ready for, 25 a second. `flow_bucket`: mel frames. `poll`: tokens in a graph; up
+        to twice as many are said beyond the end, to nobody."""
 
         tokens: int = number(500, least=1)
         flow_bucket: int = number(64, least=1)
-        poll: int = number(16, least=1)
+        poll: int = number(8, least=1)
 
         def __post_init__(self) -> None:
             if self.flow_bucket % FRAMES_PER_TOKEN:
