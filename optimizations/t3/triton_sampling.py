@@ -29,7 +29,8 @@ from optimizations.common.launching import can_overlap, launch
 from optimizations.t3.sampling import NO_FILTERS, Filters, SamplingTensors
 from optimizations.t3.token_buffers import TokenBuffers
 
-WARPS = 8
+IDS_OF_A_WARP = 1024
+"""With more of them fewer threads wait for one another, and each has fewer registers for an id."""
 FAR = tl.constexpr(32.0)
 """So far below the likeliest of all there is hardly anything but what is held back."""
 LOWEST = tl.constexpr(-3e38)
@@ -236,6 +237,7 @@ def choose_tokens(
     overlap = can_overlap(logits.device)
     normal = NormalDist()
     place = normal.inv_cdf(1 - min(max(filters.top_k, 1), n_ids - 1) / n_ids)
+    block = triton.next_power_of_2(n_ids)
     launch(
         choose,
         (rows,),
@@ -247,7 +249,7 @@ def choose_tokens(
         B=rows,
         V=n_ids,
         C=width,
-        V_BLOCK=triton.next_power_of_2(n_ids),
+        V_BLOCK=block,
         C_BLOCK=triton.next_power_of_2(width),
         BACK=HELD_BACK,
         GUIDED=len(logits) == 2 * rows,
@@ -257,7 +259,7 @@ def choose_tokens(
         PENALIZE_LAST=filters.penalizes_last,
         COUNT=alone,
         OVERLAP=overlap,
-        num_warps=WARPS,
+        num_warps=min(max(block // IDS_OF_A_WARP, 4), 32),
         launch_pdl=overlap,
     )
     if not alone:
