@@ -2,7 +2,7 @@
 
     python -m harness fidelity production compile --pipeline random --device cuda --out FOLDER
 
-A name is a combo's, or an optimization's, which then has what it requires beside it; without names, all combos and
+A name is a combo's, or else an optimization's, which then has what it requires beside it; without names, all combos and
 every optimization. One process holds the model: the baseline speaks a few texts, then each combo is put on it, given
 the baseline's inputs, compared and taken off again, which takes seconds where a job takes a minute. First comes the
 baseline once more: on a GPU not even that is the same to the last bit. An optimization shows afterwards that it was
@@ -144,13 +144,17 @@ def _add(folder: Path, about: Mapping[str, Any], name: str, found: Mapping[str, 
 
 def everything() -> list[str]:
     """All combos, and every optimization by itself."""
-    return [*sorted(path.stem for path in combos.FILES.glob("*.yaml") if path.stem != BASELINE), *declared.read()]
+    return list(dict.fromkeys([*(name for name in _combos() if name != BASELINE), *declared.read()]))
+
+
+def _combos() -> list[str]:
+    return sorted(path.stem for path in combos.FILES.glob("*.yaml"))
 
 
 def toggles_of(name: str, gpu: bool) -> Toggles:
     """What a name switches on, in the order of application. Raises UserError for one that is nobody's."""
     catalogue = declared.read()
-    if name in catalogue:
+    if name in catalogue and name not in _combos():
         needed = closure([name], lambda one: catalogue[one].requirements(gpu))
         return {one: {} for one in catalogue if one in needed}
     listed = combos.read_file(combos.combo_file(name))

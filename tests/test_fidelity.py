@@ -294,6 +294,7 @@ def test_a_side_that_cannot_do_it_is_named_with_its_error(tmp_path, mini, fails,
 def test_a_name_is_a_combos_or_an_optimizations_with_what_it_requires():
     assert list(toggles_of("compile", gpu=True)) == ["kv_cache", "compile"]
     assert set(toggles_of("campaign", gpu=True)) > {"vocos", "quantization"}
+    assert set(toggles_of("streaming", gpu=True)) > {"streaming", "kv_cache"}, "of the same name the combo goes first"
     assert toggles_of("campaign", gpu=True)["quantization"] == {"strategy": "conservative"}
     with pytest.raises(UserError, match="did you mean production"):
         toggles_of("productoin", gpu=False)
@@ -365,6 +366,7 @@ def test_the_page_says_what_was_not_active_and_what_the_baseline_does_to_itself(
     assert "| `streaming` | the same |" in page
     assert "| `campaign` | 0.0001" in page
     assert "`vocos` was unavailable in `campaign`: not here." in page
+    assert "Of 2 combos, 1 differs" in page, "what was not active is not in the picture"
 
 
 def test_a_folder_is_gone_on_with_and_another_comparisons_is_left_alone(tmp_path, capsys, monkeypatch):

@@ -19,8 +19,8 @@ def write_page(record: Mapping[str, Any], folder: Path) -> Path:
     page = Document(f"Fidelity by stage: the {record['pipeline']} pipeline on {words.said(device)}")
     page.add(Paragraph(STAGE_BY_STAGE), Paragraph("Nothing was timed and nobody listened."))
     with plots.plt.rc_context(plots.STYLE):
-        others = {name: stages for name, stages in compared.items() if name != BASELINE}
-        canvas = plots.fidelity(others, "the baseline")
+        told = {name: stages for name, stages in compared.items() if _is_active(combos[name])}
+        canvas = plots.fidelity(told, "the baseline")
         page.add(plots.saved(canvas, folder / "fidelity.png") if canvas else None)
     page.add(Paragraph(ONCE_MORE), _overview(combos, compared), Bullets(_left_out(combos)))
     page.add(Fold("Every figure with its interval and its limit", [tables.fidelity(compared)]))
@@ -73,12 +73,16 @@ def _is_same(stage: Mapping[str, Any], itself: Mapping[str, Any]) -> bool:
     return all(None not in pair and pair[0] <= pair[1] for pair in pairs)
 
 
+def _is_active(found: Mapping[str, Any]) -> bool:
+    return any(made["status"] == "active" for made in found.get("applied", {}).values())
+
+
 def _verdict(stages: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     applied = found.get("applied", {})
     idle = [words.code(name) for name, made in applied.items() if made["status"] != "active"]
     if not stages:
         return "not compared"
-    if len(idle) == len(applied):
+    if not _is_active(found):
         return "says nothing: not active"
     verdicts = {stage: one["verdict"] for stage, one in stages.items()}
     others = [f"{words.code(stage)} {verdict}" for stage, verdict in verdicts.items() if verdict != FAITHFUL]

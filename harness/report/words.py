@@ -234,14 +234,19 @@ def _no_less(value: float) -> str:
     return "under 0.000001" if 0 < value < 1e-6 else number(value)
 
 
+def _part(value: float) -> str:
+    """An error as a share; what is not nothing is not told as nothing."""
+    return "under 0.1 %" if 0 < value < 5e-4 else percent(value)
+
+
 FIDELITY: dict[str, tuple[str, Callable[[float], str]]] = {
     "kl_mean": ("KL divergence, mean", lambda value: f"{_no_less(value)} nats"),
     "kl_p99": ("KL divergence, 99th percentile", lambda value: f"{_no_less(value)} nats"),
-    "top1_changed": ("likeliest token is another", percent),
-    "mel_error": ("relative error of the mel", percent),
+    "top1_changed": ("likeliest token is another", _part),
+    "mel_error": ("relative error of the mel", _part),
     "mel_distance_db": ("distance of the mel", lambda value: f"{_no_less(value)} dB"),
     "wave_distance_db": ("log-spectral distance of the wave", lambda value: f"{_no_less(value)} dB"),
-    "wave_error": ("relative error of the wave, its source included", percent),
+    "wave_error": ("relative error of the wave, its source included", _part),
     "mark_lost": ("confidence in the watermark, lost", rate),
 }
 """What the figures of a stage's fidelity are called, and how they are said."""
