@@ -13,6 +13,7 @@ import torch
 import yaml
 from applied import apply_one, apply_one_uncaptured
 from conftest import ROOT
+from listening import Listener
 
 import optimizations
 from harness import checkpoints
@@ -164,6 +165,33 @@ def test_the_mark_is_found_in_what_was_said_in_company(mini: Pipeline) -> None:
     assert detector is not None
     for _, whole in serve(mini.desk(), requests(mini, (30, 30))).values():
         assert detector.read(whole.wave, whole.sample_rate) > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_callers_are_understood_as_the_whole_of_their_tokens_is(mini: Pipeline) -> None:
+    """Pieces made in company, of windows that see little, and one pass over the same tokens; figures are printed."""
+    mini.reset()
+    for name, parameters in combo("serving").items():
+        plugin = optimizations.create(name, parameters)
+        if plugin.unavailable(mini) is None:
+            plugin.apply(mini)
+    listener, voices, heard = Listener(), list(mini.voices), []
+    sentences = (ROOT / "tests/data/held_out_sentences.txt").read_text().splitlines()
+    texts = [" ".join(sentences[3 * index : 3 * index + 2]) for index in range(12)]
+    wanted = [Request(text, voices[i % len(voices)], i) for i, text in enumerate(texts)]
+    for number, (_, said) in serve(mini.desk(), wanted, every=0).items():
+        text, voice = wanted[number].text, wanted[number].voice
+        with mini.as_in_a_synthesis(), torch.inference_mode():
+            torch.manual_seed(number)
+            mels = mini.stages["tokens_to_mel"]([said.tokens[0]], [mini.stages["condition"](voice)])
+            (whole,) = mini.stages["watermark"](mini.stages["mel_to_wave"](mels))
+        heard.append([listener.judge(text, voice, wave, said.sample_rate) for wave in (whole, said.wave)])
+    (wer, sim, _), (wer_pieces, sim_pieces, _) = np.mean(heard, axis=0)
+    print(f"\nWER {wer:.4f} whole, {wer_pieces:.4f} in pieces; similarity {sim:.4f}, {sim_pieces:.4f}")
+    assert min(pieces.mark for _, pieces in heard) > 0.5
+    assert wer_pieces <= wer + 0.02
+    assert sim_pieces >= sim - 0.02
 
 
 def test_segments_of_a_text_follow_one_another(mini: Pipeline) -> None:

@@ -7,23 +7,19 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import jiwer
 import numpy as np
 import pytest
 import torch
 import yaml
 from applied import apply_one_uncaptured
 from conftest import ROOT
+from listening import Judged, Listener
 
 import optimizations
 from harness import checkpoints
 from harness.pipeline import Chunk, Pipeline, Segment, SynthesisError, Utterance
 from harness.player import arrivals_of, listen
-from harness.quality.asr import create_transcriber
-from harness.quality.normalizer import normalize
-from harness.quality.scoring import reference_wave
 from harness.quality.signals import relative_error
-from harness.quality.speaker import create_encoder, similarity, voice_in
 from harness.quality.watermark import create_detector
 from optimizations.flow.prefix import PrefixFlow
 from optimizations.streams.pieces import SpokenPieces, own_random_numbers
@@ -252,20 +248,12 @@ def test_a_stream_is_understood_as_the_whole_is_and_begins_early(mini: Pipeline)
     """The same tokens in pieces and as a whole, on what a CPU has of the combo; figures are printed."""
     mini.reset()
     apply_combo(mini)
-    transcriber, encoder, detector = (
-        create_transcriber("pocketsphinx"),
-        create_encoder("resemblyzer"),
-        create_detector(),
-    )
-    assert detector is not None
+    listener = Listener()
     sentences = (ROOT / "tests/data/held_out_sentences.txt").read_text().splitlines()
-    heard: dict[str, list[tuple[float, float, float]]] = {"whole": [], "pieces": []}
+    heard: dict[str, list[Judged]] = {"whole": [], "pieces": []}
     shares = []
     for index in range(12):
         text, voice = " ".join(sentences[3 * index : 3 * index + 2]), list(mini.voices)[index % len(mini.voices)]
-        reference = reference_wave(voice)
-        assert reference is not None
-        own = encoder.embed(voice_in(*reference))
         ways = {
             "whole": partial(mini.synthesize, text, voice, index),
             "pieces": partial(speak, mini, text, voice, index),
@@ -275,18 +263,11 @@ def test_a_stream_is_understood_as_the_whole_is_and_begins_early(mini: Pipeline)
         shares.append(chunks[0].ready_s / made["whole"].generation_time_s)
         assert torch.equal(joined.tokens[0], made["whole"].tokens[0])
         for name, wave in (("whole", made["whole"].wave), ("pieces", joined.wave)):
-            words = normalize(transcriber.transcribe(wave, joined.sample_rate))
-            heard[name].append(
-                (
-                    jiwer.wer(normalize(text), words),
-                    similarity(encoder.embed(voice_in(wave, joined.sample_rate)), own),
-                    detector.read(wave, joined.sample_rate),
-                )
-            )
+            heard[name].append(listener.judge(text, voice, wave, joined.sample_rate))
     (wer, sim, _), (wer_pieces, sim_pieces, _) = (np.mean(heard[name], axis=0) for name in ("whole", "pieces"))
     print(f"\nWER {wer:.4f} whole, {wer_pieces:.4f} in pieces; similarity {sim:.4f}, {sim_pieces:.4f}")
     print(f"first audio after {np.median(shares):.3f} of the whole's time ({min(shares):.3f} to {max(shares):.3f})")
-    assert min(mark for _, _, mark in heard["pieces"]) > 0.5
+    assert min(one.mark for one in heard["pieces"]) > 0.5
     assert wer_pieces <= wer + 0.02
     assert sim_pieces >= sim - 0.02
     assert np.median(shares) <= 0.35
