@@ -157,14 +157,19 @@ def check_language(pipeline: Mapping[str, Any], language: str | None, where: str
     name = pipeline["name"]
     if language is None or name not in DEFAULTS:
         return
-    if "multilingual" not in name:
-        if language != LANGUAGE:
-            raise UserError(
-                f"{where}={language}: the pipeline {name} speaks English only; leave it out, or choose "
-                f"{'mini_multilingual' if name.startswith('mini') else 'multilingual'}"
-            )
-    elif language not in LANGUAGES:
-        raise UserError(f"{where}={language}: the pipeline {name} does not speak it; it knows {', '.join(LANGUAGES)}")
+    known = LANGUAGES if "multilingual" in name else (LANGUAGE,)
+    if language in known:
+        return
+    near = language.lower().replace("_", "-").split("-")[0]
+    meant = f" (did you mean {near}?)" if near in known else ""
+    if known == LANGUAGES:
+        raise UserError(
+            f"{where}={language}: the pipeline {name} does not speak it{meant}; it knows {', '.join(LANGUAGES)}"
+        )
+    raise UserError(
+        f"{where}={language}: the pipeline {name} speaks English only{meant}; leave it out, or choose "
+        f"{'mini_multilingual' if name.startswith('mini') else 'multilingual'}"
+    )
 
 
 def _short(value: Any) -> str:

@@ -35,6 +35,7 @@ SETTINGS = {
     "unguided": replace(SHORT, cfg_weight=0.0),
     "greedy": replace(SHORT, temperature=0.0),
     "unguided and greedy": replace(SHORT, cfg_weight=0.0, temperature=0.0),
+    "greedy with a nucleus": replace(SHORT, temperature=0.0, top_p=0.3, repetition_penalty=1.6),
     "others": replace(
         SHORT, temperature=1.2, top_p=0.8, min_p=0.0, repetition_penalty=1.6, cfg_weight=1.5, exaggeration=0.9
     ),
@@ -274,6 +275,9 @@ def looked_at(*overrides: str) -> dict:
         (["pipeline=turbo", "pipeline.language=de"], r"language=de: the pipeline turbo speaks English only"),
         (["pipeline.language=fr"], r"pipeline\.language=fr: the pipeline mini speaks English only.*mini_multilingual"),
         (["pipeline=mini_multilingual", "pipeline.language=xx"], r"language=xx: .* it knows ar, da, de,"),
+        (["pipeline.language=EN"], r"language=EN: .* speaks English only \(did you mean en\?\)"),
+        (["pipeline=mini_multilingual", "pipeline.language=zh-CN"], r"does not speak it \(did you mean zh\?\)"),
+        (["pipeline=mini_multilingual", "pipeline.language="], r"language=: .* does not speak it; it knows"),
         (["workload.texts=[{id: a, text: Ja., language: de}]"], r"text a: language=de: .* speaks English only"),
         (
             ["pipeline=mini_multilingual", "workload.texts=[{id: a, text: Ja., language: xx}]"],
