@@ -305,7 +305,7 @@ def test_production_end_to_end_is_twice_as_fast_and_says_of_every_optimization_w
     assert {one["status"] for one in enabled.values()} <= {"active", "unavailable"}
     assert all(one["reason"] for one in enabled.values() if one["status"] == "unavailable")
     active = {name for name, one in enabled.items() if one["status"] == "active"}
-    assert active >= {"kv_cache", "compile", "int8_weights", "flat_estimator", "inference_mode", "gpu_watermark"}
+    assert active >= {"kv_cache", "compile", "int8_weights", "flat_estimator", "gpu_watermark"}
     assert summary.comparison["rtf"].value <= 0.5
     stages = json.loads((folder.path / "fidelity.json").read_text())["stages"]
     assert {stage["verdict"] for stage in stages.values()} == {fidelity.FAITHFUL}
