@@ -158,7 +158,7 @@ def test_production_speaks_reports_and_leaves_no_trace(tts):
     assert wave.abs().max() > 0.01
     report = spoken.report()
     assert report["combo"] == "production"
-    assert {"kv_cache", "inference_mode", "fused_vocoder", "gpu_watermark"} <= set(report["active"])
+    assert {"kv_cache", "compile", "fused_vocoder", "gpu_watermark"} <= set(report["active"])
     assert "CUDA" in report["unavailable"]["cuda_graphs"]
     assert report["failed"] == report["inactive"] == {}
     assert report["evidence"]["kv_cache"]["cat_calls_per_token"] == 0
