@@ -437,17 +437,19 @@ class Pipeline(Changeable):
         """Whether a text has to be told to the model with its language."""
         return isinstance(self.model, mtl_tts.ChatterboxMultilingualTTS)
 
-    def text_tokens(self, text: str, language: str | None = None) -> Tensor:
+    def text_tokens(self, text: str, language: str | None = None, wait: bool = True) -> Tensor:
         """Text token ids [2, n] with start and stop, one row for each side of classifier-free guidance.
 
-        `language` None is the pipeline's.
+        `language` None is the pipeline's. As upstream's, the host waits until they are on the device, unless it is not
+        to `wait`.
         """
         t3, tokenizer = self.model.t3, self.model.tokenizer
         if self.is_multilingual:
             language = language or self.language
-            tokens = tokenizer.text_to_tokens(mtl_tts.punc_norm(text), language_id=language).to(self.device)
+            tokens = tokenizer.text_to_tokens(mtl_tts.punc_norm(text), language_id=language)
         else:
-            tokens = tokenizer.text_to_tokens(punc_norm(text)).to(self.device)
+            tokens = tokenizer.text_to_tokens(punc_norm(text))
+        tokens = tokens.to(self.device, non_blocking=not wait)
         tokens = torch.cat([tokens, tokens], dim=0)
         tokens = F.pad(tokens, (1, 0), value=t3.hp.start_text_token)
         return F.pad(tokens, (0, 1), value=t3.hp.stop_text_token)

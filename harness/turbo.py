@@ -120,10 +120,10 @@ class TurboPipeline(Pipeline):
         """What upstream gives this model's flow of sampled ids [n]: all that are speech, wherever a start token is."""
         return speech(tokens)
 
-    def text_tokens(self, text: str, language: str | None = None) -> Tensor:
+    def text_tokens(self, text: str, language: str | None = None, wait: bool = True) -> Tensor:
         """Text token ids [1, n]."""
         tokens = self.model.tokenizer(punc_norm(text), return_tensors="pt", padding=True, truncation=True)
-        return tokens.input_ids.to(self.device)
+        return tokens.input_ids.to(self.device, non_blocking=not wait)
 
 
 class TurboT3Config(T3Config):

@@ -237,7 +237,7 @@ class ServedStreams:
             end = one.end
             assert end is not None
             one.last, last = end - one.pieces.said, one.ended and end == len(one.ids)
-            ids = one.ids[: end + LOOKAHEAD].to(self._pipeline.device)
+            ids = one.ids[: end + LOOKAHEAD].to(self._pipeline.device, non_blocking=True)
             wanted.append(Next(one.pieces, ids, end, last, one.resume))
         launch_together(self._pipeline, wanted, self._encode_rows)
         told: Told = []

@@ -292,7 +292,7 @@ class Decoder:
         pads = [longest - prompt.shape[1] for prompt in prompts]
         padded = [F.pad(prompt, (0, 0, pad, 0)) for prompt, pad in zip(prompts, pads, strict=True)]
         embeds = torch.stack(padded, dim=1).flatten(0, 1)
-        pad = torch.tensor(pads * sides, device=embeds.device) if any(pads) else None
+        pad = torch.tensor(pads * sides).to(embeds.device, non_blocking=True) if any(pads) else None
 
         guards = []
         self.engine.heads, self.engine.sides = self.watched_heads, sides
@@ -306,14 +306,15 @@ class Decoder:
 
     def _text_embeddings(self, segment: Segment) -> Tensor:
         """[sides, n + starts, C]: the text, blank on the unconditional side, and upstream's start tokens."""
-        t3, tokens = self.t3, self.pipeline.text_tokens(segment.text, segment.language).long()[: self.sides]
+        t3, tokens = self.t3, self.pipeline.text_tokens(segment.text, segment.language, wait=False)
+        tokens = tokens.long()[: self.sides]
         embedding = t3.text_emb(tokens)
         embedding[1:].zero_()
         starts = torch.full((self.sides, self.pipeline.n_starts), t3.hp.start_speech_token, device=tokens.device)
         begin = t3.speech_emb(starts)
         if t3.text_pos_emb is not None:
             embedding = embedding + t3.text_pos_emb(tokens)
-            begin = begin + t3.speech_pos_emb.get_fixed_embedding(0)
+            begin = begin + t3.speech_pos_emb.emb.weight[0]
         return torch.cat((embedding, begin), dim=1)
 
     def stacked_prefixes(self, voices: Sequence[T3Cond]) -> Prefix:

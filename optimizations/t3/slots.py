@@ -162,7 +162,7 @@ class Slots:
     def fits(self, segment: Segment) -> bool:
         """Whether there is room for a segment's prompt."""
         pipeline = self.decoder.pipeline
-        n_text = pipeline.text_tokens(segment.text, segment.language).shape[1]
+        n_text = pipeline.text_tokens(segment.text, segment.language, wait=False).shape[1]
         return self._opening + n_text + pipeline.n_starts <= self._longest
 
     # -- who comes, and who goes -----------------------------------------------------------------------------------
@@ -173,9 +173,9 @@ class Slots:
         taken = [self.free.pop() for _ in segments]
         wanted = [segment.n_tokens or sampling.max_new_tokens for segment in segments]
         pinned = [segment.n_tokens is not None for segment in segments]
-        # A copy from the host waits for the device: behind the prompts, the host would wait until they are read.
-        numbers = torch.tensor([taken, wanted, pinned, list(seeds)], dtype=torch.long, device=self._device)
-        slots, limits, pins, own = numbers
+        # Nothing here waits for the device: meanwhile the host gets the next ones' prompts ready.
+        numbers = torch.tensor([taken, wanted, pinned, list(seeds)], dtype=torch.long)
+        slots, limits, pins, own = numbers.to(self._device, non_blocking=True)
         _, _, lengths = self.decoder.prefill(list(segments), partial(self._read, slots), reuse=False)
         p.written[slots] = 0
         p.wanted[slots] = limits
