@@ -89,6 +89,8 @@ def _compare_into(options: argparse.Namespace, sides: Mapping[str, Toggles]) -> 
         "environment": describe("", describe_device(model.device)),
         "cases": [asdict(case) for case in cases],
     }
+    git = about["environment"]["git"]
+    commit = f"{(git.get('commit') or 'unknown')[:12]}{' (with local changes)' if git.get('dirty') else ''}"
     _check_device(options.out, about)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, found in compare_combos(model, sides, cases):
@@ -98,7 +100,7 @@ def _compare_into(options: argparse.Namespace, sides: Mapping[str, Toggles]) -> 
             f"{one} {made['status']}" for one, made in found.get("applied", {}).items() if made["status"] != "active"
         ]
         say("; ".join([f"{name}: {told or found.get('reason', 'nothing of it can run here')}", *idle]))
-        _add(options.out, about, name, finite({**found, "commit": about["environment"]["git"]["commit"]}))
+        _add(options.out, about, name, finite({**found, "commit": commit}))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -367,6 +367,11 @@ def test_the_page_says_what_was_not_active_and_what_the_baseline_does_to_itself(
     assert "| `campaign` | 0.0001" in page
     assert "`vocos` was unavailable in `campaign`: not here." in page
     assert "Of 2 combos, 1 differs" in page, "what was not active is not in the picture"
+    older = {"kv_cache": found("applied", 5e-7), "vocos": found("failed")}
+    page = write_page({**about, "combos": older}, tmp_path).read_text()
+    assert "nobody was asked for evidence" in page
+    assert row(page, "kv_cache") == "faithful |"
+    assert "`vocos` failed in `vocos`: not here." in page
 
 
 def test_a_folder_is_gone_on_with_and_another_comparisons_is_left_alone(tmp_path, capsys, monkeypatch):

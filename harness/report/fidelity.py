@@ -22,10 +22,11 @@ def write_page(record: Mapping[str, Any], folder: Path) -> Path:
         told = {name: stages for name, stages in compared.items() if _is_active(combos[name])}
         canvas = plots.fidelity(told, "the baseline")
         page.add(plots.saved(canvas, folder / "fidelity.png") if canvas else None)
-    page.add(Paragraph(ONCE_MORE), _overview(combos, compared), Bullets(_left_out(combos)))
+    page.add(Paragraph(ONCE_MORE) if BASELINE in combos else Paragraph(APPLIED))
+    page.add(_overview(combos, compared), Bullets(_left_out(combos)))
     page.add(Fold("Every figure with its interval and its limit", [tables.fidelity(compared)]))
     n_texts, tokens = words.count(len(record["cases"]), "text"), record["cases"][0]["n_tokens"]
-    commits = dict.fromkeys(str(found["commit"])[:12] for found in combos.values())
+    commits = dict.fromkeys(str(found["commit"]) for found in combos.values())
     at = f"at commit{'s' * (len(commits) > 1)} {words.listing(list(commits))}"
     page.add(Paragraph(f"Over {n_texts} of {tokens} speech tokens, {at}:"))
     names = " ".join(name for name in combos if name != BASELINE)
@@ -50,7 +51,14 @@ ONCE_MORE = (
     '"The same" is what is no farther away than that. An optimization counts where its own evidence says that it was '
     "active; of what belongs to no stage, as speaking in pieces or splitting texts does, nothing is told here."
 )
+APPLIED = (
+    "This is an older record: the baseline was not compared with itself, and nobody was asked for evidence. An "
+    "optimization counts where what it changed still stood at the end; of what belongs to no stage, as speaking in "
+    "pieces or splitting texts does, nothing is told here."
+)
 SAME = "the same"
+COUNTS = ("active", "applied")
+"""What the status of an optimization is that counts."""
 
 
 def _overview(combos: Mapping[str, Any], compared: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -74,12 +82,12 @@ def _is_same(stage: Mapping[str, Any], itself: Mapping[str, Any]) -> bool:
 
 
 def _is_active(found: Mapping[str, Any]) -> bool:
-    return any(made["status"] == "active" for made in found.get("applied", {}).values())
+    return any(made["status"] in COUNTS for made in found.get("applied", {}).values())
 
 
 def _verdict(stages: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     applied = found.get("applied", {})
-    idle = [words.code(name) for name, made in applied.items() if made["status"] != "active"]
+    idle = [words.code(name) for name, made in applied.items() if made["status"] not in COUNTS]
     if not stages:
         return "not compared"
     if not _is_active(found):
@@ -96,10 +104,11 @@ def _left_out(combos: Mapping[str, Any]) -> list[str]:
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for name, one in combos.items():
         for plugin, made in one.get("applied", {}).items():
-            if made["status"] != "active":
-                key = plugin, made["status"], words.last_line(made["reason"])
+            if made["status"] not in COUNTS:
+                was = made["status"] if made["status"] == "failed" else f"was {made['status']}"
+                key = plugin, was, words.last_line(made["reason"])
                 reasons.setdefault(key, []).append(words.code(name))
     return gone + [
-        f"{words.code(plugin)} was {status} in {words.listing(names)}: {words.stop(why)}"
-        for (plugin, status, why), names in reasons.items()
+        f"{words.code(plugin)} {was} in {words.listing(names)}: {words.stop(why)}"
+        for (plugin, was, why), names in reasons.items()
     ]

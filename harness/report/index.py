@@ -36,7 +36,7 @@ INTRODUCTION = (
     "or what else it is against, with their 95 % interval: below 1 is faster or smaller. Ratios are what may be "
     "compared between devices; each report has the absolute figures, and says how to repeat its run. Quality is kept "
     "where the intervals of word error rate and similarity rule out a loss that counts; what cannot be heard, as "
-    "random weights cannot, has each stage compared with the baseline's."
+    "random weights cannot, has each stage compared with the baseline's ([all combos](../docs/fidelity.md))."
 )
 
 
