@@ -205,4 +205,6 @@ def compare_combos(pipeline: Any, sides: Mapping[str, Toggles], cases: Sequence[
 
 def _shown(status: Mapping[str, Any]) -> dict[str, Any]:
     """Whether an optimization was active, why it was not, and what it had changed that still stood."""
-    return {"status": status["status"], "reason": status["reason"], "changes": status["evidence"].get("changes", [])}
+    why = (status["reason"] or "").strip().splitlines()
+    changes = status["evidence"].get("changes", [])
+    return {"status": status["status"], "reason": why[-1] if why else None, "changes": changes}
