@@ -157,6 +157,8 @@ def _waterfall(waterfall: Waterfall) -> Canvas:
     axes.axvspan(low, high, color=BAND, linewidth=0, zorder=0)
     axes.plot([at, at], [last - 0.7, last + 0.3], color=INK, linewidth=2)
     note(axes, last, words.change(waterfall.total))
+    axes.use_sticky_edges = False  # bars would end where the picture does
+    axes.margins(x=0.03)
     _ticks(axes)
     axes.set_xlabel(
         f"{words.label(waterfall.metric)}, share of the baseline's (logarithmic; band: the measured interval)"
