@@ -34,7 +34,7 @@ from harness.console import say
 from harness.designs import closure
 from harness.errors import UserError
 from harness.locations import HELD_OUT
-from harness.results import BASELINE, finite, write_atomically
+from harness.results import BASELINE, finite, told_commit, write_atomically
 
 SEED = 0
 RECORD = "fidelity.json"
@@ -89,8 +89,7 @@ def _compare_into(options: argparse.Namespace, sides: Mapping[str, Toggles]) -> 
         "environment": describe("", describe_device(model.device)),
         "cases": [asdict(case) for case in cases],
     }
-    git = about["environment"]["git"]
-    commit = f"{(git.get('commit') or 'unknown')[:12]}{' (with local changes)' if git.get('dirty') else ''}"
+    commit = told_commit(about["environment"]["git"])
     _check_device(options.out, about)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, found in compare_combos(model, sides, cases):

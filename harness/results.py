@@ -32,7 +32,7 @@ import math
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -461,6 +461,11 @@ def schema_problem(record: Any) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------- the store
+
+
+def told_commit(git: Mapping[str, Any]) -> str:
+    """ "28fb469a9f77 (with local changes)", of an environment's record of git."""
+    return f"{(git.get('commit') or 'unknown')[:12]}{' (with local changes)' if git.get('dirty') else ''}"
 
 
 def finite(value: Any) -> Any:

@@ -16,7 +16,17 @@ from harness.comparison import compare, free_pairs, objection, pairs, watermark_
 from harness.figures import calls, figures, similarities, timed
 from harness.load import FIRST_AUDIO_LIMIT_S
 from harness.records import Child
-from harness.results import BASELINE, NO_EVIDENCE, PASSES, Comparison, Measurement, RunFolder, Summary, Variant
+from harness.results import (
+    BASELINE,
+    NO_EVIDENCE,
+    PASSES,
+    Comparison,
+    Measurement,
+    RunFolder,
+    Summary,
+    Variant,
+    told_commit,
+)
 from harness.sampling import label
 from harness.scenarios import scenario
 from harness.shapes import without_impossible
@@ -160,7 +170,7 @@ def _name(group: Any, default: str = "unknown") -> str:
 
 def _git(record: Any) -> str:
     if isinstance(record, dict):
-        return f"{(record.get('commit') or 'unknown')[:12]}{' (with local changes)' if record.get('dirty') else ''}"
+        return told_commit(record)
     return str(record or "unknown")
 
 

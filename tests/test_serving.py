@@ -18,6 +18,7 @@ from listening import Listener
 import optimizations
 from harness import checkpoints
 from harness.load import Closed, News, drive, level, most_kept
+from harness.locations import HELD_OUT
 from harness.pipeline import Chunk, Desk, Pipeline, Request, SynthesisError, Utterance
 from harness.quality.watermark import create_detector
 
@@ -177,7 +178,7 @@ def test_callers_are_understood_as_the_whole_of_their_tokens_is(mini: Pipeline) 
         if plugin.unavailable(mini) is None:
             plugin.apply(mini)
     listener, voices, heard = Listener(), list(mini.voices), []
-    sentences = (ROOT / "tests/data/held_out_sentences.txt").read_text().splitlines()
+    sentences = HELD_OUT.read_text().splitlines()
     texts = [" ".join(sentences[3 * index : 3 * index + 2]) for index in range(12)]
     wanted = [Request(text, voices[i % len(voices)], i) for i, text in enumerate(texts)]
     for number, (_, said) in serve(mini.desk(), wanted, every=0).items():

@@ -17,6 +17,7 @@ from listening import Judged, Listener
 
 import optimizations
 from harness import checkpoints
+from harness.locations import HELD_OUT
 from harness.pipeline import Chunk, Pipeline, Segment, SynthesisError, Utterance
 from harness.player import arrivals_of, listen
 from harness.quality.signals import relative_error
@@ -249,7 +250,7 @@ def test_a_stream_is_understood_as_the_whole_is_and_begins_early(mini: Pipeline)
     mini.reset()
     apply_combo(mini)
     listener = Listener()
-    sentences = (ROOT / "tests/data/held_out_sentences.txt").read_text().splitlines()
+    sentences = HELD_OUT.read_text().splitlines()
     heard: dict[str, list[Judged]] = {"whole": [], "pieces": []}
     shares = []
     for index in range(12):

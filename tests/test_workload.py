@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 from harness.errors import UserError
+from harness.locations import HELD_OUT
 from harness.sampling import LANGUAGES
 from harness.workload import ROOT, load_workload
 
 CONFIGS = sorted((ROOT / "configs/workload").glob("*.yaml"))
-SENTENCES = (ROOT / "tests/data/held_out_sentences.txt").read_text().splitlines()
+SENTENCES = HELD_OUT.read_text().splitlines()
 
 
 def shipped(name: str, **changes):

@@ -7,6 +7,7 @@ from typing import Any
 from harness.quality.fidelity import FAITHFUL, judged
 from harness.report import html, markdown, plots, tables, words
 from harness.report.document import Bullets, Code, Document, Fold, Paragraph, Table
+from harness.report.outcome import unfaithful
 from harness.report.sections import STAGE_BY_STAGE
 from harness.results import BASELINE, write_atomically
 
@@ -92,9 +93,7 @@ def _verdict(stages: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         return "not compared"
     if not _is_active(found):
         return "says nothing: not active"
-    verdicts = {stage: one["verdict"] for stage, one in stages.items()}
-    others = [f"{words.code(stage)} {verdict}" for stage, verdict in verdicts.items() if verdict != FAITHFUL]
-    return ("; ".join(others) or FAITHFUL) + (f", without {words.listing(idle)}" if idle else "")
+    return ("; ".join(unfaithful(stages)) or FAITHFUL) + (f", without {words.listing(idle)}" if idle else "")
 
 
 def _left_out(combos: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,8 @@
 """One run's outcome: a headline for people, and the sentence with all its figures. Never speed without quality."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from harness import stats
 from harness.quality.fidelity import FAITHFUL
 from harness.report import words
@@ -169,9 +172,14 @@ def _quality_clause(run: Run) -> str:
 
 def computed(run: Run) -> str:
     """What needs no ear: which stages are not faithful to the reference's; empty where they were not compared."""
-    verdicts = {stage: found["verdict"] for stage, found in run.fidelity.items()}
-    others = [f"{words.code(stage)} {verdict}" for stage, verdict in verdicts.items() if verdict != FAITHFUL]
-    return words.listing(others) if others else "every stage is faithful" if verdicts else ""
+    others = unfaithful(run.fidelity)
+    return words.listing(others) if others else "every stage is faithful" if run.fidelity else ""
+
+
+def unfaithful(stages: Mapping[str, Any]) -> list[str]:
+    """The stages that are not faithful, each with its verdict."""
+    verdicts = {stage: found["verdict"] for stage, found in stages.items()}
+    return [f"{words.code(stage)} {verdict}" for stage, verdict in verdicts.items() if verdict != FAITHFUL]
 
 
 def quality_in_short(run: Run) -> str:

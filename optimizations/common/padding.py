@@ -18,10 +18,15 @@ def within(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
+def power_of_two(n: int) -> int:
+    """The smallest one that `n` rows fit into."""
+    return 1 << (n - 1).bit_length()
+
+
 def filled(rows: list[Any]) -> list[Any]:
     """The rows, and the last one again up to a power of two.
 
     >>> filled([1, 2, 3])
     [1, 2, 3, 3]
     """
-    return rows + [rows[-1]] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
+    return rows + [rows[-1]] * (power_of_two(len(rows)) - len(rows))

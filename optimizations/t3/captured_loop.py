@@ -20,6 +20,7 @@ from harness.measure import synchronize
 from harness.pipeline import HELD_BACK
 from optimizations.common.graphs import DelayedFlag, Draws, Graphs
 from optimizations.common.kernels import for_device
+from optimizations.common.padding import power_of_two
 from optimizations.t3.decoder import Decoder
 from optimizations.t3.engines import Prefix, StaticEngine
 from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample_by
@@ -59,7 +60,7 @@ class CapturedLoop:
     @staticmethod
     def n_rows(n: int) -> int:
         """Rows to decode with for `n` that are wanted."""
-        return 1 << (n - 1).bit_length()
+        return power_of_two(n)
 
     @torch.inference_mode()
     def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: Prefix | None) -> Tensor:

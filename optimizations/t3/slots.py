@@ -24,7 +24,7 @@ from torch import Tensor
 from harness.pipeline import HELD_BACK, Segment
 from optimizations.common.graphs import Graphs
 from optimizations.common.kernels import for_device
-from optimizations.common.padding import padded_length
+from optimizations.common.padding import padded_length, power_of_two
 from optimizations.t3.captured_loop import PROMPT_BUCKET
 from optimizations.t3.decoder import Decoder
 from optimizations.t3.engines import StaticEngine
@@ -190,7 +190,7 @@ class Slots:
     def _read(self, slots: Tensor, embeds: Tensor, pad: Tensor | None, _prefix: None) -> Tensor:
         """Prompts [sides n, L, C], `pad` [sides n] slots of padding on the left, into places [n]; as a prefill."""
         n, length = len(slots), embeds.shape[1]
-        shape = 1 << (n - 1).bit_length(), padded_length(length, PROMPT_BUCKET)
+        shape = power_of_two(n), padded_length(length, PROMPT_BUCKET)
         if shape not in self._prompts:
             like, rows = embeds.new_zeros(self._sides * shape[0], shape[1], embeds.shape[2]), self._sides * shape[0]
             numbers = torch.zeros(2, rows, dtype=torch.long, device=self._device)
