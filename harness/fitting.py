@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import UserError
+from harness.locations import without_folders
 from harness.results import NO_EVIDENCE
 
 Status = dict[str, Any]
@@ -42,7 +43,7 @@ class Fitted:
             try:
                 shown = plugin.evidence(self.pipeline)
             except Exception:
-                self.statuses[name] = _status("failed", f"its evidence raised:\n{traceback.format_exc()}")
+                self.statuses[name] = _status("failed", f"its evidence raised:\n{_trace()}")
                 continue
             reason = shown.reason if shown.active else shown.reason or "it shows no evidence of having been active"
             if shown.active and not changes:
@@ -91,9 +92,13 @@ def _apply(plugin: Any, fitted: Fitted) -> Status:
     except UserError:
         raise
     except Exception:
-        return _status("failed", traceback.format_exc())
+        return _status("failed", _trace())
     fitted.plugins[plugin.name] = plugin
     return _status("inactive", NO_EVIDENCE)
+
+
+def _trace() -> str:
+    return without_folders(traceback.format_exc())
 
 
 def _unset(variables: dict[str, str]) -> str | None:

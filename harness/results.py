@@ -684,7 +684,9 @@ class RunFolder:
         return content
 
     def write_job(self, config: dict[str, Any]) -> None:
-        write_atomically(self.path / "job.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        """Keep the configuration, but not where on this machine its results go."""
+        kept = {name: value for name, value in config.items() if name not in ("results_dir", "reports_dir")}
+        write_atomically(self.path / "job.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
     def job(self) -> dict[str, Any]:
         """The resolved configuration; empty where only the summary was kept."""

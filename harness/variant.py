@@ -15,6 +15,7 @@ import psutil
 from harness.answers import Account, Answer, Order, Part, Said, seal
 from harness.errors import UserError
 from harness.fitting import fit
+from harness.locations import without_folders
 from harness.plugins import import_catalogue, import_path
 from harness.results import slug
 from harness.sampling import ask
@@ -158,7 +159,7 @@ class Variant:
             raise
         except Exception:
             self.waves = []
-            return Answer(time.perf_counter() - start, error=traceback.format_exc())
+            return Answer(time.perf_counter() - start, error=without_folders(traceback.format_exc()))
         return Answer(seconds, tuple(said))
 
     def _synthesize(self, orders: Sequence[Order]) -> list[Any]:

@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
@@ -29,6 +31,7 @@ from typing import Any
 from harness.answers import CHUNK, Order, Part, encode
 from harness.errors import UserError
 from harness.load import News
+from harness.locations import without_folders
 from harness.variant import Setup, Variant
 
 PRELOADED = ["harness.preload"]
@@ -176,11 +179,13 @@ class Worker:
         return ChildError(f"{self._last_words()}\n{words}".strip())
 
     def _last_words(self) -> str:
+        """The end of its log, in which the trace of a process that hung has its folders still: no Python wrote it."""
         try:
-            lines = self.setup.log.read_text(errors="replace").splitlines()
+            text = without_folders(self.setup.log.read_text(errors="replace"))
+            self.setup.log.write_text(text)
         except OSError:
             return ""
-        return "\n".join(lines[-LOG_TAIL_LINES:])
+        return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
 
 
 class Conversation:
@@ -290,7 +295,7 @@ def serve(connection: Connection, setup: Setup) -> None:
         except UserError as error:
             answer = "user_error", str(error)
         except Exception:
-            answer = "error", traceback.format_exc()
+            answer = "error", without_folders(traceback.format_exc())
         faulthandler.cancel_dump_traceback_later()
         connection.send_bytes(encode(answer))
         for block in variant.take_waves() if method == "account" else ():
@@ -305,9 +310,17 @@ def _end_with_parent() -> None:
 
 
 def _redirect_output(path: Path) -> Any:
-    """Send standard output and error, also those of C libraries, to a file."""
+    """Send standard output and error, also those of C libraries, to a file, which is kept: Python writes there without
+    this machine's folders, be it a warning, a traceback or a package's logger."""
     log = path.open("a", buffering=1)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(log.fileno(), stream.fileno())
+        # On the stream itself, as loggers have kept it since the packages were imported.
+        stream.write = partial(_write_without_folders, stream.write)  # type: ignore[method-assign]
     return log
+
+
+def _write_without_folders(write: Callable[[str], int], text: str) -> int:
+    write(without_folders(text))
+    return len(text)

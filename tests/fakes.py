@@ -4,13 +4,17 @@ A text's first word commands: "crash" kills the process, "hang" never returns, "
 of memory, "short" returns half of the audio that was asked for, "missing" blames the user.
 """
 
+import logging
 import os
 import signal
 import time
+import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 
 from harness.changes import Changeable
 from harness.errors import UserError
@@ -356,4 +360,7 @@ class FakeThirdRoute(FakeOptimization):
 def load_noisily(device: str) -> FakePipeline:
     print("noise from Python")
     os.system("echo noise from elsewhere")
+    warnings.warn_explicit("noise of a package", FutureWarning, torch.__file__, 7)
+    logging.getLogger("transformers").warning("noise about %s", Path(__file__).parent.parent / "configs/config.yaml")
+    print(f"noise about {Path.home()}/clips/me.wav and {os.sep}nowhere{__file__}")
     return FakePipeline()

@@ -9,6 +9,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import fakes
 import orphans
 import psutil
 import pytest
@@ -17,6 +18,7 @@ import yaml
 from harness import devices, job, stats
 from harness.config import JobSpec
 from harness.errors import UserError
+from harness.locations import ROOT
 from harness.results import NO_EVIDENCE, Measurement, RunFolder, Summary
 from harness.summarize import build_summary
 from harness.worker import ChildError, Setup, Worker, _context, start_server
@@ -62,6 +64,7 @@ def spec(
         "against": reference,
         "against_optimizations": reference_toggles,
         "device": "cpu",
+        "results_dir": str(Path.home()),
         "measure": MEASURE | measure,
         "optimizations": {plugin: {"enabled": True} | params for plugin, params in (toggles or {}).items()},
         "pipeline": {"name": name, "loader": "fakes.load", "checkpoint_dir": None, "seed": 0, "threads": 1},
@@ -188,7 +191,9 @@ def test_the_job_accounts_for_all_of_its_time(good):
 
 def test_the_folder_tells_what_ran_where(good):
     folder = good[1].path
-    assert yaml.safe_load((folder / "job.yaml").read_text())["pipeline"]["loader"] == "fakes.load"
+    job = yaml.safe_load((folder / "job.yaml").read_text())
+    assert job["pipeline"]["loader"] == "fakes.load"
+    assert "results_dir" not in job  # a folder of this machine
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["packages"]["chatterbox-tts"] == "0.1.7"
     assert environment["device"]["name"].startswith("CPU")
@@ -375,7 +380,8 @@ def test_a_child_that_hangs_is_ended_and_shows_where(tmp_path):
     assert summary.status == "failed"
     hung = next(row for row in folder.measurements()[0] if not row.ok)
     assert hung.error.endswith("speak did not answer within 0.5 s and was ended")
-    assert "fakes.py" in hung.error, "the stack says where it hung"
+    assert 'File "fakes.py"' in hung.error, "the stack says where it hung"
+    assert str(ROOT) not in next((folder.path / "logs").glob("combo*")).read_text()
     assert no_children()
 
 
@@ -388,6 +394,7 @@ def test_an_utterance_that_raises_fails_alone(tmp_path, text, error):
     failed = [row for row in rows(folder, "speed") if not row.ok]
     assert len(failed) == 4
     assert all(row.error.rstrip().endswith(error) and "Traceback" in row.error for row in failed)
+    assert not any(str(ROOT) in row.error for row in failed)
     assert len([row for row in rows(folder, "speed") if row.ok]) == 4
 
 
@@ -517,6 +524,16 @@ def test_what_a_child_prints_stays_off_the_terminal(tmp_path, capfd):
     worker.stop()
     assert "noise" in (tmp_path / "logs" / "noisy.log").read_text()
     assert "noise" not in "".join(capfd.readouterr())
+
+
+def test_a_log_names_no_folder_of_the_machine(tmp_path):
+    worker = Worker(Setup("noisy", tmp_path, "fakes.load_noisily", {}, "cpu"))
+    worker.ask("load", limit_s=60)
+    worker.stop()
+    log = (tmp_path / "logs" / "noisy.log").read_text()
+    assert "\ntorch/__init__.py:7: FutureWarning: noise of a package\n" in log
+    assert "noise about configs/config.yaml\n" in log  # by a logger that has kept its stream since it was imported
+    assert f"noise about ~/clips/me.wav and /nowhere{fakes.__file__}\n" in log  # the latter below no folder of those
 
 
 # -- streams -------------------------------------------------------------------------------------------------------
