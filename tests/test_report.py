@@ -709,8 +709,39 @@ def test_what_callers_have_under_load(tmp_path):
     assert (found["streams"], found["streams_closed"], found["streams_open"]) == (16, 16, 16)
     assert folder.summary().variants[BASELINE].loaded["streams"] == 0
     text = write_report([folder], tmp_path / "report").read_text()
-    assert "`serving` keeps 16" in text
-    assert "`baseline` keeps 0 simultaneous" in text
+    assert "`serving` keeps 16 streams" in text
+    assert "`baseline` keeps none of the loads" in text
     assert re.search(r"^\| `serving` \| users \| 32 .* \| 32 \| none \| 32 \| no \|$", text, flags=re.MULTILINE)
     assert "![serving keeps 16" in text
     assert (tmp_path / "report" / "load.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("loads", "opens", "told"),
+    [
+        (
+            [("closed", 1, 0.1), ("closed", 32, 0.32), ("open", 1, 0.1), ("open", 32, 0.2)],
+            "`serving` keeps **1 stream** on one NVIDIA H200, the baseline 0: first audio within 0.300 s for 99 % and "
+            "no underrun, in closed loop (1 and 0) as in open loop (32 and 0). `serving` is ",
+            "closed loop 1 (first audio after 0.320 s at 32), the baseline 0 (first audio after 2.50 s at 1); "
+            "open loop 32 (no more were tried), the baseline 0 (first audio after 2.50 s at 1); faster",
+        ),
+        (
+            [("closed", 4, 0.5), ("open", 4, 0.1)],
+            "`serving` keeps **none of the loads that were tried** on one NVIDIA H200, the baseline 0: ",
+            "closed loop 0 (first audio after 0.500 s at 4), the baseline 0 ",
+        ),
+    ],
+)
+def test_a_run_under_load_opens_with_its_streams(tmp_path, loads, opens, told):
+    folder = write_rows(tmp_path, Case(combo="serving", device="NVIDIA H200"))
+    for how in ("closed", "open"):
+        own = [("serving", size, first_s) for way, size, first_s in loads if way == how]
+        for variant, size, first_s in [(BASELINE, 1, 2.5), *own]:
+            for row in visits(variant, how, size, first_s, gap_s=0.5):
+                folder.add_measurement(row)
+    folder.write_summary(build_summary(folder))
+    report = write_report([folder], tmp_path / "report")
+    assert report.read_text().split("## Executive summary\n\n")[1].startswith(opens)
+    assert words.markup(opens) in report.with_suffix(".html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert told in verdict_line(folder.summary())

@@ -1,6 +1,6 @@
 """Reports: from run folders to one Markdown file, its pictures, and an HTML file that stands alone.
 
-`data` loads the runs, `rules` and `claims` judge them; `sections`, `outcome` and `conditions` turn judgement
+`data` loads the runs, `rules` and `claims` judge them; `sections`, `outcome`, `streams` and `conditions` turn judgement
 into sentences, `tables` and `plots` into tables and pictures; `markdown` and `html` print the result.
 """
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from harness import stats
 from harness.quality.fidelity import FAITHFUL
-from harness.report import words
+from harness.report import streams, words
 from harness.report.data import KEPT, Run
 from harness.report.document import Tile
 from harness.results import BASELINE, Comparison
@@ -24,7 +24,7 @@ def headline(run: Run) -> str:
     if run.is_noise_floor:
         time, memory = (run.verdict(name) for name in ("rtf", "peak_memory_mb"))
         return f"The baseline against itself: time {time}, memory {memory}. Whatever differs here is noise.{unfinished}"
-    return f"{run.code} {_time(run)}, {_memory(run)}, {_quality(run)}.{unfinished}"
+    return f"{streams.headline(run)}{run.code} {_time(run)}, {_memory(run)}, {_quality(run)}.{unfinished}"
 
 
 def _time(run: Run) -> str:
@@ -74,8 +74,8 @@ def times_as_fast_bounds(record: Comparison) -> str:
 
 
 def tiles(run: Run) -> list[Tile]:
-    """Times as fast, memory, quality: each with its interval and where it comes from."""
-    return [_time_tile(run), _memory_tile(run), _quality_tile(run)]
+    """Streams under load, times as fast, memory, quality: each with its interval and where it comes from."""
+    return [*streams.tiles(run), _time_tile(run), _memory_tile(run), _quality_tile(run)]
 
 
 def _time_tile(run: Run) -> Tile:
@@ -123,7 +123,8 @@ def verdict_sentence(run: Run) -> str:
         return f"{run.code} failed: {words.last_line(run.combo.error or run.baseline.error)}."
     against = "" if run.reference == BASELINE else f" against {run.versus}"
     unfinished = "" if run.summary.status == "ok" else f" (the run is {run.summary.status})"
-    parts = [_change_clause(run, "rtf"), _change_clause(run, "peak_memory_mb"), _quality_clause(run)]
+    changes = [_change_clause(run, name) for name in ("rtf", "peak_memory_mb")]
+    parts = [*streams.clauses(run), *changes, _quality_clause(run)]
     return f"{run.code}{against}{unfinished}: {'; '.join(parts)}."
 
 

@@ -347,7 +347,7 @@ def _load_title(runs: Sequence[Run]) -> str:
     best = max(runs, key=lambda run: run.combo.loaded["streams"] or 0)
     ours, theirs = (side.loaded["streams"] for side in (best.combo, best.baseline))
     limit = words.seconds(best.combo.loaded["first_audio_limit_s"])
-    return f"{best.name} keeps {words.counted(ours)} streams within {limit}, {_versus([best])} {words.counted(theirs)}"
+    return f"{best.name} keeps {words.streams(ours)} within {limit}, {_versus([best])} {words.counted(theirs)}"
 
 
 def _quality(runs: Sequence[Run]) -> Canvas | None:

@@ -117,7 +117,7 @@ def _front(runs: Sequence[Run], figures: Figures) -> Front:
     setting, here = next(iter(settings.items()))
     chosen = runs[0] if len(runs) == 1 else rules.recommended(here) or rules.candidate(here)
     drawn = figures.get(setting, {})
-    picture = drawn.get("stages" if len(here) == 1 else "ratio")
+    picture = drawn.get("load") or drawn.get("stages" if len(here) == 1 else "ratio")
     sentence = headline(chosen) if chosen else f"Not one of {words.count(len(here), 'combo')} cleared every gate."
     if len(here) > 1 and chosen:
         sentence = f"Of {words.count(len(here), 'combo')}, the best: {sentence}"
@@ -280,7 +280,7 @@ def _under_load(run: Run) -> list[Block]:
     if not sides:
         return []
     sentences = [
-        f"{words.code(name)} keeps {words.counted(found['streams'])} simultaneous streams: first audio within "
+        f"{words.code(name)} keeps {words.streams(found['streams'])}: first audio within "
         f"{words.seconds(found['first_audio_limit_s'])} for 99 %, and no underrun "
         f"({words.counted(found['streams_closed'])} users; at random, {words.counted(found['streams_open'])})."
         + (f" WER of {found['n_heard']} clips made under load: {words.rate(found['wer'])}." if found["n_heard"] else "")

@@ -57,6 +57,13 @@ def counted(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:,g}"
 
 
+def streams(value: float | None) -> str:
+    """So many at a time; 0 of those that were tried, for nobody asked for fewer."""
+    if not value:
+        return NOT_MEASURED if value is None else "none of the loads that were tried"
+    return f"{counted(value)} stream{'' if value == 1 else 's'}"
+
+
 def seconds(value: float | None) -> str:
     if value is None:
         return NOT_MEASURED
