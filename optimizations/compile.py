@@ -44,6 +44,8 @@ OURS_OF_GPT2 = (
     "speech_head",
 )
 """The kernels of a decode step for few rows, as the profiler names them: a probe speaks alone."""
+LAYERS_AT_ONCE = "whole_step"
+"""The kernel that takes the place of all but the last two."""
 INDUCTOR = ("triton_", "Torch-Compiled Region")
 """How the names of inductor's kernels on a GPU begin, and of its calls from Python, which a replayed graph has not."""
 
@@ -55,7 +57,9 @@ class Compile(Optimization):
     Baseline: PyTorch runs an operator at a time, each its own launch that reads its inputs from memory and writes its
     result back: some 25 a layer of T3, a thousand in an estimator step.
     Change: `decode=triton` runs the decode step through kernels written for it (t3/triton_engine.py), five a
-    layer, for a Llama and for Turbo's GPT-2; in large batches cuBLAS multiplies, and kernels do the rest.
+    layer, for a Llama and for Turbo's GPT-2; in large batches cuBLAS multiplies, and kernels do the rest. With
+    `int8_weights` and `mixed_precision`, on Hopper and later, an utterance's step is one launch for all layers
+    (t3/whole_step.cu), but for the last norm and the head.
     `decode=native` is the step in C++ for a CPU (t3/decode.cpp), all layers in one call, T3's head in another, and the
     draw in a third. `decode=inductor` has PyTorch's compiler fuse the same step; `auto` is triton on CUDA and native on
     a CPU, where without `kv_cache` it leaves it at the estimator. `estimator` has the compiler fuse the flow's
@@ -139,7 +143,7 @@ class Compile(Optimization):
         steps_before = _native_steps(pipeline)
         profiles = profile_stages(pipeline, ("generate_tokens", "tokens_to_mel"))
         kernels = profiles["generate_tokens"].kernels
-        wanted = OURS_OF_GPT2 if isinstance(pipeline.model.t3.tfmr, GPT2Model) else OURS
+        wanted = _kernels_wanted(pipeline)
         ours = {name: kernels[name] for name in wanted if kernels[name]}
         fused = {
             stage: sum(n for name, n in (seen.kernels + seen.ops).items() if name.startswith(INDUCTOR))
@@ -163,6 +167,14 @@ class Compile(Optimization):
         if self.config.estimator and not fused["tokens_to_mel"]:
             missing.append("inductor's kernels in the flow")
         return Evidence(not missing, facts, f"a probe did not see {' nor '.join(missing)}" if missing else None)
+
+
+def _kernels_wanted(pipeline: Pipeline) -> tuple[str, ...]:
+    """The kernels that a probe's decode steps are made of."""
+    ours = OURS_OF_GPT2 if isinstance(pipeline.model.t3.tfmr, GPT2Model) else OURS
+    decoder: Any = pipeline.stages["generate_tokens"]
+    in_one_launch = getattr(decoder.engine, "in_one_launch", None)
+    return (LAYERS_AT_ONCE, *ours[-2:]) if in_one_launch and in_one_launch(decoder.sides) else ours
 
 
 def _has_static_cache(pipeline: Pipeline) -> bool:

@@ -117,8 +117,11 @@ def full_size(kind: Kind) -> Any:
     return tfmr
 
 
-def engine_at(tfmr: Any, rows: int, filled: int, tiles: Tiles, overlap: bool | None = None) -> TritonEngine:
-    """An engine with room for CAPACITY slots that writes the slot `filled` next."""
+def engine_at(tfmr: Any, rows: int, filled: int, tiles: Tiles | None, overlap: bool | None = None) -> TritonEngine:
+    """An engine with room for CAPACITY slots that writes the slot `filled` next.
+
+    Without tiles its steps are one launch where that can be.
+    """
     engine = engine_for(tfmr, tiles=tiles)
     engine.overlap = engine.overlap if overlap is None else overlap
     engine.reserve(rows, CAPACITY - 1)
@@ -152,7 +155,8 @@ def print_kernels(kind: Kind, tfmr: Any, head: nn.Linear, tiles: Tiles) -> None:
     """Each kernel by itself, overlapping with the next of its kind."""
     engine = engine_at(tfmr, kind.rows, kind.filled, tiles)
     buffers = engine.buffers(torch.randn(kind.rows, head.in_features), EXTENT)
-    for left_by_another in (buffers.x, buffers.attended, buffers.activated, buffers.hidden):
+    hidden = torch.randn(kind.rows, head.in_features, dtype=torch.bfloat16)
+    for left_by_another in (buffers.x, buffers.attended, buffers.activated):
         left_by_another.zero_()
     n_layers = len(engine.blocks.layers)
 
@@ -169,7 +173,7 @@ def print_kernels(kind: Kind, tfmr: Any, head: nn.Linear, tiles: Tiles) -> None:
         "o_residual": chain(engine.output),
         kind.inner: chain(engine.gate_up),
         "down_residual": chain(engine.down),
-        "speech_head": lambda: [head_logits(head, buffers.hidden, tiles["speech_head"]) for _ in range(n_layers)],
+        "speech_head": lambda: [head_logits(head, hidden, tiles["speech_head"]) for _ in range(n_layers)],
     }
     print("| kernel | MB a launch | us | GB/s | share of 4.3 TB/s |\n|---|---|---|---|---|")
     for name, size in bytes_moved(kind, engine, head, kind.rows, kind.filled).items():
@@ -181,8 +185,8 @@ def print_kernels(kind: Kind, tfmr: Any, head: nn.Linear, tiles: Tiles) -> None:
 
 def print_steps(kind: Kind, tfmr: Any, head: nn.Linear, tiles: Tiles) -> None:
     """Whole steps with the head, without sampling, over rows, filled slots and what hides the waiting."""
-    print("| rows | filled | overlap | us a step | tokens/s | share of 4.3 TB/s |")
-    print("|---|---|---|---|---|---|")
+    print("| rows | filled | overlap | us a step | tokens/s | share of 4.3 TB/s | us in one launch |")
+    print("|---|---|---|---|---|---|---|")
     cases: list[tuple[int, int, bool | None]] = [
         (kind.rows, kind.filled, False),
         (kind.rows, kind.filled, can_overlap(head.weight.device)),
@@ -196,7 +200,9 @@ def print_steps(kind: Kind, tfmr: Any, head: nn.Linear, tiles: Tiles) -> None:
         total = n_layers * sum(sizes.values()) - (n_layers - 1) * sizes["speech_head"]
         tokens, share = rows // kind.rows / time * 1e6, total / time * 1e6 / BANDWIDTH
         how = "yes" if engine.overlap else "no"
-        print(f"| {rows} | {filled} | {how} | {time:.1f} | {tokens:,.0f} | {share:.0%} |")
+        at_once = engine_at(tfmr, rows, filled, None, overlap)
+        one = f"{microseconds(step_of(at_once, head, rows)):.1f}" if at_once.in_one_launch(rows) else ""
+        print(f"| {rows} | {filled} | {how} | {time:.1f} | {tokens:,.0f} | {share:.0%} | {one} |")
 
 
 def bytes_moved(kind: Kind, engine: TritonEngine, head: nn.Linear, rows: int, filled: int) -> dict[str, int]:

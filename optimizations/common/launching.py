@@ -45,10 +45,15 @@ def n_processors(device: torch.device) -> int:
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Launch a Triton kernel; within `compiled_together`, have it compiled for these arguments instead."""
-    if _compiling.get():
+    if only_compiling():
         kernel.warmup(*args, grid=grid, **options)
     else:
         kernel[grid](*args, **options)
+
+
+def only_compiling() -> bool:
+    """Whether this is within `compiled_together`, where no kernel of ours runs."""
+    return _compiling.get()
 
 
 @contextmanager

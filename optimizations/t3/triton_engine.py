@@ -1,4 +1,7 @@
-"""The static engine's decode step through the Triton kernels of `triton_decode.py`: five launches a layer."""
+"""The static engine's decode step through the Triton kernels of `triton_decode.py`, five launches a layer.
+
+Where `whole_step.py` can take it, it is one launch instead.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from transformers import GPT2Model
 from transformers.pytorch_utils import Conv1D
 
 from optimizations.common.launching import can_overlap, launch
-from optimizations.t3 import triton_batched, triton_decode, triton_gpt2
+from optimizations.t3 import triton_batched, triton_decode, triton_gpt2, whole_step
 from optimizations.t3.blocks import blocks_of, matrix_of, products_of
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import Int8Linear
@@ -111,13 +114,13 @@ class Buffers:
     sums: Tensor  # [R, H, S, D]
     attended: Tensor  # [R, C] float32: what attention gives
     activated: Tensor  # [R, M]: the MLP's inner activations
-    hidden: Tensor  # [R, C]: what the step returns
 
 
 class TritonEngine(StaticEngine):
     """The static engine, its steps in Triton kernels: `triton_decode.py` up to MAX_ROWS rows, then `triton_batched.py`.
 
-    Prompts go through the layers, as do many rows against weights in 8 bits.
+    Prompts go through the layers, as do many rows against weights in 8 bits; one or two rows against these go through
+    all layers in one launch (`whole_step.py`), where the GPU and the sizes allow.
 
     The residual stream and all sums are float32, whatever the weights are, so bfloat16 loses less than it does in the
     layers. Work grows with the filled part of the cache alone: attention reads its bounds from `position`; a step's
@@ -140,12 +143,15 @@ class TritonEngine(StaticEngine):
         self.tiles = tiles or self.own_tiles[self.scaled]
         self.overlap = can_overlap(self.blocks.norm.weight.device) if overlap is None else overlap
         self._arrived: Tensor | None = None  # of attention's programs for each row's head; 0 between launches
+        self.whole = _whole_step(self, tiles)
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         # Many rows want weights joined: before anything is captured that knows where they were.
         if rows > MAX_ROWS and not self.scaled and triton_batched.join(self.blocks):
             self.moves += 1
         super()._reserve(rows, length, like)
+        if self.whole is not None:
+            self.whole.follow(self.keys, self.values)
 
     def step(self, embeds: Tensor) -> Tensor:
         if self.length == self.capacity:
@@ -158,6 +164,8 @@ class TritonEngine(StaticEngine):
     def static_step(self, embeds: Tensor, extent: int) -> Tensor:
         if not few(len(embeds)):
             return self.many(embeds, extent)
+        if self.in_one_launch(len(embeds)):
+            return self.at_once(embeds[:, 0])
         buffers = self.buffers(embeds[:, 0].contiguous(), extent)
         self.rows = [torch.empty(0)] * len(self.heads)
         for index in range(len(self.blocks.layers)):
@@ -169,7 +177,20 @@ class TritonEngine(StaticEngine):
             self.output(index, buffers)
             self.gate_up(index, buffers)
             self.down(index, buffers)
-        return self.final_norm(buffers)
+        return self.normed(buffers.x)
+
+    def in_one_launch(self, rows: int) -> bool:
+        """Whether a step of so many rows is a single kernel but for the last norm; it shows no layer's attention."""
+        takes = self.whole is not None and self.capacity <= whole_step.MAX_SLOTS
+        return takes and rows <= whole_step.MAX_ROWS and not self.heads
+
+    def at_once(self, embeds: Tensor) -> Tensor:
+        """`static_step` from embeddings [R, C] on, in one launch."""
+        assert self.whole is not None
+        embeds = embeds.float().contiguous()
+        x = torch.empty_like(embeds)
+        self.whole(embeds, self.tables, self.position, self.pads, self.valid_slots, x)
+        return self.normed(x)
 
     def many(self, embeds: Tensor, extent: int) -> Tensor:
         """`static_step` for more rows than these kernels take."""
@@ -191,7 +212,6 @@ class TritonEngine(StaticEngine):
             sums=parts.new_empty(*parts.shape, like.shape[3]),
             attended=torch.empty_like(x),
             activated=like.new_empty(len(x), self.blocks.inner),
-            hidden=like.new_empty(x.shape),
         )
 
     # -- one launch each -----------------------------------------------------------------------------------------
@@ -246,11 +266,12 @@ class TritonEngine(StaticEngine):
         sizes |= {"BIAS": biased, "SCALED": self.scaled}
         run(triton_decode.product_residual, (width // tile.outputs,), args, sizes, tile.warps, self.overlap)
 
-    def final_norm(self, b: Buffers) -> Tensor:
-        norm, (rows, width) = self.tfmr.norm, b.x.shape
-        args = b.x, norm.weight, b.hidden, norm.variance_epsilon
+    def normed(self, x: Tensor) -> Tensor:
+        """The last norm of the stream [R, C]."""
+        norm, (rows, width), hidden = self.tfmr.norm, x.shape, x.new_empty(x.shape, dtype=self.dtype)
+        args = x, norm.weight, hidden, norm.variance_epsilon
         run(triton_decode.final_rmsnorm, (rows,), args, {"C": width}, 4, self.overlap)
-        return b.hidden
+        return hidden
 
 
 class GPT2Engine(TritonEngine):
@@ -286,16 +307,24 @@ class GPT2Engine(TritonEngine):
     def down(self, index: int, b: Buffers) -> None:
         self._add_product(b.activated, self.blocks.layers[index].mlp.c_proj, b.x, b.x, self.tiles["down_residual"])
 
-    def final_norm(self, b: Buffers) -> Tensor:
-        norm, (rows, width) = self.blocks.norm, b.x.shape
-        args = b.x, norm.weight, norm.bias, b.hidden, norm.eps
+    def normed(self, x: Tensor) -> Tensor:
+        norm, (rows, width), hidden = self.blocks.norm, x.shape, x.new_empty(x.shape, dtype=self.dtype)
+        args = x, norm.weight, norm.bias, hidden, norm.eps
         run(triton_gpt2.final_layernorm, (rows,), args, {"C": width}, 4, self.overlap)
-        return b.hidden
+        return hidden
 
 
 def engine_for(tfmr: nn.Module, bucket: int = 256, tiles: Tiles | None = None) -> TritonEngine:
     """The engine for one of T3's transformers."""
     return (GPT2Engine if isinstance(tfmr, GPT2Model) else TritonEngine)(tfmr, bucket, tiles)
+
+
+def _whole_step(engine: TritonEngine, tiles: Tiles | None) -> whole_step.WholeStep | None:
+    """The step of `whole_step.py` where it can be had; who chooses tiles wants the kernels that have them."""
+    device = engine.blocks.norm.weight.device
+    if tiles is not None or whole_step.unsupported(engine.blocks, device, engine.scaled):
+        return None
+    return whole_step.WholeStep(engine.blocks, device, isinstance(engine.tfmr, GPT2Model))
 
 
 def scale_of(product: Any) -> Tensor:
