@@ -143,7 +143,8 @@ class Compile(Optimization):
         steps_before = _native_steps(pipeline)
         profiles = profile_stages(pipeline, ("generate_tokens", "tokens_to_mel"))
         kernels = profiles["generate_tokens"].kernels
-        wanted = _kernels_wanted(pipeline)
+        decode = self._decode(pipeline)
+        wanted, several = _kernels_wanted(pipeline) if decode == "triton" else ((), None)
         ours = {name: kernels[name] for name in wanted if kernels[name]}
         fused = {
             stage: sum(n for name, n in (seen.kernels + seen.ops).items() if name.startswith(INDUCTOR))
@@ -152,13 +153,13 @@ class Compile(Optimization):
         in_cpp = _native_steps(pipeline) - steps_before
         facts = {
             "triton_kernels_count": ours,
+            "why_several_launches": several,
             "native_steps_count": in_cpp,
             "inductor_calls_count": fused,
             **compilations,
         }
         missing = []
-        decode = self._decode(pipeline)
-        if decode == "triton" and not ours.keys() >= set(wanted):
+        if not ours.keys() >= set(wanted):
             missing.append("the decode step's kernels")
         if decode == "native" and not in_cpp:
             missing.append("a decode step in C++")
@@ -169,12 +170,12 @@ class Compile(Optimization):
         return Evidence(not missing, facts, f"a probe did not see {' nor '.join(missing)}" if missing else None)
 
 
-def _kernels_wanted(pipeline: Pipeline) -> tuple[str, ...]:
-    """The kernels that a probe's decode steps are made of."""
-    ours = OURS_OF_GPT2 if isinstance(pipeline.model.t3.tfmr, GPT2Model) else OURS
+def _kernels_wanted(pipeline: Pipeline) -> tuple[tuple[str, ...], str | None]:
+    """The kernels that a probe's decode steps are made of, and why they are not one launch for all layers, if so."""
     decoder: Any = pipeline.stages["generate_tokens"]
-    in_one_launch = getattr(decoder.engine, "in_one_launch", None)
-    return (LAYERS_AT_ONCE, *ours[-2:]) if in_one_launch and in_one_launch(decoder.sides) else ours
+    several: str | None = decoder.engine.why_several_launches(decoder.sides)
+    ours = OURS_OF_GPT2 if isinstance(pipeline.model.t3.tfmr, GPT2Model) else OURS
+    return ours if several else (LAYERS_AT_ONCE, *ours[-2:]), several
 
 
 def _has_static_cache(pipeline: Pipeline) -> bool:

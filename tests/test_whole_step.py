@@ -35,6 +35,19 @@ def test_a_cpu_is_told_what_it_lacks(make):
     assert "compute capability 9.0" in whole_step.unsupported(blocks_of(make()), torch.device("cpu"), True)
 
 
+def test_a_norm_is_folded_into_the_product_behind_it_and_keeps_no_weights():
+    model = in_8_bits(tiny_gpt2())
+    step = whole_step.WholeStep(blocks_of(model), torch.device("cpu"), gpt2=True)
+    assert not step.numbers.requires_grad, "what they were made of would be kept"
+    layer, x, width, inner = model.h[0], torch.randn(3, 64), 64, 256
+    sizes = [width, width, 3 * width, width, inner, width, 3 * width, 3 * width, inner, inner, width, width]
+    numbers = step.numbers[0].split(sizes)
+    of_gain, shift = numbers[6:8]
+    weights, scale = layer.attn.c_attn.unpacked(), (x.var(dim=1, unbiased=False) + layer.ln_1.eps).rsqrt()[:, None]
+    folded = ((x * layer.ln_1.weight) @ weights.T - x.mean(dim=1)[:, None] * of_gain) * scale + shift
+    torch.testing.assert_close(folded, layer.attn.c_attn(layer.ln_1(x)), atol=1e-4, rtol=1e-4)
+
+
 def large(gpt2: bool, layers: int = 4):
     """Layers of full size with random weights in 8 bits; and the same in float32."""
     torch.manual_seed(0)
@@ -78,7 +91,7 @@ def test_gpu_a_step_is_the_layers(gpt2, rows):
     for filled in (0, 1, 5, 64, 300, 513, 700, 1200):
         with_the_same_cache(engine, exact, rows, filled)
         embeds = torch.randn(rows, 1, 1024, device="cuda")
-        assert engine.in_one_launch(rows)
+        assert engine.why_several_launches(rows) is None
         with torch.inference_mode():
             hidden, expected = engine.static_step(embeds, 1280), exact.static_step(embeds, 1280)
         assert relative_error(hidden, expected) < 0.005
@@ -118,6 +131,6 @@ def test_gpu_a_step_repeats_bit_for_bit(gpt2, rows):
 def test_gpu_what_it_does_not_take_goes_through_the_kernels():
     engine, _ = engines(large(gpt2=False, layers=2))
     engine.reserve(3, 100)
-    assert not engine.in_one_launch(3)
+    assert "2 rows" in engine.why_several_launches(3)
     engine.heads = ((0, 1),)
-    assert not engine.in_one_launch(2), "it shows no layer's attention"
+    assert "guard" in engine.why_several_launches(2)

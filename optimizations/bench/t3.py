@@ -201,7 +201,7 @@ def print_steps(kind: Kind, tfmr: Any, head: nn.Linear, tiles: Tiles) -> None:
         tokens, share = rows // kind.rows / time * 1e6, total / time * 1e6 / BANDWIDTH
         how = "yes" if engine.overlap else "no"
         at_once = engine_at(tfmr, rows, filled, None, overlap)
-        one = f"{microseconds(step_of(at_once, head, rows)):.1f}" if at_once.in_one_launch(rows) else ""
+        one = f"{microseconds(step_of(at_once, head, rows)):.1f}" if not at_once.why_several_launches(rows) else ""
         print(f"| {rows} | {filled} | {how} | {time:.1f} | {tokens:,.0f} | {share:.0%} | {one} |")
 
 

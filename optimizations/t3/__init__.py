@@ -15,5 +15,6 @@ then goes token by token: embedding -> engine -> head -> guidance and sampling -
     triton_engine.py      the static engine's step in Triton kernels: triton_decode.py for a few rows,
                           triton_batched.py for many; triton_sampling.py draws the token
     triton_gpt2.py        what a GPT-2 has of its own among the kernels for few rows
+    whole_step.py         a step of one or two rows against weights in 8 bits, all layers in one launch (whole_step.cu)
     cpp_engine.py         the static engine's step in C++ (decode.cpp), for a CPU
 """

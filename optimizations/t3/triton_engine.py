@@ -141,9 +141,13 @@ class TritonEngine(StaticEngine):
         super().__init__(tfmr, bucket)
         self.scaled = any(isinstance(module, Int8Linear) for module in tfmr.modules())
         self.tiles = tiles or self.own_tiles[self.scaled]
-        self.overlap = can_overlap(self.blocks.norm.weight.device) if overlap is None else overlap
+        self._device = self.blocks.norm.weight.device
+        self.overlap = can_overlap(self._device) if overlap is None else overlap
         self._arrived: Tensor | None = None  # of attention's programs for each row's head; 0 between launches
-        self.whole = _whole_step(self, tiles)
+        self.several = _several_launches(self, tiles)
+        self.whole: whole_step.WholeStep | None = None
+        if not self.several:
+            self.whole = whole_step.WholeStep(self.blocks, self._device, isinstance(tfmr, GPT2Model))
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         # Many rows want weights joined: before anything is captured that knows where they were.
@@ -164,7 +168,7 @@ class TritonEngine(StaticEngine):
     def static_step(self, embeds: Tensor, extent: int) -> Tensor:
         if not few(len(embeds)):
             return self.many(embeds, extent)
-        if self.in_one_launch(len(embeds)):
+        if not self.why_several_launches(len(embeds)):
             return self.at_once(embeds[:, 0])
         buffers = self.buffers(embeds[:, 0].contiguous(), extent)
         self.rows = [torch.empty(0)] * len(self.heads)
@@ -179,10 +183,13 @@ class TritonEngine(StaticEngine):
             self.down(index, buffers)
         return self.normed(buffers.x)
 
-    def in_one_launch(self, rows: int) -> bool:
-        """Whether a step of so many rows is a single kernel but for the last norm; it shows no layer's attention."""
-        takes = self.whole is not None and self.capacity <= whole_step.MAX_SLOTS
-        return takes and rows <= whole_step.MAX_ROWS and not self.heads
+    def why_several_launches(self, rows: int) -> str | None:
+        """Why a step of so many rows is not a single kernel but for the last norm, in words; None if it is."""
+        if self.heads:
+            return "the multilingual guard watches the layers' attention, which a single kernel does not show"
+        if rows > whole_step.MAX_ROWS or self.capacity > whole_step.MAX_SLOTS:
+            return f"a single kernel takes {whole_step.MAX_ROWS} rows of {whole_step.MAX_SLOTS} slots at most"
+        return self.several
 
     def at_once(self, embeds: Tensor) -> Tensor:
         """`static_step` from embeddings [R, C] on, in one launch."""
@@ -319,12 +326,11 @@ def engine_for(tfmr: nn.Module, bucket: int = 256, tiles: Tiles | None = None) -
     return (GPT2Engine if isinstance(tfmr, GPT2Model) else TritonEngine)(tfmr, bucket, tiles)
 
 
-def _whole_step(engine: TritonEngine, tiles: Tiles | None) -> whole_step.WholeStep | None:
-    """The step of `whole_step.py` where it can be had; who chooses tiles wants the kernels that have them."""
-    device = engine.blocks.norm.weight.device
-    if tiles is not None or whole_step.unsupported(engine.blocks, device, engine.scaled):
-        return None
-    return whole_step.WholeStep(engine.blocks, device, isinstance(engine.tfmr, GPT2Model))
+def _several_launches(engine: TritonEngine, tiles: Tiles | None) -> str | None:
+    """Why the step of `whole_step.py` cannot be had."""
+    if tiles is not None:
+        return "tiles were chosen, which a single kernel has none of"
+    return whole_step.unsupported(engine.blocks, engine.blocks.norm.weight.device, engine.scaled)
 
 
 def scale_of(product: Any) -> Tensor:

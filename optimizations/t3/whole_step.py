@@ -53,7 +53,8 @@ class WholeStep:
 
     def __init__(self, blocks: Blocks, device: torch.device, gpt2: bool) -> None:
         self.blocks, self.device, self.gpt2 = blocks, device, gpt2
-        self.numbers = torch.stack([_numbers(layer, gpt2) for layer in blocks.layers])
+        with torch.no_grad():  # or what they are made of would be kept with them
+            self.numbers = torch.stack([_numbers(layer, gpt2) for layer in blocks.layers])
         self.mail = torch.zeros(MAIL_WORDS + blocks.inner, dtype=torch.int64, device=device)
         self.tags = torch.zeros(1, dtype=torch.int32, device=device)
         self._layers: Tensor | None = None
