@@ -289,7 +289,7 @@ def test_rows_of_different_length_are_padded_as_one_is(mini: Pipeline) -> None:
     assert relative_error(together[1:, :38], alone) < 1e-5
 
 
-@pytest.mark.parametrize("n_frames", [2, 64, 100])
+@pytest.mark.parametrize("n_frames", [2, pytest.param(64, marks=pytest.mark.slow), 100])
 def test_a_padded_vocoder_gives_the_wave_that_an_unpadded_one_gives(mini: Pipeline, n_frames: int) -> None:
     mel = mel_of(mini, 50)[:, :, :n_frames]
     without_noise(mini)

@@ -32,6 +32,7 @@ def load_handbook():
 
 
 handbook = load_handbook()
+handbook.reference_runs = functools.cache(handbook.reference_runs)
 
 
 def anchors(page: Path) -> set[str]:

@@ -72,7 +72,7 @@ def test_fused_vocoder_steps_back_where_another_vocoder_speaks(mini):
     assert "some_vocoder" in optimizations.create("fused_vocoder").unavailable(mini)
 
 
-@pytest.mark.parametrize("steps", [4, 6])
+@pytest.mark.parametrize("steps", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_flow_steps_are_counted_not_believed(mini, steps):
     plugin = apply(mini, "flow_steps", steps=steps)
     assert speak(mini).n_tokens == N_TOKENS

@@ -190,10 +190,10 @@ def test_the_same_pipeline_is_itself(mini, spoken):
 @pytest.mark.parametrize(
     "plugins",
     [
-        {"kv_cache": {}},
+        pytest.param({"kv_cache": {}}, marks=pytest.mark.slow),
         {"batching": {}},
         {"kv_cache": {}, "inference_mode": {}, "flat_estimator": {}, "fused_vocoder": {}, "gpu_watermark": {}},
-        {"kv_cache": {}, "cuda_graphs": {"tokens": 8}},
+        pytest.param({"kv_cache": {}, "cuda_graphs": {"tokens": 8}}, marks=pytest.mark.slow),
         {"kv_cache": {}, "batching": {}, "cuda_graphs": {"tokens": 8}},
     ],
     ids=lambda plugins: "+".join(plugins),

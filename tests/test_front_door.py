@@ -487,10 +487,10 @@ NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there
 
 
 ARGUMENTS = list(QUICK)
-OTHERS = [pytest.param(arguments, marks=pytest.mark.slow) for arguments in ARGUMENTS[7:]]
+OTHERS = [pytest.param(arguments, marks=pytest.mark.slow) for arguments in ARGUMENTS[5:]]
 
 
-@pytest.mark.parametrize("arguments", [*ARGUMENTS[:7], *OTHERS])
+@pytest.mark.parametrize("arguments", [*ARGUMENTS[:5], *OTHERS])
 def test_a_bad_command_is_answered_before_anything_heavy_is_imported(arguments, tmp_path):
     """Whether PyTorch came in is what is tested, and the time of the CPU: on a busy machine the clock says little."""
     script = (

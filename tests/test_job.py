@@ -375,7 +375,8 @@ def test_a_child_that_dies_is_recorded_and_the_other_goes_on(tmp_path):
     assert no_children()
 
 
-def test_a_child_that_hangs_is_ended_and_shows_where(tmp_path):
+def test_a_child_that_hangs_is_ended_and_shows_where(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.worker.TRACE_MARGIN_S", 0.8)
     summary, folder = run(tmp_path, texts=("one day", "hang now"), call_limit_s=0.5)
     assert summary.status == "failed"
     hung = next(row for row in folder.measurements()[0] if not row.ok)

@@ -56,7 +56,7 @@ def relative_error(wave, reference):
     "plugins",
     [
         {"alignment_analyzer": {}},
-        {"kv_cache": {}},
+        pytest.param({"kv_cache": {}}, marks=pytest.mark.slow),  # which is in another of them
         {"kv_cache": {"bucket": 8, "prefix_reuse": False}},
         {"alignment_analyzer": {}, "kv_cache": {}},
         {"token_sequence": {}},

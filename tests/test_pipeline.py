@@ -61,7 +61,7 @@ def test_a_reference_clip_goes_upstreams_way(mini, monkeypatch, tmp_path):
     np.testing.assert_array_equal(utterance.wave, expected[0].numpy())
 
 
-@pytest.mark.parametrize("name", ["mini", "mini_multilingual"])
+@pytest.mark.parametrize("name", ["mini", pytest.param("mini_multilingual", marks=pytest.mark.slow)])
 def test_pinned_synthesis_speaks_for_exactly_that_long(name):
     pipeline = checkpoints.load(name, "cpu")
     for n_tokens in (5, 23):

@@ -18,7 +18,7 @@ from harness.sampling import MULTILINGUAL
 TEXT = "It rains today."
 
 
-@pytest.fixture(scope="module", params=["mini", "mini_multilingual"])
+@pytest.fixture(scope="module", params=["mini", pytest.param("mini_multilingual", marks=pytest.mark.slow)])
 def pipeline(request) -> Pipeline:
     return checkpoints.load(request.param, "cpu")
 
