@@ -191,7 +191,7 @@ def test_the_same_pipeline_is_itself(mini, spoken):
     "plugins",
     [
         pytest.param({"kv_cache": {}}, marks=pytest.mark.slow),
-        {"batching": {}},
+        pytest.param({"batching": {}}, marks=pytest.mark.slow),
         {"kv_cache": {}, "inference_mode": {}, "flat_estimator": {}, "fused_vocoder": {}, "gpu_watermark": {}},
         pytest.param({"kv_cache": {}, "cuda_graphs": {"tokens": 8}}, marks=pytest.mark.slow),
         {"kv_cache": {}, "batching": {}, "cuda_graphs": {"tokens": 8}},

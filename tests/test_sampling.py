@@ -185,7 +185,10 @@ def test_each_text_is_read_in_its_own_language(multilingual, monkeypatch, plugin
 @pytest.mark.parametrize("combo", COMBOS)
 @pytest.mark.parametrize(
     "settings",
-    [pytest.param(name, marks=pytest.mark.slow) if name == "unguided and greedy" else name for name in SETTINGS],
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith(("unguided and", "greedy with")) else name
+        for name in SETTINGS
+    ],
 )
 def test_every_way_of_decoding_says_the_very_tokens(mini, settings, combo):
     mini.sampling = SETTINGS[settings]

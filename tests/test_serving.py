@@ -67,7 +67,7 @@ def serve(desk: Desk, wanted: Sequence[Request], every: int = 3) -> dict[int, tu
     return {number: (chunks[number], whole[number]) for number in whole}
 
 
-@pytest.mark.parametrize("cache", [[], ["kv_cache"]], ids=["growing", "static"])
+@pytest.mark.parametrize("cache", [pytest.param([], marks=pytest.mark.slow), ["kv_cache"]], ids=["growing", "static"])
 def test_greedy_tokens_are_those_of_who_speaks_alone(mini: Pipeline, cache: list[str]) -> None:
     """More callers than places, of different voices and lengths, some that stop by themselves."""
     mini.swap(mini, "sampling", replace(mini.sampling, temperature=0.0))
