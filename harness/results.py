@@ -273,6 +273,8 @@ class Comparison:
 class Variant:
     """One variant's own figures, absolute and therefore good on this device only.
 
+    A variant that failed says why in `error`; `exposed`: it did run, and what it did while it was timed is why.
+
     Steady state (speed pass): `rtf` = sum of generation times / sum of audio seconds, its median and
     90th percentile per utterance, `generation_time_s` and `stages_s` as means per utterance, the highest
     memory peak. The first call and the warm-up calls are kept apart. `intervals` maps a metric's name to
@@ -290,6 +292,7 @@ class Variant:
 
     status: str = "ok"
     error: str | None = None
+    exposed: bool = False
     rtf: float | None = None
     rtf_p50: float | None = None
     rtf_p90: float | None = None

@@ -81,7 +81,7 @@ def build_summary(folder: RunFolder) -> Summary:
             problems += checks.pair_failures(paired, free_pairs(rows, reference, name), reference)
             problems += [loss for loss in [watermark_loss(scores, reference, name)] if loss]
         if problems and variant.status == "ok":
-            variant.status, variant.error = "failed", " ".join(problems)
+            variant.status, variant.error, variant.exposed = "failed", " ".join(problems), True
         variants[name] = variant
         gaps += _gaps(name, own, plan)
         if not any(child.quality_unmeasured_reason for child in ours):

@@ -172,8 +172,15 @@ def test_missing_figures_do_not_pass(tmp_path):
     assert judge(unscored, "sim_*:0.02")[0]["sim_*"] == "not measured"
     assert judge(unscored, "sim_resemblyzer:0.02")[0]["sim_resemblyzer"] == "not measured"
     assert judge(unscored, "rtf:5%")[1] == UNKNOWN  # the run is incomplete
-    failed = make_run(tmp_path, Case(effect=Effect(audio=0.9)))
-    assert judge(failed, "rtf:5%") == ({"run": "not measured", "evidence": "passed", "rtf": "not measured"}, UNKNOWN)
+
+
+def test_what_a_combo_did_while_it_was_timed_is_a_regression_and_an_error_of_its_process_is_none(tmp_path):
+    short = make_run(tmp_path, Case(effect=Effect(audio=0.9)))
+    assert judge(short, "rtf:5%") == ({"run": "regression", "evidence": "passed", "rtf": "not measured"}, REGRESSION)
+    summary = short.summary()
+    summary.variants[summary.candidate].exposed = False  # as that of a process that broke down
+    (finding, *_) = decide.check(decide.Measured(summary), Rules(tuple(parse_limits(["rtf:5%"]))))
+    assert finding.outcome == "not measured"
 
 
 def test_a_similarity_that_was_not_measured_does_not_pass_beside_one_that_was(tmp_path):

@@ -8,7 +8,8 @@ little too slow as a little too fast.
 own: ratios travel between machines, times do not. Their uncertainties add up, so a reference is worth measuring well.
 
 **Evidence is no limit.** Whatever the limits say, an optimization that should be active and is not, a watermark that
-is lost, and clips that only the combo leaves broken are regressions.
+is lost, clips that only the combo leaves broken, and a combo that failed by what it did while it was timed are
+regressions.
 
 **What is not there does not pass.** A limit whose figure was not measured, a run that failed, is incomplete or was
 edited: nobody knows, and that is not "passed".
@@ -139,6 +140,9 @@ def _status(run: Measured) -> list[Finding]:
     summary = run.summary
     if summary.status == "ok":
         return []
+    combo = summary.variants.get(summary.candidate or "")
+    if combo is not None and combo.exposed:
+        return [Finding(summary.run_id, RUN, "honest calls", REGRESSION, reason=f"{summary.candidate}: {combo.error}")]
     why = summary.warnings[0] if summary.warnings else "its warnings say why"
     return [Finding(summary.run_id, RUN, "a complete run", NOT_MEASURED, reason=f"the run is {summary.status}: {why}")]
 
