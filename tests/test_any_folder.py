@@ -31,7 +31,7 @@ quick = settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=False
 )
 drawn = settings(
-    quick, max_examples=8, phases=(Phase.explicit, Phase.generate)
+    quick, max_examples=5, phases=(Phase.explicit, Phase.generate)
 )  # a report takes seconds; none to shrink
 
 # -- what is drawn -----------------------------------------------------------------------------------------

@@ -55,8 +55,7 @@ def relative_error(wave, reference):
 @pytest.mark.parametrize(
     "plugins",
     [
-        {"alignment_analyzer": {}},
-        pytest.param({"kv_cache": {}}, marks=pytest.mark.slow),  # which is in another of them
+        *(pytest.param({name: {}}, marks=pytest.mark.slow) for name in ("alignment_analyzer", "kv_cache")),  # see below
         {"kv_cache": {"bucket": 8, "prefix_reuse": False}},
         {"alignment_analyzer": {}, "kv_cache": {}},
         {"token_sequence": {}},
