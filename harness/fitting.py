@@ -12,13 +12,12 @@ A status is a record {"enabled": True, "status": ..., "reason": ..., "evidence":
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import UserError
-from harness.locations import without_folders
+from harness.locations import trace
 from harness.results import NO_EVIDENCE
 
 Status = dict[str, Any]
@@ -43,7 +42,7 @@ class Fitted:
             try:
                 shown = plugin.evidence(self.pipeline)
             except Exception:
-                self.statuses[name] = _status("failed", f"its evidence raised:\n{_trace()}")
+                self.statuses[name] = _status("failed", f"its evidence raised:\n{trace()}")
                 continue
             reason = shown.reason if shown.active else shown.reason or "it shows no evidence of having been active"
             if shown.active and not changes:
@@ -92,13 +91,9 @@ def _apply(plugin: Any, fitted: Fitted) -> Status:
     except UserError:
         raise
     except Exception:
-        return _status("failed", _trace())
+        return _status("failed", trace())
     fitted.plugins[plugin.name] = plugin
     return _status("inactive", NO_EVIDENCE)
-
-
-def _trace() -> str:
-    return without_folders(traceback.format_exc())
 
 
 def _unset(variables: dict[str, str]) -> str | None:

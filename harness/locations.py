@@ -6,6 +6,7 @@ And how files are called in what is kept of a run, where this machine's folders 
 import os
 import re
 import sys
+import traceback
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def without_folders(text: str) -> str:
     root on, and the user's own from `~` on."""
     text = _beginning((*sys.path, str(_PACKAGE.parent))).sub("", text)
     return _beginning((os.path.expanduser("~"),)).sub("~/", text)
+
+
+def trace() -> str:
+    """The traceback of the error that is being handled, without this machine's folders."""
+    return without_folders(traceback.format_exc())
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from harness.config import JobSpec, expand
 from harness.console import PlainLines, Progress, in_words, progress, say, say_error
 from harness.devices import has_gpu, leased
 from harness.errors import UserError
-from harness.locations import without_folders
+from harness.locations import trace
 from harness.plugins import import_catalogue
 from harness.results import Summary
 from harness.worker import start_server, take_server_start
@@ -60,7 +59,7 @@ def run_jobs(cfg: DictConfig) -> str | tuple[float, ...] | None:
         if not multirun:
             raise
         full = isinstance(error, OSError) and error.errno in NO_ROOM
-        note_failure(results, _name(cfg), f"{error}: make room" if full else without_folders(traceback.format_exc()))
+        note_failure(results, _name(cfg), f"{error}: make room" if full else trace())
     return _returned(results, None)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import psutil
 from harness.answers import Account, Answer, Order, Part, Said, seal
 from harness.errors import UserError
 from harness.fitting import fit
-from harness.locations import without_folders
+from harness.locations import trace
 from harness.plugins import import_catalogue, import_path
 from harness.results import slug
 from harness.sampling import ask
@@ -159,7 +158,7 @@ class Variant:
             raise
         except Exception:
             self.waves = []
-            return Answer(time.perf_counter() - start, error=without_folders(traceback.format_exc()))
+            return Answer(time.perf_counter() - start, error=trace())
         return Answer(seconds, tuple(said))
 
     def _synthesize(self, orders: Sequence[Order]) -> list[Any]:

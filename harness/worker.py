@@ -19,7 +19,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -31,7 +30,7 @@ from typing import Any
 from harness.answers import CHUNK, Order, Part, encode
 from harness.errors import UserError
 from harness.load import News
-from harness.locations import without_folders
+from harness.locations import trace, without_folders
 from harness.variant import Setup, Variant
 
 PRELOADED = ["harness.preload"]
@@ -295,7 +294,7 @@ def serve(connection: Connection, setup: Setup) -> None:
         except UserError as error:
             answer = "user_error", str(error)
         except Exception:
-            answer = "error", without_folders(traceback.format_exc())
+            answer = "error", trace()
         faulthandler.cancel_dump_traceback_later()
         connection.send_bytes(encode(answer))
         for block in variant.take_waves() if method == "account" else ():

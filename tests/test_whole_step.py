@@ -44,7 +44,7 @@ def test_a_cpu_is_told_what_it_lacks(make):
 
 def test_a_norm_is_folded_into_the_product_behind_it_and_keeps_no_weights():
     model = in_8_bits(tiny_gpt2())
-    step = whole_step.WholeStep(blocks_of(model), torch.device("cpu"), gpt2=True)
+    step = whole_step.WholeStep(blocks_of(model), torch.device("cpu"))
     assert not step.numbers.requires_grad, "what they were made of would be kept"
     layer, x, width, inner = model.h[0], torch.randn(3, 64), 64, 256
     sizes = [width, width, 3 * width, width, inner, width, 3 * width, 3 * width, inner, inner, width, width]

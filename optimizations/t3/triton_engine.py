@@ -141,13 +141,13 @@ class TritonEngine(StaticEngine):
         super().__init__(tfmr, bucket)
         self.scaled = any(isinstance(module, Int8Linear) for module in tfmr.modules())
         self.tiles = tiles or self.own_tiles[self.scaled]
-        self._device = self.blocks.norm.weight.device
-        self.overlap = can_overlap(self._device) if overlap is None else overlap
+        self.device = self.blocks.norm.weight.device
+        self.overlap = can_overlap(self.device) if overlap is None else overlap
         self._arrived: Tensor | None = None  # of attention's programs for each row's head; 0 between launches
         self.several = _several_launches(self, tiles)
         self.whole: whole_step.WholeStep | None = None
         if not self.several:
-            self.whole = whole_step.WholeStep(self.blocks, self._device, isinstance(tfmr, GPT2Model))
+            self.whole = whole_step.WholeStep(self.blocks, self.device)
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         # Many rows want weights joined: before anything is captured that knows where they were.
@@ -330,7 +330,7 @@ def _several_launches(engine: TritonEngine, tiles: Tiles | None) -> str | None:
     """Why the step of `whole_step.py` cannot be had."""
     if tiles is not None:
         return "tiles were chosen, which a single kernel has none of"
-    return whole_step.unsupported(engine.blocks, engine.blocks.norm.weight.device, engine.scaled)
+    return whole_step.unsupported(engine.blocks, engine.device, engine.scaled)
 
 
 def scale_of(product: Any) -> Tensor:

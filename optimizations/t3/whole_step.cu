@@ -17,7 +17,7 @@
 // row so that it fits three digits in 8 bits, and multiplies them by the weights on the matrix units, whose sums are
 // integers. So a step repeats bit for bit, and its sums do not depend on the order in which processors come.
 //
-// Compiled with LAYERS, WIDTH (1024), INNER (a multiple of 1024), HEADS of 64, ROWS (1 or 2), GPT2 (0: a Llama, 1),
+// Compiled with LAYERS, WIDTH (1024), INNER (one to four times 1024), HEADS of 64, ROWS (1 or 2), GPT2 (0: a Llama, 1),
 // STAGES of the ring, and what the caller has room for: SHARED_BYTES, MAIL_BYTES, NUMBERS of a layer.
 
 typedef unsigned char u8;
@@ -35,7 +35,7 @@ constexpr int SLOTS = 64;                           // of the cache in one stage
 constexpr int STRIDE = TILE_BYTES + 64;             // of a tile's rows in the ring: no two lanes want the same bank
 constexpr int STAGE = OWN * STRIDE;
 constexpr float NEVER = -1e30f;
-static_assert(WIDTH == TILE_BYTES && WIDTH == HEADS * HEAD && INNER % TILE_BYTES == 0 && INNER_OF_PROCESSOR % OWN == 0);
+static_assert(WIDTH == TILE_BYTES && WIDTH == HEADS * HEAD && INNER % WIDTH == 0 && INNER <= 4 * WIDTH);
 
 struct Layer {                                      // everything on the device
     const u8 *query, *key, *value, *out, *gate, *up, *down;  // 8-bit weights; a GPT-2 has no `gate`

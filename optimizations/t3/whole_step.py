@@ -15,6 +15,7 @@ from torch import Tensor
 from optimizations.common.launching import n_processors, only_compiling, shared_bytes
 from optimizations.t3.blocks import Blocks
 from optimizations.t3.int8 import Int8Linear
+from optimizations.t3.triton_batched import Layer
 
 SOURCE = Path(__file__).with_name("whole_step.cu")
 WIDTH, HEAD, OWN = 1024, 64, 8
@@ -39,11 +40,11 @@ def unsupported(blocks: Blocks, device: torch.device, scaled: bool) -> str | Non
     if not scaled or blocks.dtype != torch.bfloat16:
         return "it reads weights of int8_weights, and a cache in bfloat16"
     width = blocks.heads * blocks.head_dim
-    if (width, blocks.head_dim) != (WIDTH, HEAD) or blocks.inner % WIDTH:
-        return f"it is written for a width of {WIDTH} in heads of {HEAD}, and whole times that in the MLP"
+    if (width, blocks.head_dim) != (WIDTH, HEAD) or blocks.inner % WIDTH or blocks.inner > 4 * WIDTH:
+        return f"it is written for a width of {WIDTH} in heads of {HEAD}, and one to four times that in the MLP"
     if n_processors(device) < WIDTH // OWN or shared_bytes(device) < 24 * STAGE_BYTES:
         return f"it needs {WIDTH // OWN} processors, and their shared memory"
-    if find_spec("cuda.bindings") is None:
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
         return "it is compiled by cuda.bindings, which comes with PyTorch 2.10 and later"
     return None
 
@@ -51,26 +52,27 @@ def unsupported(blocks: Blocks, device: torch.device, scaled: bool) -> str | Non
 class WholeStep:
     """The kernel for one engine's weights; what it works on beside them is the caller's."""
 
-    def __init__(self, blocks: Blocks, device: torch.device, gpt2: bool) -> None:
-        self.blocks, self.device, self.gpt2 = blocks, device, gpt2
+    def __init__(self, blocks: Blocks, device: torch.device) -> None:
+        self.blocks, self.device, self.gpt2 = blocks, device, not blocks.rotates
+        self.layers = [Layer.of(layer) for layer in blocks.layers]
         with torch.no_grad():  # or what they are made of would be kept with them
-            self.numbers = torch.stack([_numbers(layer, gpt2) for layer in blocks.layers])
+            self.numbers = torch.stack([_numbers(layer, self.gpt2) for layer in self.layers])
         self.mail = torch.zeros(MAIL_WORDS + blocks.inner, dtype=torch.int64, device=device)
         self.tags = torch.zeros(1, dtype=torch.int32, device=device)
-        self._layers: Tensor | None = None
+        self._addressed: Tensor | None = None
         self._of: tuple[int, ...] = ()
 
     def follow(self, keys: list[Tensor], values: list[Tensor]) -> None:
         """Know where the cache lies; not while a step is captured."""
         where = tuple(slots.data_ptr() for slots in (*keys, *values))
         if where != self._of:
-            rows = zip(self.blocks.layers, keys, values, strict=True)
-            self._layers = torch.tensor([self._addresses(*row) for row in rows], device=self.device)
+            rows = zip(self.layers, keys, values, strict=True)
+            self._addressed = torch.tensor([self._addresses(*row) for row in rows], device=self.device)
             self._of = where
 
-    def _addresses(self, layer: Any, keys: Tensor, values: Tensor) -> list[int]:
+    def _addresses(self, layer: Layer, keys: Tensor, values: Tensor) -> list[int]:
         """As the kernel's `Layer` has them."""
-        weights = [product.weight.data_ptr() for product in _products(layer, self.gpt2)]
+        weights = [product.weight.data_ptr() for product in _products(layer)]
         if self.gpt2:
             qkv, out, up, down = weights
             size = WIDTH * WIDTH
@@ -85,13 +87,13 @@ class WholeStep:
 
         `tables`: what the blocks know of positions, bfloat16; `pads` [R], `valid` [R, capacity] as the engine has them.
         """
-        assert self._layers is not None, "`follow` tells where the cache lies"
+        assert self._addressed is not None, "`follow` tells where the cache lies"
         blocks, rows = self.blocks, len(embeds)
         kernel, n_bytes = _kernel(self.device, len(blocks.layers), blocks.inner, blocks.heads, rows, self.gpt2)
         if only_compiling():
             return
         learned, cos, sin = (tables[0], x, x) if self.gpt2 else (x, *tables)
-        model = (self._layers, self.numbers, self.mail, self.tags)
+        model = (self._addressed, self.numbers, self.mail, self.tags)
         pointers = (*model, embeds, learned, cos, sin, position, pads, valid, x)
         values = (*(tensor.data_ptr() for tensor in pointers), valid.shape[1], blocks.epsilon)
         kinds = (*[ctypes.c_void_p] * len(pointers), ctypes.c_int64, ctypes.c_float)
@@ -109,22 +111,18 @@ class WholeStep:
         _checked(driver.cuLaunchKernelEx(config, kernel, (values, kinds), 0))
 
 
-def _products(layer: Any, gpt2: bool) -> list[Any]:
-    if gpt2:
-        return [layer.attn.c_attn, layer.attn.c_proj, layer.mlp.c_fc, layer.mlp.c_proj]
-    attention, mlp = layer.self_attn, layer.mlp
-    heads = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    return [*heads, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+def _products(layer: Layer) -> list[Any]:
+    """In the order of their use."""
+    return [*layer.qkv, layer.out, *layer.inner, layer.outer]
 
 
-def _numbers(layer: Any, gpt2: bool) -> Tensor:
+def _numbers(layer: Layer, gpt2: bool) -> Tensor:
     """A layer's vectors one behind the other, as the kernel's `Numbers` has them, float32."""
-    products = _products(layer, gpt2)
-    norms = [layer.ln_1, layer.ln_2] if gpt2 else [layer.input_layernorm, layer.post_attention_layernorm]
-    numbers = [norm.weight.float() for norm in norms] + [product.scale for product in products]
+    numbers = [norm.weight.float() for norm in (layer.norm, layer.inner_norm)]
+    numbers += [product.scale for product in _products(layer)]
     if gpt2:
-        qkv, out, up, down = products
-        numbers += [*_folded(qkv, norms[0]), *_folded(up, norms[1]), out.bias, down.bias]
+        numbers += [*_folded(layer.qkv[0], layer.norm), *_folded(layer.inner[0], layer.inner_norm)]
+        numbers += [layer.out.bias, layer.outer.bias]
     return torch.cat(numbers)
 
 
