@@ -132,7 +132,8 @@ class Compile(Optimization):
             step = cpp_engine.CppEngine if decode == "native" else CompiledEngine
             _take_over(pipeline, decoder_of(pipeline, self.name), step)
         if decode == "native":
-            _use_for_few(pipeline, cpp_engine.linear, lambda rows: rows <= cpp_engine.MAX_ROWS)
+            head = partial(cpp_engine.linear, pipeline.model.t3.speech_head)
+            _use_for_few(pipeline, head, lambda rows: rows <= cpp_engine.MAX_ROWS)
             pipeline.swap(decoder_of(pipeline, self.name), "sample", cpp_engine.sample)
         if self.config.estimator:
             estimator = pipeline.model.s3gen.flow.decoder.estimator
@@ -195,7 +196,7 @@ def _use_kernels(pipeline: Pipeline, decoder: Decoder) -> None:
     _lay_out(pipeline)
     _take_over(pipeline, decoder, kernels.engine_for)
     engine: Any = decoder.engine
-    _use_for_few(pipeline, partial(kernels.head_logits, tile=engine.tiles["speech_head"]), kernels.few)
+    _use_for_few(pipeline, engine.head(pipeline.model.t3.speech_head), kernels.few)
 
 
 def _lay_out(pipeline: Pipeline) -> None:
@@ -214,13 +215,13 @@ def _take_over(pipeline: Pipeline, decoder: Decoder, kind: Callable[..., StaticE
     pipeline.wrap(decoder, "engine", with_its_cache)
 
 
-def _use_for_few(pipeline: Pipeline, product: Callable[..., Tensor], few: Callable[[int], bool]) -> None:
+def _use_for_few(pipeline: Pipeline, product: Callable[[Tensor], Tensor], few: Callable[[int], bool]) -> None:
     """`product` in the head's place, where the rows are few."""
     head = pipeline.model.t3.speech_head
     layers = head.forward
 
     def forward(hidden: Tensor) -> Tensor:
-        return product(head, hidden) if hidden.dim() == 2 and few(len(hidden)) else layers(hidden)
+        return product(hidden) if hidden.dim() == 2 and few(len(hidden)) else layers(hidden)
 
     if isinstance(head, nn.Linear):
         pipeline.swap(head, "forward", forward)

@@ -82,8 +82,11 @@ def decode_steps(capability: int) -> None:
                 engine.reserve(n, FRAMES - 1)
                 engine.static_step(torch.zeros(n, 1, 1024, dtype=torch.bfloat16), FRAMES)
     words = Int8Linear(torch.zeros(3072, 1024), torch.zeros(3072))
-    product = import_module("optimizations.t3.triton_int8").product
-    product(torch.zeros(192, 1024, dtype=torch.bfloat16), words.weight, words.scale, words.bias)
+    prompts, many = import_module("optimizations.t3.triton_int8"), torch.zeros(192, 1024, dtype=torch.bfloat16)
+    for tile in prompts.TILES:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prompts, "TILES", (tile,))
+            prompts.product(many, words)
     sampling = import_module("optimizations.t3.triton_sampling")
     for drawn, sides, n_ids in ((Sampling(), 2, 8194), (TURBO, 1, 6563)):
         table, settings = torch.zeros(n_ids, 1024), SamplingTensors(torch.device("cpu"))

@@ -59,6 +59,11 @@ def attention_rows(q: Tensor, k: Tensor, mask: Tensor | None, n: int) -> Tensor:
     return scores.softmax(dim=-1)
 
 
+def as_numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of truth values as numbers to add to the scores; every layer would turn it into them for itself."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
 class FlatEngine:
     """The transformer's layers as one flat function; where keys and values are kept is a subclass's matter.
 
@@ -270,9 +275,7 @@ class StaticEngine(FlatEngine):
         places = tuple(table[turned][:, None] for table in self.tables)
         slots = torch.arange(extent, device=embeds.device)
         visible = self.valid_slots[:, :extent] & (slots <= self.position[:, None])
-        # As numbers to add, worked out once: every layer would turn a mask of truth values into them for itself.
-        mask = torch.zeros(visible.shape, dtype=self.keys[0].dtype, device=embeds.device)
-        mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]
+        mask = as_numbers(visible[:, None, None], self.keys[0].dtype)
 
         def store(index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             keys, values = self.keys[index], self.values[index]

@@ -462,6 +462,7 @@ def final_rmsnorm(
 def speech_head(
     hidden,  # [R, C]
     weight,  # [V, C]
+    scale,  # [V] float32: scales of 8-bit weights
     bias,  # [V]: not read without BIAS
     logits,  # out: [R, V] float32
     V,
@@ -469,23 +470,25 @@ def speech_head(
     C: tl.constexpr,
     B: tl.constexpr,
     BIAS: tl.constexpr,
+    SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """B logits; V need not be a multiple of B."""
     outputs = tl.program_id(0) * B + tl.arange(0, B)
     inside = outputs < V
-    k = tl.arange(0, C)
+    there = tl.minimum(outputs, V - 1)
     if OVERLAP:
         gdc_launch_dependents()
-    tile = tl.load(weight + outputs[:, None] * C + k[None, :], mask=inside[:, None], other=0.0)
-    added = tl.load(bias + outputs, mask=inside, other=0.0).to(tl.float32) if BIAS else 0.0
+    tile = _weights(weight, there, C, SCALED)
+    scales = _scales(scale, there, SCALED)
+    added = tl.load(bias + there).to(tl.float32) if BIAS else 0.0
     if OVERLAP:
         gdc_wait()
     for r in tl.range(0, R, 2):
         beside = _beside(r, R)
-        row = tl.load(hidden + r * C + k).to(tl.float32)
-        other = tl.load(hidden + beside * C + k).to(tl.float32)
-        y, other_y = _dots(tile, row, other, R, False)
-        tl.store(logits + r * V + outputs, y + added, mask=inside)
+        row = _numbers(hidden + r * C, C, SCALED)
+        other = _numbers(hidden + beside * C, C, SCALED)
+        y, other_y = _dots(tile, row, other, R, SCALED)
+        tl.store(logits + r * V + outputs, y * scales + added, mask=inside)
         if R > 1:
-            tl.store(logits + beside * V + outputs, other_y + added, mask=inside)
+            tl.store(logits + beside * V + outputs, other_y * scales + added, mask=inside)

@@ -5,8 +5,9 @@ Where `whole_step.py` can take it, it is one launch instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from transformers import GPT2Model
 from transformers.pytorch_utils import Conv1D
 
 from optimizations.common.launching import can_overlap, launch
-from optimizations.t3 import triton_batched, triton_decode, triton_gpt2, whole_step
+from optimizations.t3 import triton_batched, triton_decode, triton_gpt2, triton_prompt, whole_step
 from optimizations.t3.blocks import blocks_of, matrix_of, products_of
-from optimizations.t3.engines import StaticEngine
+from optimizations.t3.engines import StaticEngine, as_numbers
 from optimizations.t3.int8 import Int8Linear
 
 MAX_ROWS = 16
@@ -49,6 +50,7 @@ TILES_OF_8_BITS: dict[str, Tile] = TILES | {
     "rmsnorm_qkv_rope": Tile(2, 2),
     "attention": Tile(32, 1),
     "o_residual": Tile(8, 4),
+    "speech_head": Tile(8, 2),
 }
 """Of a Llama, for two rows."""
 GPT2_TILES: dict[str, Tile] = {
@@ -64,6 +66,7 @@ GPT2_TILES_OF_8_BITS: dict[str, Tile] = GPT2_TILES | {
     "o_residual": Tile(4, 2),
     "layernorm_gelu": Tile(4, 2),
     "down_residual": Tile(4, 8),
+    "speech_head": Tile(8, 4),
 }
 """Of a GPT-2, for one row; all of them were the fastest on an H200."""
 
@@ -119,8 +122,8 @@ class Buffers:
 class TritonEngine(StaticEngine):
     """The static engine, its steps in Triton kernels: `triton_decode.py` up to MAX_ROWS rows, then `triton_batched.py`.
 
-    Prompts go through the layers, as do many rows against weights in 8 bits; one or two rows against these go through
-    all layers in one launch (`whole_step.py`), where the GPU and the sizes allow.
+    Prompts take those of `triton_prompt.py`. Many rows against weights in 8 bits go through the layers; one or two rows
+    against these go through all layers in one launch (`whole_step.py`), where the GPU and the sizes allow.
 
     The residual stream and all sums are float32, whatever the weights are, so bfloat16 loses less than it does in the
     layers. Work grows with the filled part of the cache alone: attention reads its bounds from `position`; a step's
@@ -150,12 +153,23 @@ class TritonEngine(StaticEngine):
             self.whole = whole_step.WholeStep(self.blocks, self.device)
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
-        # Many rows want weights joined: before anything is captured that knows where they were.
-        if rows > MAX_ROWS and not self.scaled and triton_batched.join(self.blocks):
+        # Prompts and many rows want weights joined: before anything is captured that knows where they were.
+        if not self.scaled and triton_batched.join(self.blocks):
             self.moves += 1
         super()._reserve(rows, length, like)
         if self.whole is not None:
             self.whole.follow(self.keys, self.values)
+
+    def _run_here(self, embeds: Tensor, newest: int) -> Tensor:
+        if self.heads:  # whose rows the layers tell
+            return super()._run_here(embeds, newest)
+        end = self.length + embeds.shape[1]
+        mask, causal = self._mask(self.length, end)
+        if mask is not None:
+            mask = as_numbers(mask, self.dtype)
+        hidden = triton_prompt.read(self, embeds.to(self.dtype), mask, causal)
+        self.length = end
+        return hidden
 
     def step(self, embeds: Tensor) -> Tensor:
         if self.length == self.capacity:
@@ -198,6 +212,10 @@ class TritonEngine(StaticEngine):
         x = torch.empty_like(embeds)
         self.whole(embeds, self.tables, self.position, self.pads, self.valid_slots, x)
         return self.normed(x)
+
+    def head(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+        """The speech head for few rows: its logits [R, V] of hidden states [R, C], in 8 bits where the layers are."""
+        return partial(head_logits, Int8Linear.of(layer) if self.scaled else layer, tile=self.tiles["speech_head"])
 
     def many(self, embeds: Tensor, extent: int) -> Tensor:
         """`static_step` for more rows than these kernels take."""
@@ -275,7 +293,7 @@ class TritonEngine(StaticEngine):
 
     def normed(self, x: Tensor) -> Tensor:
         """The last norm of the stream [R, C]."""
-        norm, (rows, width), hidden = self.tfmr.norm, x.shape, x.new_empty(x.shape, dtype=self.dtype)
+        norm, (rows, width), hidden = self.tfmr.norm, x.shape, torch.empty_like(x)
         args = x, norm.weight, hidden, norm.variance_epsilon
         run(triton_decode.final_rmsnorm, (rows,), args, {"C": width}, 4, self.overlap)
         return hidden
@@ -315,7 +333,7 @@ class GPT2Engine(TritonEngine):
         self._add_product(b.activated, self.blocks.layers[index].mlp.c_proj, b.x, b.x, self.tiles["down_residual"])
 
     def normed(self, x: Tensor) -> Tensor:
-        norm, (rows, width), hidden = self.blocks.norm, x.shape, x.new_empty(x.shape, dtype=self.dtype)
+        norm, (rows, width), hidden = self.blocks.norm, x.shape, torch.empty_like(x)
         args = x, norm.weight, norm.bias, hidden, norm.eps
         run(triton_gpt2.final_layernorm, (rows,), args, {"C": width}, 4, self.overlap)
         return hidden
@@ -343,12 +361,12 @@ def run(kernel: Any, grid: tuple[int, ...], args: tuple, sizes: dict[str, int], 
     launch(kernel, grid, *args, **sizes, OVERLAP=overlap, num_warps=warps, launch_pdl=overlap)
 
 
-def head_logits(linear: nn.Linear, hidden: Tensor, tile: Tile = TILES["speech_head"]) -> Tensor:
-    """The head's logits [R, V], float32, of hidden states [R, C]."""
-    (rows, width), size = hidden.shape, linear.out_features
-    logits, biased = torch.empty(rows, size, device=hidden.device), linear.bias is not None
-    args = hidden.contiguous(), linear.weight, linear.bias if biased else logits, logits, size
-    sizes = {"R": rows, "C": width, "B": tile.outputs, "BIAS": biased}
+def head_logits(head: Any, hidden: Tensor, tile: Tile = TILES["speech_head"]) -> Tensor:
+    """The head's logits [R, V], float32, of hidden states [R, C]; the head is a linear layer or one in 8 bits."""
+    (rows, width), size, scaled = hidden.shape, len(head.weight), isinstance(head, Int8Linear)
+    logits, biased = torch.empty(rows, size, device=hidden.device), head.bias is not None
+    args = hidden.contiguous(), head.weight, scale_of(head), head.bias if biased else logits, logits, size
+    sizes = {"R": rows, "C": width, "B": tile.outputs, "BIAS": biased, "SCALED": scaled}
     grid = (triton.cdiv(size, tile.outputs),)
     run(triton_decode.speech_head, grid, args, sizes, tile.warps, can_overlap(hidden.device))
     return logits

@@ -1,0 +1,131 @@
+"""A prompt through a transformer's layers: matrix units multiply, Triton kernels do what lies between.
+
+Some hundred positions a row are work for matrix units, but through the layers three quarters of a prompt's time are
+what lies between its products: norms, rotations, halves that change places, masks. Here that is few launches a layer:
+
+    normed_sum      the sum of what came before, normalized
+    product         queries, keys and values at once
+    turn            rotation; keys and values into the cache
+    attention       PyTorch's, over the cache
+    product
+    normed_sum
+    product         gate and up at once
+    silu_product    a GPT-2's gelu is PyTorch's
+    product
+
+Products are cuBLAS's for plain weights, which `triton_batched.join` has laid one behind the other, and
+`triton_int8.py`'s for those in 8 bits. The residual stream and all sums are float32, as in a step.
+"""
+
+# ruff: noqa: N803 (a size in capitals is known when its kernel is compiled)
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from optimizations.common.launching import launch
+from optimizations.t3 import triton_batched, triton_int8
+from optimizations.t3.engines import StaticEngine
+from optimizations.t3.int8 import Int8Linear
+from optimizations.t3.triton_batched import Layer, add_norm, gated
+
+
+@triton.jit
+def turn(
+    qkv,  # [R * n, 3 H D]: queries, keys, values
+    cos,  # [capacity, D]; not read unless ROTATE
+    sin,  # [capacity, D]; its first half carries the rotation's minus
+    pad,  # [R] int64: slots of a row that hold no token of its own
+    queries,  # out: [R * n, H, D], rotated
+    keys,  # written from `start` on: [R, H, capacity, D], as the next
+    values,
+    n,
+    start,
+    capacity,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    ROTATE: tl.constexpr,
+):
+    """One position of one row, all heads."""
+    at = tl.program_id(0)
+    row = at // n
+    slot = start + at % n
+    h = tl.arange(0, H)[:, None]
+    d = tl.arange(0, D)[None, :]
+    own = qkv + at.to(tl.int64) * (3 * H * D) + h * D
+    query = tl.load(own + d)
+    key = tl.load(own + H * D + d)
+    if ROTATE:
+        angle = tl.maximum(slot - tl.load(pad + row).to(tl.int32), 0) * D + d
+        c = tl.load(cos + angle).to(tl.float32)
+        s = tl.load(sin + angle).to(tl.float32)
+        swapped = (d + D // 2) % D
+        query = query * c + tl.load(own + swapped) * s
+        key = key * c + tl.load(own + H * D + swapped) * s
+    tl.store(queries + at.to(tl.int64) * (H * D) + h * D + d, query.to(queries.dtype.element_ty))
+    cache = (row * H + h).to(tl.int64) * capacity * D + slot * D + d
+    tl.store(keys + cache, key.to(keys.dtype.element_ty))
+    tl.store(values + cache, tl.load(own + 2 * H * D + d))
+
+
+def read(engine: StaticEngine, embeds: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Prompts [R, n, C] at the engine's next slots -> the last position's hidden state [R, C].
+
+    Takes transformers that `triton_engine.unsupported` has nothing against. `mask` and `causal` are what
+    `scaled_dot_product_attention` takes, of the new positions over the slots so far.
+    """
+    rows, n, width = embeds.shape
+    x = embeds.new_empty(rows * n, width, dtype=torch.float32)
+    before, y = embeds.reshape(rows * n, width), _learned(engine, n)
+    for index, layer in enumerate(map(Layer.of, engine.blocks.layers)):
+        h = add_norm(before, y, layer.norm, x)
+        attended = _attend(engine, index, product(h, *layer.qkv), rows, mask, causal)
+        h = add_norm(x, product(attended, layer.out), layer.inner_norm, x)
+        inner = product(h, *layer.inner)
+        y = product(gated(inner) if len(layer.inner) == 2 else F.gelu(inner, approximate="tanh"), layer.outer)
+        before = x
+    last = [t.view(rows, n, width)[:, -1].contiguous() for t in (x, y)]
+    return add_norm(last[0], last[1], engine.blocks.norm, last[0])
+
+
+def product(h: Tensor, *products: Any) -> Tensor:
+    """What the products make of h [M, C], side by side: [M, sum of their outputs]."""
+    first = products[0]
+    if not isinstance(first, Int8Linear):
+        return triton_batched.product(h, *products)
+    if triton_int8.fits(h):
+        return triton_int8.product(h, *products)
+    return torch.cat([linear(h) for linear in products], dim=1)
+
+
+def _learned(engine: StaticEngine, n: int) -> Tensor | None:
+    """What a GPT-2's places add to n new positions [R * n, C]; None where places turn queries and keys."""
+    if engine.blocks.rotates:
+        return None
+    places = torch.arange(engine.length, engine.length + n, device=engine.pads.device) - engine.pads[:, None]
+    return engine.tables[0][places.clamp_min_(0)].flatten(0, 1)
+
+
+def _attend(engine: StaticEngine, index: int, qkv: Tensor, rows: int, mask: Tensor | None, causal: bool) -> Tensor:
+    """What attention gives [M, C] for a layer's qkv [M, 3 C], whose keys and values go into the cache."""
+    keys, values, rotates = engine.keys[index], engine.values[index], engine.blocks.rotates
+    n, (_, heads, capacity, head_dim) = len(qkv) // rows, keys.shape
+    cos, sin = engine.tables if rotates else (keys, keys)
+    queries = keys.new_empty(rows, n, heads, head_dim)
+    launch(
+        turn,
+        (rows * n,),
+        *(qkv, cos, sin, engine.pads, queries, keys, values, n, engine.length, capacity),
+        H=heads,
+        D=head_dim,
+        ROTATE=rotates,
+        num_warps=4,
+    )
+    q, k, v = queries.transpose(1, 2), keys[:, :, : engine.length + n], values[:, :, : engine.length + n]
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return attended.transpose(1, 2).reshape(rows * n, heads * head_dim)
