@@ -14,6 +14,7 @@ then goes token by token: embedding -> engine -> head -> guidance and sampling -
     int8.py               linear layers in 8 bits; triton_int8.py multiplies a prompt's rows with them
     triton_engine.py      the static engine's step in Triton kernels: triton_decode.py for a few rows,
                           triton_batched.py for many; triton_sampling.py draws the token
+    triton_prompt.py      a prompt through all layers in few launches
     triton_gpt2.py        what a GPT-2 has of its own among the kernels for few rows
     whole_step.py         a step of one or two rows against weights in 8 bits, all layers in one launch (whole_step.cu)
     cpp_engine.py         the static engine's step in C++ (decode.cpp), for a CPU
