@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -12,35 +12,14 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from optimizations.common.launching import LOG2_E, can_overlap, launch, n_processors, shared_bytes
+from optimizations.common.launching import LOG2_E, shared_bytes
 from optimizations.flow import triton_kernels
 from optimizations.flow.estimator import Block, ChannelsLastEstimator, Norm, Product, stacks_of
+from optimizations.flow.tiles import SHARED_BYTES, Tile, Tiled, Tiles
 
 NAMES = ("convolution", "norm_product", "row_attention", "add_product")
 """The kernels as the profiler names them."""
 HALF = (torch.bfloat16, torch.float16)
-SHARED_BYTES = 96 * 1024
-"""Shared memory that each kernel's last tile below needs for one program; on Hopper, which has it, a quarter more."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What one program of a kernel does.
-
-    `rows` frames against `columns` outputs (keys for attention), `depth` inputs at a time; `turns` times as many
-    outputs one after the other, for `norm_product`. `stages`: loads that are under way at once. It is taken for up to
-    `at_once` programs a processor, where a program may have so many `kilobytes` of shared memory.
-    """
-
-    rows: int
-    columns: int = 0
-    depth: int = 0
-    turns: int = 1
-    warps: int = 8
-    stages: int = 3
-    at_once: int = 0
-    kilobytes: int = SHARED_BYTES >> 10
-
 
 TILES = {
     "convolution": (Tile(64, depth=64),),
@@ -81,7 +60,6 @@ A kernel takes as long as the processor with the most programs: 264 of them, two
 end together, and the 265th waits for one of them and takes as long again. So larger tiles take over where the smaller
 ones no longer fit at once. Measured on an H200 with `python -m optimizations.bench flow`.
 """
-Tiles = Mapping[str, tuple[Tile, ...]]
 
 
 def unsupported(estimator: Any) -> str | None:
@@ -141,16 +119,12 @@ class Buffers:
         )
 
 
-class TritonEstimator(ChannelsLastEstimator):
+class TritonEstimator(ChannelsLastEstimator, Tiled):
     """The same on a GPU, in half precision, with a float32 residual stream; padded rows are no exception here."""
 
     def __init__(self, estimator: Any, masked: Callable[..., Tensor], tiles: Tiles = TILES) -> None:
         super().__init__(estimator, masked)
-        device = self.out.weight.device
-        room = shared_bytes(device) >> 10
-        self.tiles = {name: (*(t for t in few if t.kilobytes <= room), last) for name, (*few, last) in tiles.items()}
-        self.overlap = can_overlap(device)
-        self.n_processors = n_processors(device)
+        self.launch_in(tiles, self.out.weight.device)
 
     # A compiler that traces this finds one graph break; it has nothing to gain inside.
     forward = torch.compiler.disable(ChannelsLastEstimator.forward)
@@ -288,11 +262,3 @@ class TritonEstimator(ChannelsLastEstimator):
             "DEPTH": gcd(inputs, tile.depth),
         }
         self._launch(triton_kernels.add_product, n_programs(tile), args, sizes, tile)
-
-    def _tile(self, name: str, n_programs: Callable[[Tile], int]) -> Tile:
-        *few, last = self.tiles[name]
-        return next((tile for tile in few if n_programs(tile) <= tile.at_once * self.n_processors), last)
-
-    def _launch(self, kernel: Any, n_programs: int, args: tuple, sizes: dict[str, int], tile: Tile) -> None:
-        options = {"num_warps": tile.warps, "num_stages": tile.stages, "launch_pdl": self.overlap}
-        launch(kernel, (n_programs,), *args, **sizes, OVERLAP=self.overlap, **options)

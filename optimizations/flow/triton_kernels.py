@@ -227,15 +227,17 @@ def add_product(
 
 
 @triton.jit
-def _attend(query, key, value, peak, total, sums, scale, seen):
-    """One more block of keys [D, B] and values [B, D] in the running softmax; `seen` [B] is false for no key at all."""
-    scores = tl.dot(query, key)
+def _attend(scores, value, peak, total, sums, scale, seen, PRODUCT: tl.constexpr = "tf32"):
+    """One more block of scores [Q, B] and values [B, D] in the running softmax; `seen` [B] is false for no key at all.
+
+    `seen` None hides none.
+    """
     if seen is not None:
         scores = tl.where(seen[None, :], scores, -float("inf"))
     highest = tl.maximum(peak, tl.max(scores, axis=1) * scale)
     p = tl.exp2(scores * scale - highest[:, None])
     fade = tl.exp2(peak - highest)
-    sums = tl.dot(p.to(value.dtype), value, sums * fade[:, None])
+    sums = tl.dot(p.to(value.dtype), value, sums * fade[:, None], input_precision=PRODUCT)
     return highest, total * fade + tl.sum(p, axis=1), sums
 
 
@@ -283,13 +285,13 @@ def row_attention(
         at = (start + j) * (3 * width)
         key = tl.load(keys + at[None, :])
         value = tl.load(values + at[:, None])
-        peak, total, sums = _attend(query, key, value, peak, total, sums, scale, None)
+        peak, total, sums = _attend(tl.dot(query, key), value, peak, total, sums, scale, None)
     if whole < length:
         at = (whole + j) * (3 * width)
         seen = whole + j < length
         key = tl.load(keys + at[None, :], mask=seen[None, :], other=0.0)
         value = tl.load(values + at[:, None], mask=seen[:, None], other=0.0)
-        peak, total, sums = _attend(query, key, value, peak, total, sums, scale, seen)
+        peak, total, sums = _attend(tl.dot(query, key), value, peak, total, sums, scale, seen)
     sums /= tl.maximum(total, 1.0)[:, None]
     out = attended + row.to(tl.int64) * T * width + head * D + i[:, None] * width + d[None, :]
     tl.store(out, sums.to(attended.dtype.element_ty), mask=(i < T)[:, None])
