@@ -77,3 +77,44 @@ def test_padded_rows_are_the_rows_alone():
     for row, length in enumerate(lengths[:2]):
         alone, _ = encoder.forward(embedded[row : row + 1, :length], n[row : row + 1])
         assert relative_error(hidden[row, : 2 * length], alone[0]) < 3e-6
+
+
+# -- on a GPU: upstream's size, random weights ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large():
+    torch.manual_seed(0)
+    return UpsampleConformerEncoder().eval().to("cuda")
+
+
+def flat(encoder, name):
+    module = import_module("optimizations.flow.triton_encoder")
+    return module.TritonEncoder(encoder, getattr(module, name))
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "most"), [("FULL", 1e-5), ("HALF", 2e-3)])
+@pytest.mark.parametrize("lengths", [[500], [263, 250, 97], [500 - 31 * row for row in range(8)]])
+def test_gpu_captured_and_repeated_it_is_upstreams_in_float32(large, lengths, name, most, capsys):
+    assert not torch.backends.cuda.matmul.allow_tf32
+    embedded, n = rows_of(lengths, max(lengths), 512, "cuda")
+    kernels = flat(large, name)
+    expected = kernels.encode(embedded, n)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = kernels.encode(embedded, n)
+    for _ in range(20):
+        captured.zero_()
+        graph.replay()
+        assert torch.equal(captured, expected)
+    kernels.overlap = False
+    assert torch.equal(kernels.encode(embedded, n), expected)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        exact = encode(large, embedded, n)
+    counts = within(2 * n, expected.shape[1])[..., None]
+    error = relative_error(expected * counts, exact * counts)
+    with capsys.disabled():
+        print(f"\n{len(lengths)} rows of up to {max(lengths)}, {name}: {error:.1e}")
+    assert error < most

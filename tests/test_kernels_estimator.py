@@ -132,7 +132,7 @@ def test_a_tile_is_taken_while_its_programs_fit_on_the_processors_at_once():
 def test_a_tile_is_left_out_where_its_shared_memory_is_not(kilobytes, kept, monkeypatch):
     module = import_module("optimizations.flow.triton_estimator")
     tiles = {"kernel": (module.Tile(16, kilobytes=200), module.Tile(16, kilobytes=160), module.Tile(16))}
-    monkeypatch.setattr(module, "shared_bytes", lambda _device: kilobytes << 10)
+    monkeypatch.setattr("optimizations.flow.tiles.shared_bytes", lambda _device: kilobytes << 10)
     assert module.TritonEstimator(tiny(), None, tiles).tiles == {"kernel": tiles["kernel"][-kept:]}
 
 

@@ -1,4 +1,4 @@
-"""`python -m optimizations.bench t3|t3-turbo|t3-batched|flow|vocoder`: tables in Markdown, in a minute or a few."""
+"""`python -m optimizations.bench t3|t3-turbo|t3-batched|encoder|flow|vocoder`: tables in Markdown, in some minutes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ BENCHES = {
     "t3": "optimizations.bench.t3",
     "t3-turbo": "optimizations.bench.t3_turbo",
     "t3-batched": "optimizations.bench.t3_batched",
+    "encoder": "optimizations.bench.encoder",
     "flow": "optimizations.bench.flow",
     "vocoder": "optimizations.bench.vocoder",
 }

@@ -8,22 +8,19 @@ kernels, steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from copy import copy
 from dataclasses import dataclass
 
 import torch
-from triton.runtime.errors import OutOfResources
 
 import optimizations
 from harness import checkpoints
 from harness.pipeline import Pipeline
+from optimizations.bench.tiles import print_tiles
 from optimizations.bench.timing import microseconds
 from optimizations.common.graphs import Graphs, Uncaptured
 from optimizations.flow.static_shape import State, StaticSolver
-from optimizations.flow.triton_estimator import Buffers, Tile, TritonEstimator
+from optimizations.flow.tiles import Tile
+from optimizations.flow.triton_estimator import Buffers, TritonEstimator
 
 SIZES = (2, 640), (2, 1024), (2, 1280), (2, 1536), (4, 1024), (8, 576), (1, 1024), (128, 1024)
 """Rows and frames of each: an utterance with its unguided side, a few of them, one of Turbo, and a batch of 64."""
@@ -137,58 +134,13 @@ def main() -> None:
     with torch.device("cuda"), torch.inference_mode():
         flat = TritonEstimator(estimator, layers)
         print(f"{torch.cuda.get_device_name()}\n")
-        print_tiles(flat)
+        print_tiles([Bench(flat, *size) for size in SIZES], CANDIDATES)
         print_kernels([Bench(flat, *size) for size in TOLD])
         print("| rows | frames | estimator | ms a solver step | TFLOP/s |\n|---|---|---|---|---|")
         print_step(pipeline, flat, *TOLD[0], "layers")
         pipeline.swap(estimator, "forward", flat.forward)
         for size in TOLD:
             print_step(pipeline, flat, *size, "kernels")
-
-
-def print_tiles(flat: TritonEstimator) -> None:
-    """Of each kernel and size what is launched, and the candidates, fastest first."""
-    compile_all(Bench(flat, *SIZES[0]))
-    print("| kernel | rows | frames | us | tile: us |\n|---|---|---|---|---|")
-    for rows, frames in SIZES:
-        bench = Bench(flat, rows, frames)
-        for name, candidates in CANDIDATES.items():
-            launched, times = bench.time(name), {}
-            for tile in with_tiles(flat, name, candidates):
-                with suppress(OutOfResources):
-                    times[tile] = bench.time(name)
-            told = [f"{short(tile)}: {times[tile]:.1f}" for tile in sorted(times, key=lambda tile: times[tile])]
-            print(f"| {name} | {rows} | {frames} | {launched:.1f} | {', '.join(told)} |")
-    print("\nA tile is rows x columns x depth, turns, warps, stages.\n")
-
-
-def with_tiles(flat: TritonEstimator, name: str, candidates: list[Tile]) -> Iterator[Tile]:
-    """Each candidate, while it is what the kernel takes for any number of frames; then what was before."""
-    before = flat.tiles
-    for tile in candidates:
-        flat.tiles = {**before, name: (tile,)}
-        yield tile
-    flat.tiles = before
-
-
-def compile_all(bench: Bench) -> None:
-    """Launch every candidate once, in threads, as a compilation takes seconds."""
-
-    def launch(task: tuple[str, Tile]) -> None:
-        name, tile = task
-        own = copy(bench)
-        own.flat = copy(bench.flat)
-        own.flat.tiles = {name: (tile,)}
-        with suppress(OutOfResources), torch.inference_mode():
-            own.launch(name, 0)
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(launch, [(name, tile) for name, tiles in CANDIDATES.items() for tile in tiles]))
-    torch.cuda.synchronize()
-
-
-def short(tile: Tile) -> str:
-    return f"{tile.rows}x{tile.columns}x{tile.depth} t{tile.turns} w{tile.warps} s{tile.stages}"
 
 
 def print_kernels(benches: list[Bench]) -> None:

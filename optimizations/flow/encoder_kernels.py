@@ -27,11 +27,21 @@ from optimizations.flow.triton_kernels import _attend
 
 
 @triton.jit
-def _moments(x, epsilon, C: tl.constexpr):
-    """Of whole frames x [B, C]: the mean, and what their distance from it is divided by, as a factor."""
-    mean = tl.sum(x, axis=1) / C
-    x -= mean[:, None]
-    return mean, tl.rsqrt(tl.sum(x * x, axis=1) / C + epsilon)
+def _moments(frames, inside, epsilon, C: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):
+    """Of whole frames, DEPTH channels at a time: the mean, and as a factor what the distance from it is divided by.
+
+    Each part has its own mean, so that nothing large is subtracted from something as large.
+    """
+    mean = tl.zeros((ROWS,), tl.float32)
+    squares = tl.zeros((ROWS,), tl.float32)
+    for step in range(C // DEPTH):
+        part = tl.load(frames + step * DEPTH, mask=inside, other=0.0)
+        own = tl.sum(part, axis=1) / DEPTH
+        away = part - own[:, None]
+        apart = own - mean
+        mean += apart / (step + 1)
+        squares += tl.sum(away * away, axis=1) + apart * apart * (DEPTH * step / (step + 1))
+    return mean, tl.rsqrt(squares / C + epsilon)
 
 
 @triton.jit(do_not_specialize=["M", "T"])
@@ -80,8 +90,7 @@ def encoder_product(
     if ADD:
         before = tl.load(at, mask=inside[:, None], other=0.0)  # here, as nobody has to wait for it at the end
     if NORM:
-        frames = tl.load(here + tl.arange(0, C)[None, :], mask=inside[:, None], other=0.0)
-        mean, scale = _moments(frames, epsilon, C)
+        mean, scale = _moments(here + k[None, :], inside[:, None], epsilon, C, ROWS, DEPTH)
     if TAPS > 1:
         t = (first + i) % T
         end = tl.load(lengths + (first + i) // T, mask=inside, other=0)

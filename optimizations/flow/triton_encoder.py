@@ -1,4 +1,4 @@
-"""The flow's encoder through the kernels of `encoder_kernels.py`: five launches a layer, and seven beside the layers."""
+"""The flow's encoder through the kernels of `encoder_kernels.py`: five launches a layer, and nine beside them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def unsupported(encoder: Any) -> str | None:
     width, head_dim = attention.linear_q.in_features, attention.d_k
     if any(size < 16 or size & (size - 1) for size in (width, head_dim)) or net.w_1.out_features % 16:
         return (
-            f"the encoder's kernels want powers of two from 16 on for width and head size, and a multiple of 16 for the "
+            "the encoder's kernels want powers of two from 16 on for width and head size, and a multiple of 16 for the "
             f"feed-forward nets, which are {width}, {head_dim} and {net.w_1.out_features}"
         )
     device = net.w_1.weight.device
@@ -96,7 +96,9 @@ def unsupported(encoder: Any) -> str | None:
 def is_known(encoder: Any) -> bool:
     """Whether it is built as upstream builds it for Chatterbox: norms in front, SiLU, no chunks, plain weights."""
     layers = [*encoder.encoders, *encoder.up_encoders]
-    linears = [m for m in encoder.modules() if "Linear" in type(m).__name__ and m not in (encoder.embed, encoder.up_embed)]
+    linears = [
+        m for m in encoder.modules() if "Linear" in type(m).__name__ and m not in (encoder.embed, encoder.up_embed)
+    ]
     return (
         all(_is_embedding(embed) for embed in (encoder.embed, encoder.up_embed))
         and encoder.normalize_before
@@ -166,7 +168,7 @@ class Layer:
 
     qkv: Product  # of it, what queries meet keys with
     difference: Tensor  # [C] float32: what else they meet distances with
-    to_table: Tensor  # [C, C]: of the distances
+    to_table: nn.Module  # of the distances
     heads: int
     epsilon: float  # of both norms
     out: Product
@@ -183,7 +185,7 @@ class Layer:
         return cls(
             Product.after(layer.norm_mha, torch.cat([x.weight for x in linears]), torch.cat(biases), dtype),
             (v - u).float(),
-            attention.linear_pos.weight.detach(),
+            attention.linear_pos,
             attention.h,
             layer.norm_mha.eps,
             Product.of(attention.linear_out.weight, attention.linear_out.bias, dtype),
@@ -277,8 +279,8 @@ class TritonEncoder(Tiled):
         if (stack, reach) not in self._tables:
             encode = self._position_encodings[stack]
             layers = (self.layers, self.up_layers)[stack]
-            _, positions = encode(layers[0].to_table.new_zeros(1, reach, 1))
-            tables = [F.linear(positions[0], layer.to_table).to(self.precision.dtype) for layer in layers]
+            _, positions = encode(layers[0].difference.new_zeros(1, reach, 1))
+            tables = [layer.to_table(positions[0]).to(self.precision.dtype) for layer in layers]
             self._tables[stack, reach] = tables
         return self._tables[stack, reach]
 
