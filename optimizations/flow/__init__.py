@@ -4,8 +4,10 @@ Tokens -> encoder -> a differential equation, solved in ten Euler steps from noi
 estimator over prompt and speech, twice for guidance. Begin with `static_shape.py`.
 
     static_shape.py       encoder and solver over rows padded to whole buckets, so that CUDA graphs hold them
+    triton_encoder.py     the encoder through the Triton kernels of encoder_kernels.py
     estimator.py          the estimator as one function with the channels innermost
     triton_estimator.py   the same through the Triton kernels of triton_kernels.py
+    tiles.py              which part of its work one program of these kernels does
     batched.py            rows of different length, each as it is alone
     prefix.py             a voice's prompt, and the mel of an utterance whose end is not there yet
     steps.py              how many Euler steps the solver takes
