@@ -21,6 +21,7 @@ APPLIED = (
     "int8_weights",
     "mixed_precision",
     "flash_attention",
+    "flat_encoder",
     "flat_estimator",
     "channels_last",
     "alignment_analyzer",

@@ -238,7 +238,7 @@ def test_production_on_the_miniature_from_the_command_to_the_report(command, tmp
     summary = run.summary()
     assert summary.status == "ok"
     unavailable = {name for name, o in summary.optimizations.items() if o["status"] == "unavailable"}
-    only_on_a_gpu = {"cuda_graphs", "cpu_offload"}
+    only_on_a_gpu = {"flat_encoder", "cuda_graphs", "cpu_offload"}
     assert only_on_a_gpu <= unavailable <= only_on_a_gpu | {"mixed_precision"}  # which not every CPU can do
     assert set(summary.active) == set(summary.enabled) - unavailable, summary.optimizations
     assert summary.comparison["rtf"].n == 3

@@ -32,27 +32,19 @@ SIZES = (1, 512), (1, 1024), (1, 256), (8, 512), (8, 1024)
 TOLD = (1, 500), (1, 263), (8, 500)
 """Rows and tokens of the whole encoders."""
 PRODUCTS = [
-    Tile(32, 64, 128, warps=4),
     Tile(64, 64, 64, warps=4, stages=4),
     Tile(64, 64, 128, warps=4),
-    Tile(32, 128, 64, warps=4, stages=4),
     Tile(64, 128, 64, warps=4, stages=4),
-    Tile(64, 128, 64, warps=8, stages=4),
-    Tile(128, 128, 64, warps=8, stages=3),
-    Tile(64, 256, 64, warps=8, stages=3),
+    Tile(64, 128, 64, stages=4),
+    Tile(64, 256, 64),
+    Tile(128, 128, 64),
 ]
 CANDIDATES = {
-    "convolution": PRODUCTS[:5],
-    "norm_qkv": PRODUCTS,
-    "relative_attention": [
-        *(Tile(32, 64, warps=warps, stages=stages) for warps, stages in ((2, 2), (4, 2), (4, 3))),
-        *(Tile(64, 64, warps=warps, stages=stages) for warps, stages in ((4, 2), (4, 3), (8, 2))),
-        *(Tile(32, 128, warps=warps, stages=2) for warps in (4, 8)),
-        Tile(64, 128, warps=8, stages=2),
-        Tile(16, 64, warps=1, stages=2),
-    ],
+    "convolution": PRODUCTS[:3],
+    "norm_qkv": PRODUCTS[3:],
+    "relative_attention": [Tile(64, 64, warps=4), Tile(64, 64, warps=4, stages=2), Tile(32, 128, warps=4, stages=2)],
     "add_attended": PRODUCTS,
-    "norm_inner": PRODUCTS,
+    "norm_inner": PRODUCTS[3:],
     "add_outer": PRODUCTS,
 }
 

@@ -15,8 +15,8 @@ from optimizations.flow.prefix import Prompt
 from optimizations.flow.static_shape import encode
 
 ENCODER_ROWS = 8
-"""Rows that the flow's encoder takes at once. Its relative positions take matrices of frames by frames for each head,
-some 0.3 GB for 20 s of prompt and speech; a few rows keep a GPU busy, and more would only take more memory."""
+"""Rows that the flow's encoder takes at once. Upstream's relative positions take matrices of frames by frames for each
+head, some 0.3 GB for 20 s of prompt and speech; a few rows keep a GPU busy, and more would only take more memory."""
 
 
 def encode_few(encoder: Any, embedded: Tensor, lengths: Tensor) -> Tensor:

@@ -12,7 +12,10 @@ A layer is five launches, with M = R * T frames, C channels, F the feed-forward 
     encoder_product      2 M C F          layer norm, bias, SiLU
     encoder_product      2 M C F          bias, into the residual
 
-What enters a product has the weights' dtype; its sums, norms, the softmax and the residual stream are float32. Every
+What enters a product has the weights' dtype; its sums, norms, the softmax and the residual stream are float32. In
+float16, numbers end at 65,504: what a norm has left is far from it, but convolutions read the stream as it is, and one
+reads what another made of it, so there it is clamped. bfloat16 would have the room, and an eighth of the exactness for
+all the numbers that never come near; float32 operands are twice the bytes; clamping is two instructions a number. Every
 element is written by one program, and sums have one order. Kernels overlap as those of the estimator do.
 """
 
@@ -42,6 +45,17 @@ def _moments(frames, inside, epsilon, C: tl.constexpr, ROWS: tl.constexpr, DEPTH
         mean += apart / (step + 1)
         squares += tl.sum(away * away, axis=1) + apart * apart * (DEPTH * step / (step + 1))
     return mean, tl.rsqrt(squares / C + epsilon)
+
+
+@triton.jit
+def _narrowed(x, dtype: tl.constexpr):
+    """x in that dtype. What float16 has no room for becomes the largest number that it has, and not infinity.
+
+    Infinity would be no number at all a norm or a softmax later, in every frame that looks there.
+    """
+    if x.dtype == tl.float32 and dtype == tl.float16:
+        x = tl.minimum(tl.maximum(x, -65504.0), 65504.0)
+    return x.to(dtype)
 
 
 @triton.jit(do_not_specialize=["M", "T"])
@@ -102,10 +116,9 @@ def encoder_product(
         if TAPS > 1:
             seen = inside & (t + ahead >= 0) & (t + ahead < end)
         a = tl.load(here + ahead * C + (step % steps) * DEPTH + k[None, :], mask=seen[:, None], other=0.0)
-        if NORM:
-            a = (a - mean[:, None]) * scale[:, None]
         b = tl.load(weights + step * DEPTH)
-        sums = tl.dot(a.to(b.dtype), b, sums, input_precision=PRODUCT)
+        a = ((a - mean[:, None]) * scale[:, None]).to(b.dtype) if NORM else _narrowed(a, b.dtype)
+        sums = tl.dot(a, b, sums, input_precision=PRODUCT)
     y = sums + biases[None, :]
     if ACTIVATION == "silu":
         y *= tl.sigmoid(y)
@@ -113,7 +126,7 @@ def encoder_product(
         y = tl.where(y > 0, y, 0.01 * y)
     if ADD:
         y += before
-    tl.store(at, y.to(out.dtype.element_ty), mask=inside[:, None])
+    tl.store(at, _narrowed(y, out.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit

@@ -36,6 +36,8 @@ from optimizations.common.padding import padded_length, within
 STAGE = "tokens_to_mel"
 FRAMES_PER_TOKEN = 2
 """Of the mel."""
+OWN_WAY = "encode_rows"
+"""An encoder's attribute that stands for `encode`, where it has one."""
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -120,7 +122,13 @@ class StaticEncoder:
 
 
 def encode(encoder: Any, embedded: Tensor, lengths: Tensor) -> Tensor:
-    """Embedded tokens [B, n, C], zero behind each row's length -> hidden [B, 2 n, C], each row as if it were alone."""
+    """Embedded tokens [B, n, C], zero behind each row's length -> hidden [B, 2 n, C], each row as if it were alone.
+
+    An encoder that was given a way of its own to do this goes that way.
+    """
+    if own := vars(encoder).get(OWN_WAY):
+        hidden: Tensor = own(embedded, lengths)
+        return hidden
     mask = within(lengths, embedded.shape[1])[:, None]
     x, positions, _ = encoder.embed(embedded, mask)
     x = encoder.pre_lookahead_layer(x * mask.transpose(1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from optimizations.common.launching import can_overlap, launch, n_processors, sh
 SHARED_BYTES = 96 * 1024
 """Shared memory that each kernel's last tile needs for one program; on Hopper, which has it, a quarter more."""
 
+ANY = math.inf
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -20,7 +23,7 @@ class Tile:
 
     `rows` frames against `columns` outputs (keys for attention), `depth` inputs at a time; `turns` times as many
     outputs one after the other, for `norm_product`. `stages`: loads that are under way at once. It is taken for up to
-    `at_once` programs a processor, where a program may have so many `kilobytes` of shared memory.
+    `at_once` programs a processor (`ANY`: however many), where a program may have so many `kilobytes` of shared memory.
     """
 
     rows: int
@@ -29,7 +32,7 @@ class Tile:
     turns: int = 1
     warps: int = 8
     stages: int = 3
-    at_once: int = 0
+    at_once: float = 0
     kilobytes: int = SHARED_BYTES >> 10
 
 

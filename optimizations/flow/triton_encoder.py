@@ -11,13 +11,19 @@ import torch.nn.functional as F
 import triton
 from chatterbox.models.s3gen.transformer.attention import RelPositionMultiHeadedAttention
 from chatterbox.models.s3gen.transformer.embedding import EspnetRelPositionalEncoding
+from chatterbox.models.s3gen.transformer.encoder_layer import ConformerEncoderLayer
 from chatterbox.models.s3gen.transformer.subsampling import LinearNoSubsampling
+from chatterbox.models.s3gen.transformer.upsample_encoder import (
+    PreLookaheadLayer,
+    Upsample1D,
+    UpsampleConformerEncoder,
+)
 from torch import Tensor, nn
 
 from optimizations.common.launching import LOG2_E, shared_bytes
 from optimizations.common.padding import power_of_two, within
 from optimizations.flow import encoder_kernels
-from optimizations.flow.tiles import SHARED_BYTES, Tile, Tiled, Tiles
+from optimizations.flow.tiles import ANY, SHARED_BYTES, Tile, Tiled, Tiles
 
 NAMES = ("encoder_product", "relative_attention")
 """The kernels as the profiler names them."""
@@ -45,31 +51,38 @@ def allowed() -> Precision:
 
 TILES = {
     "convolution": (
-        Tile(32, 64, 128, warps=4, stages=3, at_once=2),
+        Tile(64, 64, 128, warps=4, at_once=2, kilobytes=160),
+        Tile(64, 128, 64, warps=4, stages=4, at_once=ANY, kilobytes=160),
         Tile(64, 64, 64, warps=4, stages=4),
     ),
     "norm_qkv": (
-        Tile(32, 128, 64, warps=4, stages=3, at_once=2),
-        Tile(64, 128, 64, stages=3),
+        Tile(64, 128, 64, stages=4, at_once=1, kilobytes=160),
+        Tile(64, 256, 64, at_once=ANY, kilobytes=160),
+        Tile(64, 128, 64),
     ),
-    "relative_attention": (
-        Tile(32, 64, warps=4, stages=2, at_once=2),
-        Tile(64, 64, warps=4, stages=2),
-    ),
+    "relative_attention": (Tile(64, 64, warps=4),),
     "add_attended": (
-        Tile(32, 64, 128, warps=4, stages=3, at_once=2),
-        Tile(64, 64, 64, warps=4, stages=4),
+        Tile(64, 64, 128, warps=4, at_once=0.5),
+        Tile(64, 128, 64, warps=4, stages=4),
     ),
     "norm_inner": (
-        Tile(32, 128, 64, warps=4, stages=3, at_once=2),
-        Tile(64, 128, 64, stages=3),
+        Tile(64, 128, 64, stages=4, at_once=1, kilobytes=160),
+        Tile(64, 256, 64, at_once=ANY, kilobytes=160),
+        Tile(64, 128, 64),
     ),
     "add_outer": (
-        Tile(32, 64, 128, warps=4, stages=3, at_once=2),
-        Tile(64, 64, 64, warps=4, stages=4),
+        Tile(64, 64, 64, warps=4, stages=4, at_once=0.5),
+        Tile(64, 64, 128, warps=4, at_once=1),
+        Tile(64, 128, 64, warps=4, stages=4),
     ),
 }
-"""For float16: the first whose programs are few enough, and the last for any number."""
+"""For float16: the first whose programs are few enough, and which the GPU has shared memory for; the last for any
+number.
+
+Small tiles are for few frames, since a kernel wants a program on each of an H200's 132 processors; as soon as there
+are more, larger ones take over, which read less for each product. The fastest of what `python -m optimizations.bench
+encoder` tried there, for one row and for eight.
+"""
 FULL_TILES = dict.fromkeys(TILES, (Tile(32, 32, 32, warps=4, stages=2),))
 
 
@@ -95,6 +108,8 @@ def unsupported(encoder: Any) -> str | None:
 
 def is_known(encoder: Any) -> bool:
     """Whether it is built as upstream builds it for Chatterbox: norms in front, SiLU, no chunks, plain weights."""
+    if type(encoder) is not UpsampleConformerEncoder:
+        return False
     layers = [*encoder.encoders, *encoder.up_encoders]
     linears = [
         m for m in encoder.modules() if "Linear" in type(m).__name__ and m not in (encoder.embed, encoder.up_embed)
@@ -106,6 +121,9 @@ def is_known(encoder: Any) -> bool:
         and not encoder.use_dynamic_chunk
         and encoder.static_chunk_size == 0
         and len(encoder.encoders) > 0
+        and type(encoder.pre_lookahead_layer) is PreLookaheadLayer
+        and type(encoder.up_layer) is Upsample1D
+        and all(type(layer) is ConformerEncoderLayer and layer.normalize_before for layer in layers)
         and all(layer.feed_forward_macaron is None and layer.conv_module is None for layer in layers)
         and all(type(layer.self_attn) is RelPositionMultiHeadedAttention for layer in layers)
         and all(isinstance(layer.feed_forward.activation, nn.SiLU) for layer in layers)
