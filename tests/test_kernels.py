@@ -31,7 +31,7 @@ from optimizations.t3.int8 import Int8Linear, in_8_bits
 from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample
 from optimizations.t3.token_buffers import TokenBuffers
 
-QUICK = "(static_engines and (2-5 or gpt2)) or (velocities_are and dtype0) or blocks_of_all"
+QUICK = "(static_engines and (2-5 or gpt2)) or (velocities_are and dtype0) or (hidden_frames and 21) or blocks_of_all"
 """Of each file's kernels the tests that run them all; the others are slow."""
 FILES = sorted(map(str, Path(__file__).parent.glob("test_kernels*.py")))
 
