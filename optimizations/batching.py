@@ -14,11 +14,11 @@ from torch import Tensor
 from harness.pipeline import Pipeline, Stage
 from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
-from optimizations.flow.batched import solve
+from optimizations.flow.batched import SOLVER_ROWS, solve
 from optimizations.flow.prefix import noise_for, prompt_of
 from optimizations.flow.steps import euler_steps
 from optimizations.t3.decoder import decoder_of
-from optimizations.vocoder.batched import decode, source
+from optimizations.vocoder.batched import HIFT_ROWS, decode, source
 
 PROBE_TOKENS = (24, 40)
 
@@ -32,7 +32,8 @@ class Batching(Optimization):
 
     This: segments are sorted by length and go through each stage `size` at a time, whichever utterance they belong to.
     T3's decoder has the batch size as a setting, which `token_sequence` sets as well; where both are on, this one's
-    counts. Flow and vocoder are called here, in such a way that a row comes out as it would alone:
+    counts. Flow and vocoder take at most so many as fill a GPU, 16 and 8: their memory grows with the rows, and fewer
+    are padded less. They are called here, in such a way that a row comes out as it would alone:
     - flow: rows are padded behind and masked. Its encoder looks three tokens ahead, where a row alone sees zeros, so
       padding is zeroed there too; prompts may differ in length; each row starts from the noise it would draw alone.
     - vocoder: the source is made row by row, with the row's own random phases, and decoded together. Where lengths
@@ -182,7 +183,7 @@ class BatchedFlow(BatchedStage):
         # As many draws as rows, in the rows' order: the numbers that each would get alone.
         noises = [noise_for(s3gen, n, len(prompt.mel), device)[0] for n, prompt in zip(frames, prompts, strict=True)]
         mels: dict[int, Tensor] = {}
-        for batch in batches(frames, self.size):
+        for batch in batches(frames, min(self.size, SOLVER_ROWS)):
             self.tally.count([frames[i] for i in batch])
             solved = solve(
                 flow, [ids[i] for i in batch], [prompts[i] for i in batch], [noises[i] for i in batch], steps
@@ -204,7 +205,7 @@ class BatchedHiFT(BatchedStage):
         sources = [source(s3gen.mel2wav, mel) for mel in rows]
         frames = [mel.shape[2] for mel in rows]
         waves: dict[int, Tensor] = {}
-        for batch in batches(frames, self.size):
+        for batch in batches(frames, min(self.size, HIFT_ROWS)):
             self.tally.count([frames[i] for i in batch])
             decoded = decode(s3gen.mel2wav.decode, [rows[i] for i in batch], [sources[i] for i in batch])
             waves.update(zip(batch, decoded, strict=True))

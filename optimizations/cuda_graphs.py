@@ -52,7 +52,8 @@ class CudaGraphs(Optimization):
     - HiFT's source and HiFT itself, by bucket of length;
     - what `gpu_watermark` does, by seconds.
     Padding changes nothing in what is kept, see `flow/static_shape.py` and `vocoder/static_shape.py`. The warm-up
-    captures all buckets up to `tokens`; what is longer is captured when it first comes, and counted.
+    captures all buckets up to `tokens`; what is longer is captured when it first comes, and counted. A full batch's
+    cache is made for `batch_tokens`, since that of 64 texts is 16 MB a slot, and grows with what comes.
 
     Where not: where arithmetic or bandwidth sets the pace, as in large batches. Weights and caches must stay where they
     are, so `cpu_offload.profile=sequential` excludes it. A multilingual T3's guard judges every token on the host: its
@@ -73,10 +74,11 @@ class CudaGraphs(Optimization):
 
     @dataclass
     class Config:
-        """`tokens`: speech to be ready for, 25 a second. `flow_bucket`: mel frames. `poll`: tokens in a graph; up
-        to twice as many are said beyond the end, to nobody."""
+        """`tokens`: speech to be ready for, 25 a second; `batch_tokens`: in a full batch. `flow_bucket`: mel frames.
+        `poll`: tokens in a graph; up to twice as many are said beyond the end, to nobody."""
 
         tokens: int = number(500, least=1)
+        batch_tokens: int = number(250, least=1)
         flow_bucket: int = number(64, least=1)
         poll: int = number(8, least=1)
 
@@ -122,13 +124,14 @@ class CudaGraphs(Optimization):
         def prepare() -> None:
             with self._preparing(pipeline):
                 prompt = decoder.opening() + TEXT_POSITIONS
-                batches, positions = {1, decoder.batch_size}, self.config.tokens + prompt
+                spoken = {decoder.batch_size: self.config.batch_tokens, 1: self.config.tokens}
+                positions = {n: prompt + n_tokens for n, n_tokens in spoken.items()}
                 if decoder.reuse_prefix:
                     prompt = TEXT_POSITIONS
                 with self._rehearsing(pipeline):
-                    loop.prepare(batches, positions, prompt=0)
+                    loop.prepare(positions, prompt=0)
                 decoder.forget_prefixes()  # of a voice's, what kernels that did not run should have written
-                loop.prepare(batches, positions, prompt)
+                loop.prepare(positions, prompt)
 
         pipeline.swap_item(vars(decoder), "prepare", prepare)
 

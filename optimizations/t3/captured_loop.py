@@ -10,7 +10,7 @@ runs beyond the end is cut off, so the tokens are those of the decoder's own loo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
@@ -20,7 +20,7 @@ from harness.measure import synchronize
 from harness.pipeline import HELD_BACK
 from optimizations.common.graphs import DelayedFlag, Draws, Graphs
 from optimizations.common.kernels import for_device
-from optimizations.common.padding import power_of_two
+from optimizations.common.padding import padded_length, power_of_two
 from optimizations.t3.decoder import Decoder
 from optimizations.t3.engines import Prefix, StaticEngine
 from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample_by
@@ -47,6 +47,7 @@ class CapturedLoop:
         self._finished = DelayedFlag(self.device)
         self._token_buffers: dict[tuple[int, int], TokenBuffers] = {}
         self._prompts: dict[tuple[int, int], Tensor] = {}
+        self._prompts_memory = torch.zeros(0, device=self.device)
         self._embeds: dict[int, Tensor] = {}
         self._moves = -1
         self._kernels = for_device("optimizations.t3.triton_sampling", self.device)
@@ -66,10 +67,8 @@ class CapturedLoop:
     def prefill(self, embeds: Tensor, pad: Tensor | None, prefix: Prefix | None) -> Tensor:
         """`Engine.prefill` on prompts [R, n, C] that are padded on the left to whole buckets."""
         rows, n, width = embeds.shape
-        longest = -(-n // PROMPT_BUCKET) * PROMPT_BUCKET
-        if (rows, longest) not in self._prompts:
-            self._prompts[rows, longest] = embeds.new_zeros(rows, longest, width)
-        prompt = self._prompts[rows, longest]
+        longest = padded_length(n, PROMPT_BUCKET)
+        prompt = self._prompt(rows, longest, width)
         prompt[:, : longest - n] = 0
         prompt[:, longest - n :] = embeds
         pads = torch.zeros(rows, dtype=torch.long, device=embeds.device) if pad is None else pad
@@ -80,6 +79,16 @@ class CapturedLoop:
         hidden = self.graphs.run(STAGE, shape, lambda: self.engine.read(prompt, start)).clone()
         self.engine.length = start + longest
         return hidden
+
+    def _prompt(self, rows: int, longest: int, width: int) -> Tensor:
+        """The buffer for such prompts [R, n, C], which come one at a time: all lie in the same memory, as far as it
+        was there."""
+        key, size = (rows, longest), rows * longest * width
+        if key not in self._prompts:
+            if size > len(self._prompts_memory):
+                self._prompts_memory = torch.zeros(size, dtype=self.engine.dtype, device=self.device)
+            self._prompts[key] = self._prompts_memory[:size].view(rows, longest, width)
+        return self._prompts[key]
 
     @torch.inference_mode()
     def decode(self, hidden: Tensor, n: int, limit: int, pinned: bool) -> Tensor:
@@ -158,20 +167,21 @@ class CapturedLoop:
         engine.length = position + 1
         return hidden
 
-    def prepare(self, batches: set[int], positions: int, prompt: int) -> None:
-        """Capture what batches of these sizes take: prompts of up to `prompt` positions, and steps up to `positions`.
+    def prepare(self, positions: Mapping[int, int], prompt: int) -> None:
+        """Capture what batches of these sizes take: steps up to so many positions, prompts of up to `prompt` of them.
 
-        What is largest comes first: what the others need then fits into its memory.
+        What is largest is captured first: what the others need then fits into its memory.
         """
-        self.engine.heads, self.engine.sides = self.decoder.watched_heads, self.decoder.sides
-        self.engine.reserve(self.decoder.sides * self.n_rows(max(batches)), positions)
-        if self.decoder.guarded:
-            for n in sorted(batches, reverse=True):
-                self._prepare_steps(n, positions, guarded=True)
-            return
-        for n in sorted({self.n_rows(n) for n in batches}, reverse=True):
-            self._prepare_prompts(n, prompt)
-            self._prepare_steps(n, positions, guarded=False)
+        decoder, engine = self.decoder, self.engine
+        engine.heads, engine.sides = decoder.watched_heads, decoder.sides
+        sizes = positions if decoder.guarded else {self.n_rows(n): length for n, length in positions.items()}
+        batches = sorted(sizes.items(), reverse=True)
+        for n, length in reversed(batches):  # so that the largest memory is made once
+            engine.reserve(decoder.sides * n, length)
+        for n, length in batches:
+            if not decoder.guarded:
+                self._prepare_prompts(n, prompt)
+            self._prepare_steps(n, length, decoder.guarded)
 
     def _prepare_prompts(self, n: int, longest: int) -> None:
         decoder, width = self.decoder, self.decoder.t3.speech_emb.weight.shape[1]
@@ -217,6 +227,8 @@ class CapturedLoop:
         buffers.held[SPEECH_VOCAB_SIZE:] = pinned
         buffers.finished.zero_()
         buffers.finished[n:] = True
+        if pinned:  # all that there will be, at once
+            self.engine.extend(self.engine.length, self.engine.length + limit - 1)
         return buffers
 
     def _advance(self, buffers: TokenBuffers, position: int, at_once: int = 1) -> Tensor:
@@ -229,10 +241,13 @@ class CapturedLoop:
         return self.graphs.run(STAGE, shape, lambda: self._steps(buffers, extent, at_once))
 
     def _extent(self, position: int, n: int = 1) -> int:
-        """The slots that `n` steps from `position` on read, in whole buckets; makes room where there is none."""
+        """The slots that `n` steps from `position` on read, in whole buckets; makes room where there is none.
+
+        For a quarter more than there was, as what has been captured is captured again.
+        """
         engine, last = self.engine, position + n - 1
         if last >= engine.capacity:
-            engine.extend(position, last + 1)
+            engine.extend(position, last + 1 + engine.capacity // 4)
         self._follow_moves()
         return min((last // engine.bucket + 1) * engine.bucket, engine.capacity)
 

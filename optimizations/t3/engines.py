@@ -20,8 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optimizations.t3.blocks import Blocks, Places, blocks_of
+from optimizations.common.padding import padded_length
+from optimizations.t3.blocks import Places, blocks_of
 
+MANY_ROWS = 16
+BUCKET_OF_MANY = 32
+"""Positions by which the cache of more rows than that grows: 32 of 128 rows are 0.5 GB of bfloat16 at full size."""
 Heads = tuple[tuple[int, int], ...]
 Prefix = list[tuple[Tensor, Tensor]]
 """Keys and values [1 or R, heads, p, head_dim] per layer that rows open with."""
@@ -196,8 +200,9 @@ class StaticEngine(FlatEngine):
 
     The cache is one tensor [R, heads, capacity, head_dim] per layer and kind, so that a slot is written in place and
     the filled part is read as a view: nothing is concatenated and nothing of the cache is allocated per token.
-    Capacity grows by whole buckets; it is kept between utterances. Fewer rows than there is memory for use the first
-    rows of it, so that the memory stays where it is.
+    The memory behind it is a number of slots, kept between utterances, which rows share out among themselves: few rows
+    have room for long utterances in what many take for shorter ones. It grows by whole buckets, for many rows by fewer
+    slots, and stays where it is unless it grows.
 
     `step` reads only what is filled, so its shapes grow with every token. `static_step` is the same mathematics in
     shapes that stay: it reads a whole bucket of slots and masks those to come. What changes from token to token is
@@ -215,8 +220,8 @@ class StaticEngine(FlatEngine):
         """The slot that the next fixed step writes, [1] on the device."""
         self._memory = _Memory()
         self._n_prefix = 0
-        self._opened: tuple[Prefix, int, int] | None = None
-        """The prefix that rows still open with, how many rows, and the moves until then."""
+        self._opened: tuple[Prefix, int, int, int] | None = None
+        """The prefix that rows still open with, how many rows, their capacity, and the moves until then."""
 
     @property
     def capacity(self) -> int:
@@ -244,14 +249,15 @@ class StaticEngine(FlatEngine):
 
     def _open(self, prefix: Prefix | None) -> None:
         """Have all rows begin with the prefix. What the last prompt began with is there still, and not copied again."""
-        rows, opened = len(self.pads), self._opened
         if prefix is None:
             self._opened = None
-        elif opened is None or opened[0] is not prefix or opened[1] < rows or opened[2] != self.moves:
+            return
+        rows, place = len(self.pads), (self.capacity, self.moves)
+        if (opened := self._opened) is None or opened[0] is not prefix or opened[1] < rows or opened[2:] != place:
             for index, (k, v) in enumerate(prefix):
                 self.keys[index][:, :, : self._n_prefix] = k
                 self.values[index][:, :, : self._n_prefix] = v
-            self._opened = prefix, rows, self.moves
+            self._opened = prefix, rows, *place
 
     def read(self, embeds: Tensor, start: int) -> Tensor:
         """Prompts [R, n, C], from the slot `start` on -> hidden [R, C]. With padding set, it can be captured."""
@@ -314,7 +320,7 @@ class StaticEngine(FlatEngine):
         self._opened = None
         self._reserve(rows, length, self.blocks.norm.weight)
         for cache in (*self._memory.keys, *self._memory.values):
-            cache.zero_()  # as fresh memory is: see `_Memory.grown`
+            cache.zero_()  # as fresh memory is: see `_grow`
         self._set_padding(None)
 
     def extend(self, filled: int, length: int) -> None:
@@ -335,21 +341,44 @@ class StaticEngine(FlatEngine):
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         """Make room for `length` positions in `rows` rows, keeping what the cache holds of the current prompt."""
-        dtype, held = self.dtype, self._memory
-        if not held.fits(rows, length, dtype, like.device):
-            capacity = held.capacity if length <= held.capacity else -(-(length + 1) // self.bucket) * self.bucket
-            self._memory = held.grown(self.blocks, max(rows, held.rows), capacity, dtype, like.device, self.length)
-            self.moves += 1
-            self.tables = self.blocks.tables(capacity, like.to(dtype))
-            if self.position.device != like.device:
-                self.position = torch.zeros(1, dtype=torch.long, device=like.device)
-        elif self.keys and self.keys[0].shape[0] == rows:
-            return
         memory = self._memory
-        self.keys, self.values = [k[:rows] for k in memory.keys], [v[:rows] for v in memory.values]
-        self.pads, self.valid_slots = memory.pads[:rows], memory.valid_slots[:rows]
+        if not memory.fits(rows, length, self.dtype, like.device):
+            self._grow(rows, length, like)
+        elif self.keys and self.keys[0].shape[:3:2] == (rows, memory.capacity(rows)):
+            return
+        else:
+            self.keys = [self._view(slots, rows) for slots in memory.keys]
+            self.values = [self._view(slots, rows) for slots in memory.values]
+        capacity = memory.capacity(rows)
+        self.pads, self.valid_slots = memory.pads[:rows], memory.valid[: rows * capacity].view(rows, capacity)
         if self.length:
             self._set_padding(self._pad)
+
+    def _grow(self, rows: int, length: int, like: Tensor) -> None:
+        """Memory for `length` positions in `rows` rows: layer after layer, so that none but one is there twice."""
+        memory, filled, blocks = self._memory, self.length, self.blocks
+        memory.widen(rows, length, self.bucket, like.device)
+        for slots, views in ((memory.keys, self.keys), (memory.values, self.values)):
+            if not filled:  # nothing to keep: what there was makes room first
+                slots.clear()
+                views.clear()
+            for index in range(len(blocks.layers)):
+                # Zeros, because a masked slot still takes part with weight 0, and 0 times what lies in fresh memory
+                # may be NaN.
+                new = torch.zeros(memory.n_slots, blocks.heads * blocks.head_dim, dtype=self.dtype, device=like.device)
+                view = self._view(new, rows)
+                if filled:
+                    view[: len(views[index]), :, :filled] = views[index][:, :, :filled]
+                slots[index : index + 1], views[index : index + 1] = [new], [view]
+        self.moves += 1
+        self.tables = blocks.tables(memory.longest, like.to(self.dtype))
+        if self.position.device != like.device:
+            self.position = torch.zeros(1, dtype=torch.long, device=like.device)
+
+    def _view(self, slots: Tensor, rows: int) -> Tensor:
+        """Keys or values of a layer [R, heads, capacity, head_dim] in its slots [n, heads * head_dim]."""
+        capacity, heads = self._memory.capacity(rows), self.blocks.heads
+        return slots[: rows * capacity].view(rows, heads, capacity, self.blocks.head_dim)
 
     def _run_here(self, embeds: Tensor, newest: int) -> Tensor:
         """All layers over `embeds` at the next slots, which are written in place and read as views."""
@@ -365,43 +394,40 @@ class StaticEngine(FlatEngine):
 
 @dataclass
 class _Memory:
-    """The static engine's memory: for every layer keys and values, and what goes with the rows."""
+    """The static engine's memory: for every layer slots of keys and values, and what goes with the rows.
+
+    So many rows as there are share the slots out among themselves: `capacity` each, and `longest` at most.
+    """
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     pads: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    valid_slots: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
+    valid: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    longest: int = 0
 
     @property
-    def rows(self) -> int:
-        return len(self.pads)
+    def n_slots(self) -> int:
+        return len(self.valid)
 
-    @property
-    def capacity(self) -> int:
-        return self.valid_slots.shape[1]
+    def capacity(self, rows: int) -> int:
+        """Slots for each of `rows` rows."""
+        return min(self.longest, self.n_slots // rows)
 
     def fits(self, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> bool:
         if not self.keys or self.keys[0].dtype != dtype or self.keys[0].device != device:
             return False
-        return self.rows >= rows and self.capacity >= length
+        return rows <= len(self.pads) and length <= self.capacity(rows)
 
-    def grown(
-        self, blocks: Blocks, rows: int, capacity: int, dtype: torch.dtype, device: torch.device, filled: int
-    ) -> _Memory:
-        """Memory of that size with the first `filled` slots of this one."""
-        shape = (rows, blocks.heads, capacity, blocks.head_dim)
+    def widen(self, rows: int, length: int, bucket: int, device: torch.device) -> None:
+        """Count with `length` positions in `rows` rows; the layers' slots are for the caller to make.
 
-        def layers(old: list[Tensor]) -> list[Tensor]:
-            # Zeros, because a masked slot still takes part with weight 0, and 0 times what lies in fresh memory
-            # may be NaN.
-            new = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(len(blocks.layers))]
-            for grown, held in zip(new, old, strict=False):
-                grown[: held.shape[0], :, :filled] = held[:, :, :filled]
-            return new
-
-        return _Memory(
-            layers(self.keys),
-            layers(self.values),
-            torch.zeros(rows, dtype=torch.long, device=device),
-            torch.ones(rows, capacity, dtype=torch.bool, device=device),
-        )
+        Few rows get as many as any ever had, which costs little, and grow seldom.
+        """
+        if rows > MANY_ROWS:
+            capacity = padded_length(length + 1, min(bucket, BUCKET_OF_MANY))
+        else:
+            capacity = max(padded_length(length + 1, bucket), self.longest)
+        n_slots = max(self.n_slots, rows * capacity)
+        self.longest = max(self.longest, capacity)
+        self.pads = torch.zeros(max(rows, len(self.pads)), dtype=torch.long, device=device)
+        self.valid = torch.ones(n_slots, dtype=torch.bool, device=device)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SAMPLES_PER_FRAME = 480
+HIFT_ROWS = 8
+"""Mels that are decoded at once: 10 s of one are some 0.2 GB on the way, and a few of them fill a GPU."""
 HIFT_REACH = 16
 """Mel frames that a sample of HiFT's wave can depend on, to either side: 3 through its first convolution, 1 through
 the first upsampling, 7.5 through the residual blocks at 8 steps a frame (kernel 11, dilations 1, 3, 5), and less than
