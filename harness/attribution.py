@@ -8,20 +8,11 @@ among those whose prerequisites are there already, so that no order asks for wha
 
 **From which runs.** Every job compares two sets of optimizations, whatever its sweep was. Where the jobs connect all
 sets that can be, the parts follow from the measured changes alone: "exact". A combo of twelve has 4096 sets, so mostly
-a model stands in for those that were not measured: each optimization has an effect, and each two of them an
-interaction,
-
-    log time(S) - log time(R)  =  sum of b_i (z_i(S) - z_i(R))  +  sum of w_ij (z_i z_j (S) - z_i z_j (R))  +  error
-
-with z = +1/2 where an optimization is on and -1/2 where it is off. The jobs are far fewer than the interactions, so
-these are random effects, w ~ N(0, tau^2): few are large, and what nothing speaks for stays near 0. What does much by
-itself is expected to interact more, as is usual ("heredity"): tau is larger for it, up to several times. The error has
-each job's own variance and, for what interactions of three and more do, sigma^2. A job of too few pairs for an interval
-counts too: it is known as badly as the worst of the others, and where none has an interval, sigma is all that there is.
-Both variances are estimated by restricted maximum likelihood (H. D. Patterson, R. Thompson, Biometrika 58, 1971), with
-a wide prior where there are too few jobs to tell. Intervals follow from the model's covariance, so they widen where the
-jobs say little. Without prerequisites, an optimization's part is its main effect b_i, averaged over all sets of the
-others.
+a model stands in for those that were not measured: a Gaussian process for each stage of a call, or for the whole where
+a figure is no sum of stages or some run does not tell them (`harness.surrogate`). It takes every job between sets of
+the combo's members, so sweeps that are reported together sharpen each other. A job of too few pairs for an interval
+counts too: it is known as badly as the worst of the others, and where none has an interval, how they scatter is all
+that there is. Intervals follow from the model, so they widen where the jobs say little.
 
 The model takes jobs from both ends, near the baseline and near the combo: `one_at_a_time` and `leave_one_out` together,
 or a `screening`. Leaving one out of the combo says nothing about the first steps, so by itself it makes no waterfall.
@@ -30,28 +21,31 @@ What the parts leave of the measured whole is shown as the remainder.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
-from harness import stats
+from harness import orders, stats, surrogate
 from harness.ablation import Place, clear, interval, place, reference
-from harness.results import BASELINE, Summary
+from harness.orders import Names, Needs, Sums
+from harness.results import BASELINE, Summary, Variant
 
-Names = tuple[str, ...]
 Requires = Mapping[str, Collection[str]]
+Change = tuple[float, float]
+"""Seconds of a stage, for each second of audio, with the one set on and with the other."""
 
 EXACT = "exact"
 FITTED = "fitted"
-ENUMERATED = 12
-"""Up to so many optimizations all sets that can be are gone through; for more, SAMPLED orders are drawn."""
-SAMPLED = 2000
-LEAST_ERROR = 1e-4
-"""No job is known better than this: 0.01 per cent of a time, 0.0001 of a word error rate."""
+BY_STAGE = "rtf"
+"""The metric that is a sum of stages."""
+REST = "rest"
+LEAST_STAGE = 0.005
+"""What takes less of the call, in every job and on both sides, counts with the rest."""
+FEWER = 60
+"""Of more optimizations than can be enumerated, the variances are those of so many orders."""
 Z = float(special.ndtri((1 + stats.CONFIDENCE) / 2))
 
 
@@ -67,7 +61,7 @@ class Measured:
 class Observation:
     """One job's change of one metric between two sets of optimizations: log ratio or delta, with standard error.
 
-    The error is None where the job had too few pairs to tell.
+    The error is None where the job had too few pairs to tell. `stages` is empty where the metric is no sum of them.
     """
 
     on: frozenset[str]
@@ -75,15 +69,21 @@ class Observation:
     change: float
     error: float | None
     run_id: str
+    stages: Mapping[str, Change] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A step of the waterfall: ratio or delta with its interval; the verdict is Holm's within the waterfall."""
+    """A step of the waterfall: ratio or delta with its interval; the verdict is Holm's within the waterfall.
+
+    `smallest_detectable` is the change for the worse that an interval of this width would have found (relative for a
+    ratio); None where the interval by itself has found one, be it that Holm's correction took it back.
+    """
 
     optimization: str
     interval: stats.Interval
     verdict: str
+    smallest_detectable: float | None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Waterfall:
 
     `parts` multiply (a ratio) or add up (a delta) to `sum`, whose interval is the parts' own together; `total` is what
     was measured, `remainder` what of it the parts leave. `method` is EXACT or FITTED, `jobs` the number of jobs that
-    went in.
+    went in, `stages` the number of stages that were fitted one by one, 1 for the whole.
     """
 
     combo: str
@@ -114,6 +114,7 @@ class Waterfall:
     interactions: tuple[Interaction, ...]
     method: str
     jobs: int
+    stages: int
 
     @property
     def kind(self) -> str:
@@ -127,11 +128,19 @@ class Waterfall:
         return self.total.estimate - self.sum.estimate
 
     @property
+    def within_measured(self) -> bool:
+        """Whether the parts' sum lies within the measured whole's interval."""
+        return _holds(self.total, self.sum.estimate)
+
+    @property
     def adds_up(self) -> bool:
-        """Whether the parts' sum lies within the measured whole's interval; if it has none, the whole in the sum's."""
-        if self.total.bounds is None:
-            return self.sum.bounds is not None and self.sum.bounds[0] <= self.total.estimate <= self.sum.bounds[1]
-        return self.total.bounds[0] <= self.sum.estimate <= self.total.bounds[1]
+        """Whether one of the two lies within the other's interval: the whole's has no width, or is not known, where a
+        figure does not vary (memory) or a process has it only once."""
+        return self.within_measured or _holds(self.sum, self.total.estimate)
+
+
+def _holds(interval: stats.Interval, value: float) -> bool:
+    return interval.bounds is not None and interval.bounds[0] <= value <= interval.bounds[1]
 
 
 def waterfalls(runs: Sequence[Measured], metric: str, requires: Requires | None = None) -> list[Waterfall]:
@@ -166,23 +175,29 @@ def share_out(
     if whole is None or varied != set(names):
         return None
     needs = {name: frozenset((requires or {}).get(name, ())) & set(names) for name in names}
-    model = exact_model(names, needs, jobs)
+    sums, pairs = asked(names, needs)
+    model: Model | None = exact_model(names, sums.sets, jobs)
     if model is None:
         if len(jobs) < 2 * len(names):
             return None
-        model = two_way_model(names, jobs)
-    shares, threshold = order_average(names, needs, model.features), combo.summary.thresholds[metric]
-    parts = _judged(names, [model.tell(row, measure.kind) for row in shares], measure, threshold)
+        model = fitted_model(names, needs, jobs)
+    told = [_interval(*one, measure.kind, model.jobs) for one in zip(*model.tell(sums), strict=True)]
+    changes, whole_way, beyond = told[: len(names)], told[len(names)], told[len(names) + 1 :]
+    threshold = combo.summary.thresholds[metric]
     return Waterfall(
         combo=combo.summary.combo,
         metric=metric,
         place=place(combo.summary),
         total=interval(combo.summary.comparison[metric]),
-        parts=tuple(Part(*part) for part in parts),
-        sum=model.tell(shares.sum(axis=0), measure.kind),
-        interactions=tuple(Interaction(*pair) for pair in _judged(*_pairs(model, measure.kind), measure, threshold)),
+        parts=tuple(
+            Part(*judged, _power(judged[1], measure, threshold))
+            for judged in _judged(names, changes, measure, threshold)
+        ),
+        sum=whole_way,
+        interactions=tuple(Interaction(*pair) for pair in _judged(pairs, beyond, measure, threshold)),
         method=model.method,
         jobs=model.jobs,
+        stages=model.stages,
     )
 
 
@@ -196,8 +211,26 @@ def observe(run: Summary, metric: str) -> Observation | None:
         return None
     if stats.metric(metric).kind == "ratio":
         change = change.map(math.log)
-    error = max((change.bounds[1] - change.bounds[0]) / (2 * Z), LEAST_ERROR) if change.bounds else None
-    return Observation(on, off, change.estimate, error, run.run_id)
+    error = max((change.bounds[1] - change.bounds[0]) / (2 * Z), surrogate.LEAST) if change.bounds else None
+    return Observation(on, off, change.estimate, error, run.run_id, _stages(run) if metric == BY_STAGE else {})
+
+
+def _stages(run: Summary) -> dict[str, Change]:
+    """Each stage's time on both sides, what is left of the call as REST; empty where a side does not tell them."""
+    after, before = (_times(side) for side in (run.variants[run.candidate or run.against], run.reference))
+    return {name: (after.get(name, 0.0), before.get(name, 0.0)) for name in after | before} if after and before else {}
+
+
+def _times(side: Variant) -> dict[str, float]:
+    """Seconds of each stage for each second of audio; they add up to the real-time factor."""
+    if not (side.rtf and side.generation_time_s and side.stages_s):
+        return {}
+    rest = side.generation_time_s - sum(side.stages_s.values())
+    if rest < -LEAST_STAGE * side.generation_time_s:
+        return {}  # stages that overlap are no sum
+    return {
+        name: seconds * side.rtf / side.generation_time_s for name, seconds in (side.stages_s | {REST: rest}).items()
+    }
 
 
 def _same_parameters(run: Measured, combo: Measured) -> bool:
@@ -224,150 +257,121 @@ def _judged(
     return list(zip(names, changes, verdicts, strict=True))
 
 
-# -------------------------------------------------------------------------------------------- orders
-
-Features = Callable[[frozenset[str]], np.ndarray]
-"""What stands for a set of optimizations in a model: its log time is the product with the model's coefficients."""
-
-
-def order_average(names: Names, needs: Mapping[str, frozenset[str]], features: Features) -> np.ndarray:
-    """Each name's average step, [names, features]: what it changes in the features, over all orders that can be."""
-    weights: dict[frozenset[str], np.ndarray] = {}
-    index = {name: i for i, name in enumerate(names)}
-    for before, name, weight in _steps(names, needs):
-        for on, sign in ((before, -1), (before | {name}, 1)):
-            weights.setdefault(on, np.zeros(len(names)))[index[name]] += sign * weight
-    return np.stack(list(weights.values()), axis=1) @ np.stack([features(on) for on in weights])
-
-
-def _steps(names: Names, needs: Mapping[str, frozenset[str]]) -> Iterator[tuple[frozenset[str], str, float]]:
-    """What is on, what is switched on next, and how often an order has that step."""
-    if len(names) > ENUMERATED:
-        yield from _sampled_steps(names, needs)
-        return
-    level: dict[frozenset[str], float] = {frozenset(): 1.0}
-    for _ in names:
-        following: dict[frozenset[str], float] = {}
-        for before, weight in level.items():
-            ready = _ready(names, needs, before)
-            for name in ready:
-                yield before, name, weight / len(ready)
-                after = before | {name}
-                following[after] = following.get(after, 0.0) + weight / len(ready)
-        level = following
-
-
-def _sampled_steps(names: Names, needs: Mapping[str, frozenset[str]]) -> Iterator[tuple[frozenset[str], str, float]]:
-    rng = np.random.default_rng(0)
-    for _ in range(SAMPLED):
-        before: frozenset[str] = frozenset()
-        while ready := _ready(names, needs, before):
-            name = ready[rng.integers(len(ready))]
-            yield before, name, 1 / SAMPLED
-            before |= {name}
-
-
-def _ready(names: Names, needs: Mapping[str, frozenset[str]], on: frozenset[str]) -> list[str]:
-    return [name for name in names if name not in on and needs[name] <= on]
+def _power(change: stats.Interval, measure: stats.Metric, threshold: float) -> float | None:
+    if stats.verdict(change.low, change.high, threshold, measure) != stats.NO_CHANGE:
+        return None
+    return stats.smallest_detectable(change, threshold, measure)
 
 
 # -------------------------------------------------------------------------------------------- models
 
 
-@dataclass(frozen=True)
-class Model:
-    """Coefficients of the features with their covariance; `pairs` are the interactions, which come last of them."""
+class Model(Protocol):
+    """What the jobs say of sets of optimizations; `stages` as in Waterfall."""
 
-    features: Features
+    @property
+    def method(self) -> str: ...
+    @property
+    def jobs(self) -> int: ...
+    @property
+    def stages(self) -> int: ...
+    def tell(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+        """Estimates and variances [sums], on the log scale for ratios."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Every set but the empty one has a change of its own: their means and covariance, in the order of the sets."""
+
     mean: np.ndarray
     covariance: np.ndarray
-    method: str
     jobs: int
-    pairs: tuple[tuple[str, str], ...] = ()
+    method: str = EXACT
+    stages: int = 1
 
-    def tell(self, weights: np.ndarray, kind: str) -> stats.Interval:
-        """A weighted sum of the coefficients, as a ratio or a delta with its interval."""
-        estimate, half_width = float(weights @ self.mean), Z * float(weights @ self.covariance @ weights) ** 0.5
-        change = stats.Interval(estimate, estimate - half_width, estimate + half_width, self.jobs)
-        return change.map(math.exp) if kind == "ratio" else change
+    def tell(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+        weights = sums.weights[:, 1:]
+        return weights @ self.mean, ((weights @ self.covariance) * weights).sum(axis=1)
 
 
-def exact_model(names: Names, needs: Mapping[str, frozenset[str]], jobs: Sequence[Observation]) -> Model | None:
-    """Every set that can be has a coefficient of its own; None unless the jobs connect them all to the baseline."""
-    if len(names) > ENUMERATED:
+@dataclass(frozen=True)
+class Fitted:
+    """`fewer`: the same sums over fewer sets, for what `surrogate` would take too long over all of them."""
+
+    surrogate: surrogate.Surrogate
+    jobs: int
+    stages: int
+    fewer: Sums | None
+    method: str = FITTED
+
+    def tell(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+        return self.surrogate.tell(sums, self.fewer)
+
+
+def exact_model(names: Names, sets: np.ndarray, jobs: Sequence[Observation]) -> Exact | None:
+    """None unless the jobs connect all sets that can be to the empty one, which comes first."""
+    if len(names) > orders.ENUMERATED or len(sets) - 1 > len(jobs):
         return None
-    sets = list(dict.fromkeys(before | {name} for before, name, _ in _steps(names, needs)))
-    if len(sets) > len(jobs):
-        return None
-    column = {on: i for i, on in enumerate(sets)}
-
-    def features(on: frozenset[str]) -> np.ndarray:
-        return np.eye(1, len(sets), column[on])[0] if on else np.zeros(len(sets))
-
-    known = [job for job in jobs if job.error and all(not on or on in column for on in (job.on, job.off))]
+    column = {frozenset(name for name, on in zip(names, row, strict=True) if on): i for i, row in enumerate(sets)}
+    known = [job for job in jobs if job.error and job.on in column and job.off in column]
     if not known:
         return None
-    design, changes, errors = _rows(known, features)
+    own = np.eye(len(sets))
+    design = np.stack([own[column[job.on]] - own[column[job.off]] for job in known])[:, 1:]
+    errors = np.array([job.error for job in known])
     weighted = design / errors[:, None]
-    if np.linalg.matrix_rank(weighted) < len(sets):
+    if np.linalg.matrix_rank(weighted) < len(sets) - 1:
         return None
     covariance = np.linalg.inv(weighted.T @ weighted)
-    return Model(features, covariance @ weighted.T @ (changes / errors), covariance, EXACT, len(known))
+    changes = np.array([job.change for job in known])
+    return Exact(covariance @ weighted.T @ (changes / errors), covariance, len(known))
 
 
-def two_way_model(names: Names, jobs: Sequence[Observation]) -> Model:
-    """An effect of each optimization and a random interaction of each two: see the top of this file."""
-    n, crossed = len(names), list(combinations(range(len(names)), 2))
-    first, second = (np.array(side) for side in zip(*crossed, strict=True))
-
-    def features(on: frozenset[str]) -> np.ndarray:
-        z = np.array([0.5 if name in on else -0.5 for name in names])
-        return np.concatenate([z, z[first] * z[second]])
-
-    rows = _rows(jobs, features)
-    mean, _ = _fit(*rows, np.ones(len(crossed)))
-    size = np.abs(mean[:n]) + max(float(np.abs(mean[:n]).mean()), LEAST_ERROR)
-    scales = np.sqrt(size[first] * size[second])
-    mean, covariance = _fit(*rows, scales / scales.max())
-    return Model(features, mean, covariance, FITTED, len(jobs), tuple(combinations(names, 2)))
-
-
-def _fit(
-    design: np.ndarray, changes: np.ndarray, errors: np.ndarray, scales: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of the coefficients; the interactions, the last ones, vary by tau times their `scales`."""
-    wide = max(float(np.abs(changes).max()), LEAST_ERROR)
-    n = design.shape[1] - len(scales)
-    main, crossed = (part @ part.T for part in (design[:, :n], design[:, n:] * scales))
-
-    def misfit(logs: np.ndarray) -> float:
-        """-2 log of the likelihood of tau and sigma, main effects integrated out."""
-        tau, sigma = np.exp(logs)
-        spread = (FLAT * wide) ** 2 * main + tau**2 * crossed + np.diag(errors**2 + sigma**2)
-        factor = np.linalg.cholesky(spread)
-        rest = np.linalg.solve(factor, changes)
-        return float(2 * np.log(np.diag(factor)).sum() + rest @ rest + (tau / wide) ** 2 + (sigma / wide) ** 2)
-
-    found = optimize.minimize(misfit, np.log([wide / 4, max(np.median(errors), wide / 100)]), method="Nelder-Mead")
-    tau, sigma = np.exp(found.x)
-    scaled = design / np.sqrt(errors**2 + sigma**2)[:, None]
-    prior = np.concatenate([np.full(n, FLAT * wide), np.maximum(tau * scales, LEAST_ERROR)])
-    covariance = np.linalg.inv(scaled.T @ scaled + np.diag(prior**-2))
-    return covariance @ scaled.T @ (changes / np.sqrt(errors**2 + sigma**2)), covariance
+def fitted_model(names: Names, needs: Needs, jobs: Sequence[Observation]) -> Fitted:
+    """Stage by stage where every job tells them, else the whole at once."""
+    worst = max((job.error for job in jobs if job.error), default=surrogate.LEAST)
+    if all(job.stages for job in jobs):
+        changes, base = _by_stage(jobs)
+    else:
+        changes, base = np.array([[job.change for job in jobs]]), np.ones(1)
+    learnt = surrogate.learn(
+        surrogate.Jobs(
+            on=orders.rows(names, [job.on for job in jobs]),
+            off=orders.rows(names, [job.off for job in jobs]),
+            changes=changes,
+            errors=np.array([job.error or worst for job in jobs]),
+            base=base,
+        )
+    )
+    fewer = asked(names, needs, FEWER)[0] if len(names) > orders.ENUMERATED else None
+    return Fitted(learnt, len(jobs), len(base), fewer)
 
 
-FLAT = 10.0
-"""How wide the prior of a main effect is, in the largest changes that were measured: wide enough to say nothing."""
+def _by_stage(jobs: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:
+    """Log ratios [stages, jobs], and each stage's share [stages] of the baseline, a mean over the jobs that have it."""
+    names = [name for name in jobs[0].stages if name != REST and all(name in job.stages for job in jobs)]
+    times = np.array([[job.stages[name] for name in names] for job in jobs])  # [jobs, stages, sides]
+    whole = np.array([np.sum(list(job.stages.values()), axis=0) for job in jobs])[:, None, :]
+    counts = (times > 0).all(axis=(0, 2)) & ((times / whole).max(axis=(0, 2)) >= LEAST_STAGE)
+    times = times[:, counts]
+    rest = np.maximum(whole - times.sum(axis=1, keepdims=True), surrogate.LEAST * whole)
+    times = np.concatenate([times, rest], axis=1)
+    shares = (times / times.sum(axis=1, keepdims=True))[[not job.off for job in jobs], :, 1]
+    return np.log(times[..., 0] / times[..., 1]).T, shares.mean(axis=0)
 
 
-def _rows(jobs: Sequence[Observation], features: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Design [jobs, features], changes and standard errors [jobs]."""
-    design = np.stack([features(job.on) - features(job.off) for job in jobs])
-    worst = max((job.error for job in jobs if job.error), default=LEAST_ERROR)
-    return design, np.array([job.change for job in jobs]), np.array([job.error or worst for job in jobs])
+def asked(names: Names, needs: Needs, count: int = orders.SAMPLED) -> tuple[Sums, list[tuple[str, str]]]:
+    """A sum for each name's part, one for all of them together and one for each of the pairs; no pairs of too many."""
+    steps = orders.average_steps(names, needs, count)
+    weights = [steps.weights, steps.weights.sum(axis=0, keepdims=True)]
+    pairs: list[tuple[str, str]] = []
+    if len(names) <= orders.ENUMERATED:
+        pairs, crossed = orders.second_differences(names, steps.sets)
+        weights.append(crossed)
+    return Sums(steps.sets, np.concatenate(weights)), pairs
 
 
-def _pairs(model: Model, kind: str) -> tuple[tuple[tuple[str, str], ...], list[stats.Interval]]:
-    """The model's interactions with their intervals."""
-    own = np.eye(len(model.mean))[len(model.mean) - len(model.pairs) :]
-    return model.pairs, [model.tell(row, kind) for row in own]
+def _interval(estimate: float, variance: float, kind: str, jobs: int) -> stats.Interval:
+    half_width = Z * math.sqrt(variance)
+    change = stats.Interval(float(estimate), float(estimate) - half_width, float(estimate) + half_width, jobs)
+    return change.map(math.exp) if kind == "ratio" else change

@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pytest
 from factories import TWELVE, Case, Effect, make_summary
 
-from harness import attribution
-from harness.attribution import EXACT, FITTED, Measured, Observation, waterfalls
+from harness.attribution import EXACT, FITTED, Measured, waterfalls
 from harness.designs import DESIGNS, Subject
 
 NAMES = TWELVE[:6]
@@ -155,50 +153,62 @@ def test_memory_and_quality_are_shared_out_too(tmp_path):
     assert {found.verdict for found in wer.parts} == {"no detectable change"}
 
 
-@pytest.mark.parametrize("designs", [("one_at_a_time", "leave_one_out"), ("screening",)])
-@pytest.mark.parametrize(
-    "requires", [{}, {NAMES[2]: (NAMES[1],), NAMES[5]: (NAMES[1], NAMES[4])}], ids=["free", "chained"]
-)
-def test_the_parts_intervals_cover_the_truth(designs, requires):
-    """Forty models of random effects and a few random interactions, each measured with errors of one per cent."""
-    rng = np.random.default_rng(1)
-    needs = {name: frozenset(requires.get(name, ())) for name in NAMES}
-    covered = []
-    for _ in range(40):
-        effects = dict(zip(NAMES, rng.normal(-0.1, 0.2, len(NAMES)), strict=True))
-        crossed = {frozenset(pair): rng.normal(0, 0.2) * (rng.random() < 0.2) for pair in combinations(NAMES, 2)}
-
-        def true(on, effects=effects, crossed=crossed) -> float:
-            return sum(effects[name] for name in on) + sum(w for pair, w in crossed.items() if pair <= set(on))
-
-        subject = Subject("x", NAMES, NAMES, requires)
-        jobs = [job for design in designs for job in DESIGNS[design](subject)]
-        observed = [
-            Observation(
-                frozenset(job.enabled),
-                frozenset(job.reference),
-                true(job.enabled) - true(job.reference) + rng.normal(0, 0.01),
-                0.01,
-                "",
-            )
-            for job in jobs
-        ]
-        model = attribution.two_way_model(NAMES, observed)
-        shares = attribution.order_average(NAMES, needs, model.features)
-        truth = attribution.order_average(NAMES, needs, lambda on, true=true: np.array([true(on)]))[:, 0]
-        found = [model.tell(row, "delta") for row in shares]
-        covered += [one.low <= value <= one.high for one, value in zip(found, truth, strict=True)]
-    assert 0.9 <= np.mean(covered) <= 1
+@pytest.mark.parametrize("missing", ["nowhere", "everywhere", "in one run"])
+def test_runs_that_do_not_tell_their_stages_are_shared_out_as_wholes(sweeps, missing):
+    runs = list(sweeps["screening"])
+    for index in {"nowhere": [], "everywhere": range(len(runs)), "in one run": [3]}[missing]:
+        runs[index] = without_stages(runs[index])
+    (waterfall,) = waterfalls(runs, "rtf")
+    assert (waterfall.stages > 1) == (missing == "nowhere")
+    assert waterfall.adds_up
+    for found in waterfall.parts:
+        assert math.log(found.interval.estimate) == pytest.approx(part(found.optimization), abs=0.02)
 
 
-def test_many_optimizations_are_put_in_sampled_orders():
-    names = tuple(f"n{i}" for i in range(14))
-    needs = {name: frozenset() for name in names} | {"n3": frozenset({"n7"})}
+def without_stages(run: Measured) -> Measured:
+    variants = {name: replace(variant, stages_s={}) for name, variant in run.summary.variants.items()}
+    return replace(run, summary=replace(run.summary, variants=variants))
 
-    def features(on) -> np.ndarray:
-        assert "n3" not in on or "n7" in on
-        return np.array([len(on), float({"n0", "n1"} <= on)])
 
-    steps = attribution.order_average(names, needs, features)
-    assert steps[:, 0] == pytest.approx(np.ones(14))
-    assert steps[:2, 1] == pytest.approx([0.5, 0.5], abs=0.05)
+def test_a_job_with_a_member_from_elsewhere_or_one_that_did_not_work_is_left_out(sweeps):
+    clean = waterfalls(sweeps["screening"], "rtf")[0]
+    other = sweeps["screening"][3]
+    strange = replace(other, summary=with_status(other.summary, TWELVE[10], "active"))
+    failed = replace(other, summary=with_status(other.summary, TWELVE[10], "failed"))
+    for odd in (strange, failed):
+        (waterfall,) = waterfalls([*sweeps["screening"], odd], "rtf")
+        assert (waterfall.jobs, waterfall.parts) == (clean.jobs, clean.parts)
+
+
+def with_status(summary, name: str, status: str):
+    record = {"enabled": True, "status": status, "reason": None, "evidence": {}}
+    return replace(summary, optimizations=summary.optimizations | {name: record})
+
+
+def test_more_sweeps_narrow_the_intervals(sweeps):
+    """Not each of them: a first sweep may happen to fit too well."""
+    alone = waterfalls(sweeps["screening"], "rtf")[0]
+    (together,) = waterfalls([run for sweep in sweeps.values() for run in sweep], "rtf")
+    assert together.jobs > alone.jobs
+    assert np.mean([width(part) for part in together.parts]) < np.mean([width(part) for part in alone.parts])
+
+
+def width(found) -> float:
+    return math.log(found.interval.high / found.interval.low)
+
+
+def test_a_part_without_a_verdict_says_what_would_have_been_found(sweeps):
+    (waterfall,) = waterfalls(sweeps["screening"], "rtf")
+    found = {part.optimization: part for part in waterfall.parts}
+    nothing = found[NAMES[3]]
+    assert nothing.verdict == "no detectable change"
+    assert 0.03 < nothing.smallest_detectable < 0.06
+    assert found[NAMES[0]].smallest_detectable is None
+
+
+def test_a_figure_that_does_not_vary_adds_up_by_the_sums_interval(sweeps):
+    (waterfall,) = waterfalls(sweeps["screening"], "rtf")
+    exact = replace(waterfall.total, low=waterfall.total.estimate, high=waterfall.total.estimate)
+    assert replace(waterfall, total=exact).adds_up
+    far = replace(exact, estimate=2.0, low=2.0, high=2.0)
+    assert not replace(waterfall, total=far).adds_up

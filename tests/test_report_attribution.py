@@ -51,6 +51,7 @@ def test_a_waterfall_is_told_and_drawn(report):
     assert "Holm" in text
     assert "within the measured interval" in text
     assert "| remainder |" in text
+    assert f"| `{NAMES[2]}` |" in text.split("smallest findable |")[1]
     assert list(report.glob("waterfall-rtf-*.png"))
     assert f"{NAMES[0]} carries the most" in text
 

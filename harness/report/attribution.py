@@ -17,6 +17,7 @@ from harness.report.choice import front
 from harness.report.data import Run
 from harness.report.document import Block, Bullets, Heading, Paragraph, Table
 from harness.report.plots import BAND, INK, NEUTRAL, PALE, SMALL, STYLE, colour_of, listed, note, place_labels, saved
+from harness.report.tables import FINDABLE
 
 METRICS = ("rtf", "peak_memory_mb", "wer")
 HOLM = (
@@ -67,23 +68,26 @@ def _what(waterfall: Waterfall) -> str:
 
 
 def _sentence(waterfall: Waterfall) -> str:
-    how = (
-        f"exactly, from {waterfall.jobs} jobs that hold every set that can be"
-        if waterfall.method == EXACT
-        else f"by a model of effects and interactions of two, fitted to {waterfall.jobs} jobs"
-    )
     kind = waterfall.kind
     verb = "multiply" if kind == "ratio" else "add up"
-    if waterfall.total.bounds:
-        subject, whose = "The sum", "the measured"
+    if waterfall.within_measured:
+        fit = "The sum lies within the measured interval."
+    elif waterfall.adds_up:
+        fit = "What was measured lies within the sum's interval."
     else:
-        subject, whose = "What was measured, in too few pairs for an interval,", "the sum's"
+        fit = "Neither lies within the other's interval: conditions changed between jobs."
     return (
-        f"Shared out by Shapley's value, {how}: the parts {verb} to {words.change(waterfall.sum, kind)}; measured was "
-        f"{words.change(waterfall.total, kind)}, which leaves {_value(waterfall.remainder, kind)}. {subject} lies "
-        f"{'within' if waterfall.adds_up else 'outside'} {whose} interval"
-        f"{'.' if waterfall.adds_up else ': three or more depend on each other, or conditions changed between jobs.'}"
+        f"Shared out by Shapley's value, {_how(waterfall)}: the parts {verb} to {words.change(waterfall.sum, kind)}; "
+        f"measured was {words.change(waterfall.total, kind)}, which leaves {_value(waterfall.remainder, kind)}. {fit}"
     )
+
+
+def _how(waterfall: Waterfall) -> str:
+    if waterfall.method == EXACT:
+        return f"exactly, from {waterfall.jobs} jobs that hold every set that can be"
+    if waterfall.stages == 1:
+        return f"by a Gaussian process fitted to {waterfall.jobs} jobs"
+    return f"by a Gaussian process for each of {waterfall.stages} stages of a call, fitted to {waterfall.jobs} jobs"
 
 
 def _value(value: float, kind: str) -> str:
@@ -93,11 +97,18 @@ def _value(value: float, kind: str) -> str:
 def _parts(waterfall: Waterfall) -> Table:
     kind = waterfall.kind
     rows = [
-        [words.code(part.optimization), words.change(part.interval, kind), part.verdict] for part in _sorted(waterfall)
+        [
+            words.code(part.optimization),
+            words.change(part.interval, kind),
+            part.verdict,
+            "" if part.smallest_detectable is None else words.size(part.smallest_detectable, kind),
+        ]
+        for part in _sorted(waterfall)
     ]
-    rows.append(["remainder", _value(waterfall.remainder, kind), ""])
-    rows.append(["measured together", words.change(waterfall.total, kind), ""])
-    return Table(["optimization", f"its part, {kind} (95 % interval)", "verdict (Holm)"], rows, numeric=frozenset({1}))
+    rows.append(["remainder", _value(waterfall.remainder, kind), "", ""])
+    rows.append(["measured together", words.change(waterfall.total, kind), "", ""])
+    columns = ["optimization", f"its part, {kind} (95 % interval)", "verdict (Holm)", FINDABLE]
+    return Table(columns, rows, numeric=frozenset({1, 3}))
 
 
 def _sorted(waterfall: Waterfall) -> list[Part]:
