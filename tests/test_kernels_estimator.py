@@ -14,6 +14,8 @@ from test_kernels import relative_error
 import optimizations
 from harness import checkpoints
 from harness.pipeline import Pipeline
+from optimizations.common.graphs import Graphs, Uncaptured
+from optimizations.flow.static_shape import StaticSolver
 from optimizations.mixed_precision import cast_estimator
 
 triton = pytest.importorskip("triton")
@@ -21,10 +23,11 @@ tl = pytest.importorskip("triton.language")
 MELS = 16
 
 
-def tiny():
+def tiny(meanflow=False):
     """An estimator of two ResNets at the ends and one between, a block behind each; float32."""
     torch.manual_seed(0)
     estimator = ConditionalDecoder(
+        meanflow=meanflow,
         in_channels=4 * MELS,
         out_channels=MELS,
         channels=[64],
@@ -102,6 +105,29 @@ def test_padded_rows_are_the_rows_alone():
 def activate(function: tl.constexpr, x, y, n: tl.constexpr):
     i = tl.arange(0, n)
     tl.store(y + i, function(tl.load(x + i)))
+
+
+@interpreted
+@pytest.mark.parametrize("meanflow", [False, True])
+def test_the_solvers_own_steps_lead_where_its_usual_ones_do(meanflow, monkeypatch):
+    """Two utterances of different length, a bucket that is longer than both."""
+    flat = kernels_of(halved(tiny(meanflow), torch.float16))
+    flat.estimator.forward = flat.forward
+    cfm = SimpleNamespace(estimator=flat.estimator, inference_cfg_rate=0.7, t_scheduler="cosine", forward=None)
+    given = inputs([40, 33], 40)
+    arguments = [given["mu"], given["mask"], 3, 1.0, given["spks"], given["cond"], given["x"], meanflow]
+
+    def solved():
+        solver = StaticSolver(cfm, Graphs(Uncaptured), bucket=16)
+        return [solver.forward(*arguments)[0] for _ in range(2)]
+
+    own, again = solved()
+    assert torch.equal(own, again), "nothing of a call is left for the next one"
+    assert flat.n_calls == 6
+    monkeypatch.setattr(type(flat), "solver_steps", lambda _flat, _state: None)
+    usual, _ = solved()
+    for row, length in enumerate([40, 33]):
+        assert relative_error(own[row, :, :length], usual[row, :, :length]) < 1e-3, "rounded elsewhere"
 
 
 @interpreted

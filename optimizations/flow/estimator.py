@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from chatterbox.models.s3gen.decoder import CausalConv1d
 from diffusers.models.activations import GELU
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from optimizations.flow.static_shape import State, Steps
 
 
 def is_known(estimator: Any) -> bool:
@@ -69,7 +72,8 @@ class ChannelsLastEstimator:
             return self.masked(x=x, mask=mask, mu=mu, t=t, spks=spks, cond=cond, r=r)
         self.n_calls += 1
         inputs = torch.cat((x, mu, spks[:, :, None].expand_as(x), cond), dim=1)
-        return self.velocity(inputs, mask, self._times(t.expand(len(x)), None if r is None else r.expand(len(x))))
+        shares = self.time_shares(t.expand(len(x)), None if r is None else r.expand(len(x)))
+        return self.velocity(inputs, mask, self.by_resnet(shares))
 
     def bears(self, mask: Tensor) -> bool:
         """Whether this can do without a mask, or with one that counts."""
@@ -79,13 +83,21 @@ class ChannelsLastEstimator:
         """All inputs [R, 320, T], of which the mask may hide none -> velocity [R, 80, T]."""
         return self._layers(inputs.transpose(1, 2), times).transpose(1, 2)
 
-    def _times(self, t: Tensor, r: Tensor | None) -> tuple[Tensor, ...]:
-        """What the time [R] and the step's end [R] add in each ResNet, [R, 1, C]."""
+    def solver_steps(self, state: State) -> Steps | None:
+        """A way through the solver's steps over a state that is this estimator's own, where it has one."""
+        return None
+
+    def time_shares(self, t: Tensor, r: Tensor | None) -> Tensor:
+        """What the times [n] and, for a meanflow, the steps' ends [n] add in the ResNets [n, channels]."""
         embedded = self._embedded(t)
         if self.estimator.meanflow:
             assert r is not None
             embedded = self.estimator.time_embed_mixer.forward(torch.cat((embedded, self._embedded(r)), dim=1))
-        return F.linear(mish(embedded), *self.time)[:, None].split(self.time_sizes, dim=-1)
+        return F.linear(mish(embedded), *self.time)
+
+    def by_resnet(self, shares: Tensor) -> tuple[Tensor, ...]:
+        """`time_shares` [R, channels] as the ResNets take them, [R, 1, C] each."""
+        return shares[:, None].split(self.time_sizes, dim=-1)
 
     def _embedded(self, t: Tensor) -> Tensor:
         estimator = self.estimator

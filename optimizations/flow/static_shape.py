@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from torch import Tensor
 from optimizations.common.graphs import Graphs
 from optimizations.common.modules import queries_keys_values
 from optimizations.common.padding import padded_length, within
+from optimizations.flow.estimator import ChannelsLastEstimator
 
 STAGE = "tokens_to_mel"
 FRAMES_PER_TOKEN = 2
@@ -191,6 +192,23 @@ class State:
         self.bounds[-1] = total * frames
 
 
+class Steps(Protocol):
+    """Steps over a state that an estimator takes in its own way."""
+
+    shares: Tensor
+    """What `begin` gave of the step at hand, [1, ...]."""
+    span: Tensor
+    """From the time of the step at hand to the next one's, [1]."""
+
+    def begin(self, times: Tensor) -> Tensor:
+        """Take the state as it was filled, for steps between the times [n + 1] -> what they share, [n, ...]."""
+        ...
+
+    def step(self, rate: float) -> None:
+        """One Euler step, guided at that rate if the state has two sides; it can be captured."""
+        ...
+
+
 class StaticSolver:
     """`CausalConditionalCFM.forward`, with rows padded to multiples of `bucket` frames and one captured step."""
 
@@ -198,6 +216,7 @@ class StaticSolver:
         self.cfm, self.graphs, self.bucket = cfm, graphs, bucket
         self._upstream: Callable[..., tuple[Tensor, None]] = cfm.forward
         self._states: dict[tuple[int, ...], State] = {}
+        self._own_steps: dict[tuple[int, ...], tuple[ChannelsLastEstimator, Steps | None]] = {}
         self._attention = RowAttention()
 
     @torch.inference_mode()
@@ -224,10 +243,18 @@ class StaticSolver:
 
         state = self._state(mu, spks, sides=1 if meanflow else 2)
         state.fill(noise, mask, mu, spks, cond)
+        own, rate = self._steps_of(state), self.cfm.inference_cfg_rate
+        shares, spans = own.begin(times) if own else None, times.diff()
         for step in range(1 if self.graphs.is_preparing else n_timesteps):
+            shape = "step", state.sides, *state.x.shape
+            if own is not None and shares is not None:
+                own.shares.copy_(shares[step : step + 1])
+                own.span.copy_(spans[step : step + 1])
+                self.graphs.run(STAGE, shape, lambda: own.step(rate))
+                continue
             state.time.copy_(times[step : step + 1])
             state.until.copy_(times[step + 1 : step + 2])
-            self.graphs.run(STAGE, ("step", state.sides, *state.x.shape), lambda: self._step(state))
+            self.graphs.run(STAGE, shape, lambda: self._step(state))
         return state.x[:, :, : mu.shape[2]].to(mu.dtype, copy=True), None
 
     def _state(self, mu: Tensor, speaker: Tensor, sides: int) -> State:
@@ -238,6 +265,17 @@ class StaticSolver:
             like = mu.new_zeros(0, dtype=self.cfm.estimator.dtype)
             self._states[key] = State.blank(rows, sides, n_mels, speaker.shape[1], frames, like)
         return self._states[key]
+
+    def _steps_of(self, state: State) -> Steps | None:
+        """The way through the steps that the estimator has of its own, if it is one that has."""
+        flat = getattr(self.cfm.estimator.forward, "__self__", None)
+        if not isinstance(flat, ChannelsLastEstimator):
+            return None
+        key = state.sides, *state.x.shape
+        known = self._own_steps.get(key)
+        if known is None or known[0] is not flat:
+            known = self._own_steps[key] = flat, flat.solver_steps(state)
+        return known[1]
 
     def _step(self, state: State) -> None:
         """One Euler step: with guidance, or by a flow that does without and knows where it ends."""

@@ -16,6 +16,8 @@ from optimizations.common.launching import LOG2_E, shared_bytes
 from optimizations.flow import triton_kernels
 from optimizations.flow.estimator import Block, ChannelsLastEstimator, Norm, Product, stacks_of
 from optimizations.flow.tiles import SHARED_BYTES, Tile, Tiled, Tiles
+from optimizations.flow.static_shape import State
+from optimizations.flow.triton_steps import TritonSteps
 
 NAMES = ("convolution", "norm_product", "row_attention", "add_product")
 """The kernels as the profiler names them."""
@@ -132,12 +134,30 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
     def bears(self, mask: Tensor) -> bool:
         return True
 
+    @property
+    def half(self) -> Tensor:
+        """A weight of the blocks: of the dtype that products are in, and where they are."""
+        return self.stacks[0].blocks[0].outer.weight
+
+    @property
+    def n_inputs(self) -> int:
+        """Numbers that a frame comes with: a mel, the encoder's, the speaker and the prompt."""
+        return self.stacks[0].resnet.beside.weight.shape[1]
+
+    def solver_steps(self, state: State) -> TritonSteps:
+        return TritonSteps.over(self, state)
+
     def velocity(self, inputs: Tensor, mask: Tensor, times: tuple[Tensor, ...]) -> Tensor:
         rows, channels, length = inputs.shape
         lengths = mask[:, 0].sum(dim=-1, dtype=torch.int32)
-        b = Buffers.blank(lengths, rows * length, self.stacks[0].blocks[0])
-        frames = b.x.new_empty(rows, length, channels, dtype=b.hidden.dtype)
+        frames = self.half.new_empty(rows, length, channels)
         frames.copy_(inputs.transpose(1, 2))
+        hidden = self.through(frames, lengths, times)
+        return F.linear(hidden, self.out.weight.flatten(1), self.out.bias).view(rows, length, -1).transpose(1, 2)
+
+    def through(self, frames: Tensor, lengths: Tensor, times: tuple[Tensor, ...]) -> Tensor:
+        """Half-precision frames [R, T, inputs] and lengths [R] int32 -> [R * T, C], float32, for the last product."""
+        b = Buffers.blank(lengths, frames.shape[0] * frames.shape[1], self.stacks[0].blocks[0])
         width = b.x.shape[1]
         between = len(self.stacks) - 2
 
@@ -149,7 +169,7 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
         self.stack(between + 1, b.joined, times, b, leaving=b.entering)
         self.convolve(self.up[0], b.entering, b.hidden, b)
         self.convolve(self.last.convolution, b.hidden, b.x, b, self.last.norm)
-        return F.linear(b.x, self.out.weight.flatten(1), self.out.bias).view(rows, length, -1).transpose(1, 2)
+        return b.x
 
     def stack(self, index: int, frames: Tensor, times: tuple[Tensor, ...], b: Buffers, leaving: Tensor) -> None:
         """A ResNet and its blocks: half-precision frames [M, in] -> x, and a copy of it to `leaving` [M, C]."""

@@ -295,3 +295,61 @@ def row_attention(
     sums /= tl.maximum(total, 1.0)[:, None]
     out = attended + row.to(tl.int64) * T * width + head * D + i[:, None] * width + d[None, :]
     tl.store(out, sums.to(attended.dtype.element_ty), mask=(i < T)[:, None])
+
+
+@triton.jit(do_not_specialize=["T"])
+def euler_step(
+    hidden,  # [R, T, C] float32: what the estimator's last product reads
+    weight,  # [N, C] float32
+    bias,  # [N] float32
+    span,  # [1] float32: from this step's time to the next one's
+    x,  # in and out: [B, N, T] float32: the mel on its way
+    frames,  # out: [R, T, IN], half: the next step's inputs, of which the first N of a frame are its mel
+    T,
+    rate,  # of guidance
+    B,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    IN: tl.constexpr,
+    GUIDED: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """ROWS frames of one utterance: x += span * velocity, and the mel to where the next step reads it.
+
+    The velocity is linear in what the product reads, so guidance comes before it: one product for both sides. With
+    GUIDED the rows from B on are the unguided sides.
+    """
+    if OVERLAP:
+        gdc_launch_dependents()
+    blocks = tl.cdiv(T, ROWS)
+    b = tl.program_id(0) // blocks
+    t = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    n = tl.arange(0, OUTPUTS)
+    k = tl.arange(0, DEPTH)
+    inside = (t < T)[:, None]
+    outputs = (n < N)[None, :]
+    biases = tl.load(bias + n, mask=n < N, other=0.0)
+    weights = weight + n[None, :] * C + k[:, None]
+    row = (b.to(tl.int64) * T + t)[:, None]
+    other = row + tl.cast(B, tl.int64) * T
+    if OVERLAP:
+        gdc_wait()
+    step = tl.load(span)
+    at = x + b.to(tl.int64) * N * T + n[None, :] * T + t[:, None]
+    before = tl.load(at, mask=inside & outputs, other=0.0)
+    sums = tl.zeros((ROWS, OUTPUTS), tl.float32)
+    for start in range(0, C, DEPTH):
+        h = tl.load(hidden + row * C + start + k[None, :], mask=inside, other=0.0)
+        if GUIDED:
+            h = (1 + rate) * h - rate * tl.load(hidden + other * C + start + k[None, :], mask=inside, other=0.0)
+        sums = tl.dot(h, tl.load(weights + start, mask=outputs, other=0.0), sums, input_precision=PRECISION)
+    y = before + step * (sums + biases[None, :])
+    tl.store(at, y, mask=inside & outputs)
+    mel = y.to(frames.dtype.element_ty)
+    tl.store(frames + row * IN + n[None, :], mel, mask=inside & outputs)
+    if GUIDED:
+        tl.store(frames + other * IN + n[None, :], mel, mask=inside & outputs)
