@@ -75,7 +75,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.blocks = [block for stack in self.flat.stacks for block in stack.blocks]
-        self.times = self.flat._times(torch.full((self.rows,), 0.5), None)
+        self.times = self.flat.by_resnet(self.flat.time_shares(torch.full((self.rows,), 0.5), None))
         lengths = torch.full((self.rows,), self.frames, dtype=torch.int32)
         self.buffers = b = Buffers.blank(lengths, self.rows * self.frames, self.blocks[0])
         for buffer in (b.x, b.hidden, b.entering, b.joined, b.qkv, b.attended, b.inner):
