@@ -227,7 +227,7 @@ def add_product(
 
 
 @triton.jit
-def _attend(scores, value, peak, total, sums, scale, seen, PRODUCT: tl.constexpr = "tf32"):
+def _attend(scores, value, peak, total, sums, scale, seen, PRODUCT: tl.constexpr):
     """One more block of scores [Q, B] and values [B, D] in the running softmax; `seen` [B] is false for no key at all.
 
     `seen` None hides none.
@@ -285,13 +285,13 @@ def row_attention(
         at = (start + j) * (3 * width)
         key = tl.load(keys + at[None, :])
         value = tl.load(values + at[:, None])
-        peak, total, sums = _attend(tl.dot(query, key), value, peak, total, sums, scale, None)
+        peak, total, sums = _attend(tl.dot(query, key), value, peak, total, sums, scale, None, "tf32")
     if whole < length:
         at = (whole + j) * (3 * width)
         seen = whole + j < length
         key = tl.load(keys + at[None, :], mask=seen[None, :], other=0.0)
         value = tl.load(values + at[:, None], mask=seen[:, None], other=0.0)
-        peak, total, sums = _attend(tl.dot(query, key), value, peak, total, sums, scale, seen)
+        peak, total, sums = _attend(tl.dot(query, key), value, peak, total, sums, scale, seen, "tf32")
     sums /= tl.maximum(total, 1.0)[:, None]
     out = attended + row.to(tl.int64) * T * width + head * D + i[:, None] * width + d[None, :]
     tl.store(out, sums.to(attended.dtype.element_ty), mask=(i < T)[:, None])

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optimizations.common.launching import launch, n_processors
+from optimizations.common.launching import launch, n_processors, shared_bytes
 
 if TYPE_CHECKING:
     from optimizations.t3.int8 import Int8Linear
@@ -30,18 +30,27 @@ MOST_TOGETHER = 3
 
 @dataclass(frozen=True)
 class Tile:
-    """What a program does: so many outputs of so many rows, `depth` words at a time, `stages` loads under way."""
+    """What a program does: so many outputs of so many rows, `depth` words at a time, `stages` loads under way.
+
+    It needs so many `kilobytes` of shared memory; on Hopper, which has it, up to half as much again.
+    """
 
     outputs: int
     rows: int
     depth: int
     warps: int
     stages: int
+    kilobytes: int
 
 
-TILES = (Tile(128, 128, 32, 8, 4), Tile(64, 128, 64, 4, 3), Tile(64, 64, 64, 4, 3), Tile(64, 32, 64, 4, 3))
-"""The first of which there are more programs than half a GPU's processors, or the last: larger ones unpack and read
-less. Chosen on an H200, for prompts of 192 to 448 rows."""
+TILES = (
+    Tile(128, 128, 32, 8, 4, kilobytes=144),
+    Tile(64, 128, 64, 4, 3, kilobytes=160),
+    Tile(64, 64, 64, 4, 3, kilobytes=96),
+    Tile(64, 32, 64, 4, 3, kilobytes=64),
+)
+"""The first that the GPU has the memory for and of which there are more programs than half its processors, or the last:
+larger ones unpack and read less. Chosen on an H200, for prompts of 192 to 448 rows."""
 DEPTH = max(tile.depth for tile in TILES)
 
 
@@ -146,8 +155,9 @@ def product(x: Tensor, *layers: Int8Linear) -> Tensor:
 
 def _tile(n_rows: int, n_outputs: int, n_layers: int, device: torch.device) -> tuple[Tile, tuple[int, int]]:
     """What each program does, and the grid of them."""
+    room = shared_bytes(device) >> 10
     for tile in TILES:
         grid = n_layers * triton.cdiv(n_outputs, tile.outputs), triton.cdiv(n_rows, tile.rows)
-        if 2 * grid[0] * grid[1] > n_processors(device):
+        if tile.kilobytes <= room and 2 * grid[0] * grid[1] > n_processors(device):
             break
     return tile, grid
