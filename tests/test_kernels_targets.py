@@ -14,7 +14,7 @@ from test_kernels_estimator import halved
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from harness.sampling import TURBO, Sampling
-from optimizations.flow.static_shape import State
+from optimizations.flow.state import State
 from optimizations.t3.blocks import by_outputs
 from optimizations.t3.int8 import Int8Linear, in_8_bits
 from optimizations.t3.sampling import Filters, SamplingTensors

@@ -18,7 +18,8 @@ from harness.pipeline import Pipeline
 from optimizations.bench.tiles import print_tiles
 from optimizations.bench.timing import microseconds
 from optimizations.common.graphs import Graphs, Uncaptured
-from optimizations.flow.static_shape import State, StaticSolver
+from optimizations.flow.state import State
+from optimizations.flow.static_shape import StaticSolver
 from optimizations.flow.tiles import Tile
 from optimizations.flow.triton_estimator import Buffers, TritonEstimator
 

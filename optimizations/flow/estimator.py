@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,7 @@ from chatterbox.models.s3gen.decoder import CausalConv1d
 from diffusers.models.activations import GELU
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from optimizations.flow.static_shape import State, Steps
+from optimizations.flow.state import State, Steps
 
 
 def is_known(estimator: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from optimizations.common.launching import LOG2_E, shared_bytes
 from optimizations.flow import triton_kernels
 from optimizations.flow.estimator import Block, ChannelsLastEstimator, Norm, Product, stacks_of
-from optimizations.flow.static_shape import State
+from optimizations.flow.state import State
 from optimizations.flow.tiles import SHARED_BYTES, Tile, Tiled, Tiles
 from optimizations.flow.triton_steps import TritonSteps
 

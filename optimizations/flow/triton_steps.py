@@ -10,7 +10,7 @@ for all steps at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import triton
@@ -18,20 +18,35 @@ from torch import Tensor
 
 from optimizations.common.launching import launch
 from optimizations.flow import triton_kernels
-from optimizations.flow.static_shape import State
-
-if TYPE_CHECKING:
-    from optimizations.flow.triton_estimator import TritonEstimator
+from optimizations.flow.estimator import Product
+from optimizations.flow.state import State
 
 ROWS, DEPTH = 16, 64
 """Frames of a program, and inputs at a time: few frames, so that there are some programs for one utterance, too."""
+
+
+class Layers(Protocol):
+    """What the steps ask of a `TritonEstimator`."""
+
+    half: Tensor
+    n_inputs: int
+    time_sizes: list[int]
+    out: Product
+    overlap: bool
+    n_calls: int
+
+    def time_shares(self, t: Tensor, r: Tensor | None) -> Tensor: ...
+
+    def by_resnet(self, shares: Tensor) -> tuple[Tensor, ...]: ...
+
+    def through(self, frames: Tensor, lengths: Tensor, times: tuple[Tensor, ...]) -> Tensor: ...
 
 
 @dataclass
 class TritonSteps:
     """What the steps over one `State` read and write, R rows of T frames."""
 
-    estimator: TritonEstimator
+    estimator: Layers
     state: State
     frames: Tensor  # [R, T, inputs], half
     lengths: Tensor  # [R] int32
@@ -39,7 +54,7 @@ class TritonSteps:
     span: Tensor  # [1] float32: until the next step's time
 
     @classmethod
-    def over(cls, estimator: TritonEstimator, state: State) -> TritonSteps:
+    def over(cls, estimator: Layers, state: State) -> TritonSteps:
         rows, n_inputs, length = len(state.mask), estimator.n_inputs, state.x.shape[2]
         return cls(
             estimator=estimator,
