@@ -28,12 +28,16 @@ ROWS, DEPTH = 16, 64
 class Layers(Protocol):
     """What the steps ask of a `TritonEstimator`."""
 
-    half: Tensor
-    n_inputs: int
     time_sizes: list[int]
     out: Product
     overlap: bool
     n_calls: int
+
+    @property
+    def half(self) -> Tensor: ...
+
+    @property
+    def n_inputs(self) -> int: ...
 
     def time_shares(self, t: Tensor, r: Tensor | None) -> Tensor: ...
 
