@@ -24,7 +24,7 @@ from optimizations.flow.static_shape import FRAMES_PER_TOKEN, StaticEncoder, Sta
 from optimizations.t3.captured_loop import CapturedLoop
 from optimizations.t3.decoder import Decoder, decoder_of
 from optimizations.t3.engines import StaticEngine
-from optimizations.vocoder.static_shape import StaticVocoder
+from optimizations.vocoder.static_shape import OWN_WAY, StaticVocoder
 from optimizations.watermark.perth import Marker
 
 TEXT_POSITIONS = 222
@@ -159,6 +159,7 @@ class CudaGraphs(Optimization):
         vocoder = StaticVocoder(hift, self.graphs, bucket)
         pipeline.swap(hift, "inference", vocoder.inference)
         pipeline.swap(hift, "decode", vocoder.decode)
+        pipeline.swap_item(vars(hift), OWN_WAY, vocoder.source)
 
         def prepare(stage: Stage) -> None:
             n_mels = pipeline.model.s3gen.flow.output_size

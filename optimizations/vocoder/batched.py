@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optimizations.vocoder.static_shape import OWN_WAY
+
 SAMPLES_PER_FRAME = 480
 HIFT_ROWS = 8
 """Mels that are decoded at once: 10 s of one are some 0.2 GB on the way, and a few of them fill a GPU."""
@@ -22,8 +24,12 @@ def source(hift: Any, mel: Tensor) -> Tensor:
     """HiFT's excitation [1, 1, 480 n] of one mel [1, 80, n], with its own random phases and noise.
 
     Row by row, for it costs little, and phases add up over a row's whole length: a rounding error of the pitch, as
-    another batch size brings it, would be heard as another phase at the end.
+    another batch size brings it, would be heard as another phase at the end. A vocoder that was given a way of its own
+    to do this goes that way.
     """
+    if own := vars(hift).get(OWN_WAY):
+        made: Tensor = own(mel)
+        return made
     pitch = hift.f0_upsamp(hift.f0_predictor(mel)[:, None]).transpose(1, 2)
     excitation, _, _ = hift.m_source(pitch)
     return excitation.transpose(1, 2)

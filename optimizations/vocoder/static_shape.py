@@ -26,6 +26,8 @@ from optimizations.common.spectra import signal, spectrogram
 from optimizations.vocoder.hift import cycles_a_sample, sines_and_noise
 
 STAGE = "mel_to_wave"
+OWN_WAY = "source_of"
+"""A vocoder's attribute that stands for `batched.source`, where it has one."""
 Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Mels [B, 80, F], sources [B, 1, samples] and the frames [1] after which they end -> waves [B, samples]."""
 
@@ -43,13 +45,12 @@ class StaticVocoder:
     @torch.inference_mode()
     def inference(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mel [B, 80, n] -> wave [B, 480 n] and the source [B, 1, 480 n] that it was made from, as upstream's."""
-        mel, _, frames = self._padded(speech_feat)
-        n_samples = self._samples * speech_feat.shape[2]
         if cache_source is not None and cache_source.shape[2]:
-            excitation = self.graphs.run(STAGE, ("source", *mel.shape), lambda: source(self.hift, mel, frames))
-            excitation = excitation[..., :n_samples].clone()
+            excitation = self.source(speech_feat)
             excitation[..., : cache_source.shape[2]] = cache_source
             return self.decode(speech_feat, excitation), excitation
+        mel, _, frames = self._padded(speech_feat)
+        n_samples = self._samples * speech_feat.shape[2]
         decode = self._decoder()
 
         def whole() -> tuple[Tensor, Tensor]:
@@ -58,6 +59,13 @@ class StaticVocoder:
 
         wave, excitation = self.graphs.run(STAGE, ("inference", *mel.shape), whole)
         return wave[:, :n_samples].clone(), excitation[..., :n_samples].clone()
+
+    @torch.inference_mode()
+    def source(self, speech_feat: Tensor) -> Tensor:
+        """Mel [B, 80, n] -> the source [B, 1, 480 n] that `inference` would make of it."""
+        mel, _, frames = self._padded(speech_feat)
+        excitation = self.graphs.run(STAGE, ("source", *mel.shape), lambda: source(self.hift, mel, frames))
+        return excitation[..., : self._samples * speech_feat.shape[2]].clone()
 
     @torch.inference_mode()
     def decode(self, x: Tensor, s: Tensor) -> Tensor:
