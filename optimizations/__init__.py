@@ -27,6 +27,7 @@ APPLIED = (
     "alignment_analyzer",
     "kv_cache",
     "compile",
+    "int8_cache",
     "token_sequence",
     "conditioning_cache",
     "gpu_watermark",

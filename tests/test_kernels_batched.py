@@ -32,6 +32,10 @@ def batched_engine(model, bucket=256):
     return BatchedEngine(model, bucket)
 
 
+def engine_in_8_bits(model, bucket):
+    return import_module("optimizations.t3.triton_engine").engine_for(model, bucket, int8_cache=True)
+
+
 def addresses(model):
     """Where the matrices of the first layer's first product lie."""
     attention = model.layers[0].self_attn
@@ -153,6 +157,33 @@ def test_weights_that_were_cast_or_restored_are_joined_again():
     for parameter, data in originals.items():
         parameter.data = data.clone()
     assert torch.equal(walk(engine, 2, 5, steps=1), first)
+
+
+@interpreted
+@both
+@pytest.mark.parametrize("n_prefix", [0, 6])
+def test_a_cache_in_8_bits_is_near_the_one_of_floats_and_smaller(make, n_prefix):
+    model, rows, pad, prefix = make(), 18, torch.arange(18) % 5, None
+    if n_prefix:
+        with torch.inference_mode():
+            prefix = StaticEngine(model, 64).prefix(prompts(1, n_prefix, seed=9))
+    engines = StaticEngine(model, 64), engine_in_8_bits(model, 64)
+    expected, actual = (walk(engine, rows, 12, pad, prefix, steps=3) for engine in engines)
+    assert 1e-5 < relative_error(actual, expected) < 0.02
+    assert engines[1].cache_bytes < engines[0].cache_bytes / 3
+    few = [walk(engine, 4, 12, steps=1) for engine in engines]
+    torch.testing.assert_close(few[1], few[0], atol=1e-5, rtol=1e-5)
+
+
+@interpreted
+def test_a_cache_in_8_bits_keeps_what_it_holds_when_it_grows():
+    model, rows = tiny(), 18
+    roomy, tight = engine_in_8_bits(model, 64), engine_in_8_bits(model, 16)
+    with torch.inference_mode():
+        roomy.reserve(rows, 63)
+    walks = [walk(engine, rows, 12, steps=9) for engine in (roomy, tight)]
+    assert (roomy.capacity, tight.capacity) == (64, 32), "the prompt had room for 16"
+    assert torch.equal(*walks)
 
 
 # -- on a GPU ------------------------------------------------------------------------------------------------------

@@ -214,6 +214,9 @@ class StaticEngine(FlatEngine):
         self.bucket = bucket
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.key_scales: list[Tensor] = []
+        self.value_scales: list[Tensor] = []
+        """Of a cache in 8 bits [R, heads, capacity]; none where it is of floats."""
         self.moves = 0
         """How often the cache came to lie elsewhere in memory; whoever recorded addresses has to start again."""
         self.position = torch.zeros(1, dtype=torch.long)
@@ -255,8 +258,7 @@ class StaticEngine(FlatEngine):
         rows, place = len(self.pads), (self.capacity, self.moves)
         if (opened := self._opened) is None or opened[0] is not prefix or opened[1] < rows or opened[2:] != place:
             for index, (k, v) in enumerate(prefix):
-                self.keys[index][:, :, : self._n_prefix] = k
-                self.values[index][:, :, : self._n_prefix] = v
+                self._keep(index, 0, k, v)
             self._opened = prefix, rows, *place
 
     def read(self, embeds: Tensor, start: int) -> Tensor:
@@ -342,14 +344,14 @@ class StaticEngine(FlatEngine):
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         """Make room for `length` positions in `rows` rows, keeping what the cache holds of the current prompt."""
         memory = self._memory
-        if not memory.fits(rows, length, self.dtype, like.device):
+        if not (memory.holds(rows, self.dtype, like.device) and length <= self._capacity(rows)):
             self._grow(rows, length, like)
-        elif self.keys and self.keys[0].shape[:3:2] == (rows, memory.capacity(rows)):
+        elif self.keys and self.keys[0].shape[:3:2] == (rows, self._capacity(rows)):
             return
         else:
             self.keys = [self._view(slots, rows) for slots in memory.keys]
             self.values = [self._view(slots, rows) for slots in memory.values]
-        capacity = memory.capacity(rows)
+        capacity = self._capacity(rows)
         self.pads, self.valid_slots = memory.pads[:rows], memory.valid[: rows * capacity].view(rows, capacity)
         if self.length:
             self._set_padding(self._pad)
@@ -357,7 +359,7 @@ class StaticEngine(FlatEngine):
     def _grow(self, rows: int, length: int, like: Tensor) -> None:
         """Memory for `length` positions in `rows` rows: layer after layer, so that none but one is there twice."""
         memory, filled, blocks = self._memory, self.length, self.blocks
-        memory.widen(rows, length, self.bucket, like.device)
+        memory.widen(rows, length, self.slot_bytes(rows), self.bucket, self.dtype, like.device)
         for slots, views in ((memory.keys, self.keys), (memory.values, self.values)):
             if not filled:  # nothing to keep: what there was makes room first
                 slots.clear()
@@ -365,7 +367,7 @@ class StaticEngine(FlatEngine):
             for index in range(len(blocks.layers)):
                 # Zeros, because a masked slot still takes part with weight 0, and 0 times what lies in fresh memory
                 # may be NaN.
-                new = torch.zeros(memory.n_slots, blocks.heads * blocks.head_dim, dtype=self.dtype, device=like.device)
+                new = torch.zeros(memory.n_bytes, dtype=torch.uint8, device=like.device)
                 view = self._view(new, rows)
                 if filled:
                     view[: len(views[index]), :, :filled] = views[index][:, :, :filled]
@@ -375,28 +377,37 @@ class StaticEngine(FlatEngine):
         if self.position.device != like.device:
             self.position = torch.zeros(1, dtype=torch.long, device=like.device)
 
-    def _view(self, slots: Tensor, rows: int) -> Tensor:
-        """Keys or values of a layer [R, heads, capacity, head_dim] in its slots [n, heads * head_dim]."""
-        capacity, heads = self._memory.capacity(rows), self.blocks.heads
-        return slots[: rows * capacity].view(rows, heads, capacity, self.blocks.head_dim)
+    def slot_bytes(self, rows: int) -> int:
+        """Memory of a layer's keys, or values, in one slot of a row, where there are so many rows."""
+        return self.blocks.heads * self.blocks.head_dim * self.dtype.itemsize
+
+    def _capacity(self, rows: int) -> int:
+        """Slots that each of so many rows has in the memory that is there."""
+        return self._memory.capacity(rows, self.slot_bytes(rows))
+
+    def _view(self, memory: Tensor, rows: int) -> Tensor:
+        """Keys or values of a layer [R, heads, capacity, head_dim] in its bytes."""
+        heads, head_dim, capacity = self.blocks.heads, self.blocks.head_dim, self._capacity(rows)
+        own = memory[: rows * capacity * self.slot_bytes(rows)].view(self.dtype)
+        return own.view(rows, heads, capacity, head_dim)
+
+    def _keep(self, index: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a layer's keys and values [R or 1, heads, n, head_dim] from the slot `start` on; returns all so far."""
+        keys, values, end = self.keys[index], self.values[index], start + k.shape[2]
+        keys[:, :, start:end], values[:, :, start:end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
 
     def _run_here(self, embeds: Tensor, newest: int) -> Tensor:
         """All layers over `embeds` at the next slots, which are written in place and read as views."""
-        start, end = self.length, self.length + embeds.shape[1]
-
-        def store(index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            keys, values = self.keys[index], self.values[index]
-            keys[:, :, start:end], values[:, :, start:end] = k, v
-            return keys[:, :, :end], values[:, :, :end]
-
-        return self._run(embeds, store, newest)
+        start = self.length
+        return self._run(embeds, lambda index, k, v: self._keep(index, start, k, v), newest)
 
 
 @dataclass
 class _Memory:
-    """The static engine's memory: for every layer slots of keys and values, and what goes with the rows.
+    """The static engine's memory: for every layer bytes for keys and values, and what goes with the rows.
 
-    So many rows as there are share the slots out among themselves: `capacity` each, and `longest` at most.
+    So many rows as there are share the bytes out among themselves, for at most `longest` slots each.
     """
 
     keys: list[Tensor] = field(default_factory=list)
@@ -404,30 +415,30 @@ class _Memory:
     pads: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     valid: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     longest: int = 0
+    n_bytes: int = 0
+    dtype: torch.dtype | None = None
 
-    @property
-    def n_slots(self) -> int:
-        return len(self.valid)
+    def holds(self, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether it was made for as many rows, of an engine that computes in `dtype` there."""
+        return bool(self.keys) and self.keys[0].device == device and self.dtype == dtype and rows <= len(self.pads)
 
-    def capacity(self, rows: int) -> int:
-        """Slots for each of `rows` rows."""
-        return min(self.longest, self.n_slots // rows)
+    def capacity(self, rows: int, slot_bytes: int) -> int:
+        """Slots of that size for each of `rows` rows."""
+        return min(self.longest, self.n_bytes // (rows * slot_bytes))
 
-    def fits(self, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> bool:
-        if not self.keys or self.keys[0].dtype != dtype or self.keys[0].device != device:
-            return False
-        return rows <= len(self.pads) and length <= self.capacity(rows)
+    def widen(
+        self, rows: int, length: int, slot_bytes: int, bucket: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Count with `length` positions in `rows` rows; the layers' bytes are for the caller to make.
 
-    def widen(self, rows: int, length: int, bucket: int, device: torch.device) -> None:
-        """Count with `length` positions in `rows` rows; the layers' slots are for the caller to make.
-
-        Few rows get as many as any ever had, which costs little, and grow seldom.
+        Few rows get as many slots as any ever had, which costs little, and so grow seldom.
         """
         if rows > MANY_ROWS:
             capacity = padded_length(length + 1, min(bucket, BUCKET_OF_MANY))
         else:
             capacity = max(padded_length(length + 1, bucket), self.longest)
-        n_slots = max(self.n_slots, rows * capacity)
+        self.n_bytes = max(self.n_bytes, rows * capacity * slot_bytes)
         self.longest = max(self.longest, capacity)
+        self.dtype = dtype
         self.pads = torch.zeros(max(rows, len(self.pads)), dtype=torch.long, device=device)
-        self.valid = torch.ones(n_slots, dtype=torch.bool, device=device)
+        self.valid = torch.ones(len(self.pads) * self.longest, dtype=torch.bool, device=device)

@@ -1,4 +1,7 @@
-"""Linear layers in 8 bits, one scale an output: kernels in Triton and in C++ read them as they are."""
+"""Numbers in 8 bits that share a scale: linear layers, a scale an output, and the cache, a scale for each slot's head.
+
+Kernels in Triton and in C++ read them as they are.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,12 @@ def in_8_bits(tfmr: Any) -> Any:
     return tfmr
 
 
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., n] as numbers, int8, and what they are to be multiplied by [...], float32."""
+    scale = x.float().abs().amax(dim=-1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+    return (x.float() / scale[..., None]).round().to(torch.int8), scale
+
+
 class Int8Linear(nn.Module):
     """A linear layer: `weight` [outputs, inputs / 4] int32, `scale` and, where there is one, `bias` [outputs] float32.
 
@@ -53,8 +62,7 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("bias", None if bias is None else bias.detach().float())
-        scale = weight.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
-        numbers = (weight.float() / scale[:, None]).round().to(torch.int8)
+        numbers, scale = rounded(weight)
         quarters = numbers.unflatten(1, (4, -1)).transpose(1, 2).contiguous()
         self.register_buffer("weight", quarters.flatten(1).view(torch.int32))
         self.register_buffer("scale", scale)

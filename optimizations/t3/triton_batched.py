@@ -41,7 +41,11 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from optimizations.common.launching import LOG2_E, launch
 from optimizations.t3.blocks import Blocks, matrix_of
 from optimizations.t3.engines import StaticEngine
+from optimizations.t3.int8 import LARGEST as LARGEST_NUMBER
 from optimizations.t3.triton_decode import NEVER
+
+LARGEST = tl.constexpr(LARGEST_NUMBER)
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Loop:
     stages: int
 
 
+LOOP_OF_8_BITS = Loop(128, 4, 3)
 LOOP = Loop(64, 4, 3)
 """In bfloat16 32 KB of shared memory a program, so that several of them are on a multiprocessor and two blocks of each
 on their way to it. Memory that gives 4.3 TB/s and answers within a microsecond wants some 35 KB, whenever one looks.
@@ -97,12 +102,21 @@ def _turned(part, cos, sin, D: tl.constexpr):
 
 
 @triton.jit
+def _rounded(row):
+    """Numbers in 8 bits and their scale, as `int8.rounded` has them."""
+    scale = tl.maximum(tl.max(tl.abs(row), axis=0), TINY) / LARGEST
+    return tl.floor(row / scale + 0.5).to(tl.int8), scale
+
+
+@triton.jit
 def step_attention(
     qkv,  # [R, 3 C]: queries, keys, values
     cos,  # [capacity, D]; not read unless ROTATE
     sin,  # [capacity, D]; its first half carries the rotation's minus
-    keys,  # written at `position`: [R, H, capacity, D], as the next
+    keys,  # written at `position`: [R, H, capacity, D], as the next; int8 if SCALED
     values,
+    key_scales,  # [R, H, capacity] float32: written at `position`, as the next; not read unless SCALED
+    value_scales,
     position,  # [1] int64, or [R] with OWN: the slot of the new token
     pad,  # [R] int64: slots of a row that hold no token of its own
     valid,  # [R, capacity] uint8: 0 where a row's padding is
@@ -117,6 +131,7 @@ def step_attention(
     ROTATE: tl.constexpr,
     KEEP: tl.constexpr,
     OWN: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """One row's head, over BLOCK slots at a time while the next ones are on their way.
 
@@ -135,15 +150,25 @@ def step_attention(
         c = tl.load(cos + angle).to(tl.float32)
         s = tl.load(sin + angle).to(tl.float32)
         query = _turned(own, c, s, D)
-        key = _turned(own + H * D, c, s, D).to(keys.dtype.element_ty)
+        key = _turned(own + H * D, c, s, D).to(qkv.dtype.element_ty)
     else:
         query = tl.load(own + d).to(tl.float32)
         key = tl.load(own + H * D + d)
     value = tl.load(own + 2 * H * D + d)
     row_keys = keys + row_head.to(tl.int64) * capacity * D
     row_values = values + row_head.to(tl.int64) * capacity * D
-    tl.store(row_keys + end * D + d, key)
-    tl.store(row_values + end * D + d, value)
+    row_key_scales = key_scales + row_head * capacity
+    row_value_scales = value_scales + row_head * capacity
+    if SCALED:
+        key_numbers, key_scale = _rounded(key.to(tl.float32))
+        value_numbers, value_scale = _rounded(value.to(tl.float32))
+        tl.store(row_keys + end * D + d, key_numbers)
+        tl.store(row_values + end * D + d, value_numbers)
+        tl.store(row_key_scales + end, key_scale)
+        tl.store(row_value_scales + end, value_scale)
+    else:
+        tl.store(row_keys + end * D + d, key)
+        tl.store(row_values + end * D + d, value)
     if KEEP:
         tl.store(queries + row_head * D + d, query)
     query *= scale
@@ -160,11 +185,16 @@ def step_attention(
         k = tl.load(row_keys + at, mask=slots[:, None] < end, other=0.0)
         v = tl.load(row_values + at, mask=slots[:, None] < end, other=0.0)
         next_visible = tl.load(row_valid + slots + BLOCK, mask=slots + BLOCK < end, other=0)
-        scores = tl.where(visible != 0, tl.sum(k.to(tl.float32) * query[None, :], axis=1), NEVER)
+        scores = tl.sum(k.to(tl.float32) * query[None, :], axis=1)
+        if SCALED:
+            scores *= tl.load(row_key_scales + slots, mask=slots < end, other=0.0)
+        scores = tl.where(visible != 0, scores, NEVER)
         highest = tl.maximum(peak, scores)
         fade = tl.exp2(peak - highest)
         p = tl.exp2(scores - highest)
         total = total * fade + p
+        if SCALED:
+            p *= tl.load(row_value_scales + slots, mask=slots < end, other=0.0)
         sums = sums * fade[:, None] + p[:, None] * v.to(tl.float32)
         peak = highest
         visible = next_visible
@@ -221,7 +251,7 @@ class Layer:
         )
 
 
-def step(engine: StaticEngine, embeds: Tensor, extent: int, loop: Loop = LOOP) -> Tensor:
+def step(engine: StaticEngine, embeds: Tensor, extent: int, loop: Loop | None = None) -> Tensor:
     """One more position [R, 1, C] at the slot `position` -> hidden [R, C], as `StaticEngine.static_step`.
 
     Takes transformers that `triton_engine.unsupported` has nothing against, with plain weights. `extent` matters to the
@@ -269,19 +299,21 @@ def add_norm(before: Tensor, y: Tensor | None, norm: Any, x: Tensor) -> Tensor:
     return h
 
 
-def attend(engine: StaticEngine, index: int, qkv: Tensor, queries: Tensor, loop: Loop = LOOP) -> Tensor:
+def attend(engine: StaticEngine, index: int, qkv: Tensor, queries: Tensor, loop: Loop | None = None) -> Tensor:
     """What attention gives [R, C] for a layer's qkv [R, 3 C], whose keys and values go into the cache.
 
     Where a head of the layer is watched, its rotated queries are left in `queries` [R, C], float32.
     """
-    keys, rotates = engine.keys[index], engine.blocks.rotates
+    keys, values, rotates, scaled = engine.keys[index], engine.values[index], engine.blocks.rotates, engine.key_scales
     cos, sin = engine.tables if rotates else (keys, keys)
     rows, heads, _, head_dim = keys.shape
-    attended = keys.new_empty(rows, heads * head_dim)
+    attended = qkv.new_empty(rows, heads * head_dim)
+    scales = (engine.key_scales[index], engine.value_scales[index]) if scaled else (keys, values)
+    loop = loop or (LOOP_OF_8_BITS if scaled else LOOP)
     launch(
         step_attention,
         (rows * heads,),
-        *(qkv, cos, sin, keys, engine.values[index], engine.position, engine.pads),
+        *(qkv, cos, sin, keys, values, *scales, engine.position, engine.pads),
         *(engine.valid_slots.view(torch.uint8), attended, queries, engine.capacity, head_dim**-0.5 * LOG2_E),
         H=heads,
         D=head_dim,
@@ -290,6 +322,7 @@ def attend(engine: StaticEngine, index: int, qkv: Tensor, queries: Tensor, loop:
         ROTATE=rotates,
         KEEP=any(watched == index for watched, _ in engine.heads),
         OWN=len(engine.position) > 1,
+        SCALED=bool(scaled),
         num_warps=loop.warps,
     )
     return attended

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -19,13 +20,15 @@ from transformers.pytorch_utils import Conv1D
 from optimizations.common.launching import can_overlap, launch
 from optimizations.t3 import triton_batched, triton_decode, triton_gpt2, triton_prompt, whole_step
 from optimizations.t3.blocks import blocks_of, matrix_of, products_of
-from optimizations.t3.engines import StaticEngine, as_numbers
-from optimizations.t3.int8 import Int8Linear
+from optimizations.t3.engines import MANY_ROWS, StaticEngine, as_numbers
+from optimizations.t3.int8 import Int8Linear, rounded
 
-MAX_ROWS = 16
+MAX_ROWS = MANY_ROWS
 """Beyond that a product is no longer bound by its weights, and matrix units are faster: see `triton_batched.py`."""
 PARTS_TOGETHER = 32
 """Of a head's attention, how many the last program sums at once: with the tiles below, all of a thousand slots."""
+SCALE_BYTES = 4
+"""Of a slot's head in a cache of 8 bits."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -138,10 +141,12 @@ class TritonEngine(StaticEngine):
         bucket: int = 256,
         tiles: Tiles | None = None,
         overlap: bool | None = None,
+        int8_cache: bool = False,
     ) -> None:
         """`tiles`: None for those that were fastest. `overlap`: start kernels before the ones in front of them have
-        ended; None: where the device can."""
+        ended; None: where the device can. `int8_cache`: keep the keys and values of many rows in 8 bits."""
         super().__init__(tfmr, bucket)
+        self.int8_cache = int8_cache
         self.scaled = any(isinstance(module, Int8Linear) for module in tfmr.modules())
         self.tiles = tiles or self.own_tiles[self.scaled]
         self.device = self.blocks.norm.weight.device
@@ -157,6 +162,9 @@ class TritonEngine(StaticEngine):
         if not self.scaled and triton_batched.join(self.blocks):
             self.moves += 1
         super()._reserve(rows, length, like)
+        memory, packed = self._memory, self.packs(rows)
+        self.key_scales = [self._scales(of, rows) for of in memory.keys] if packed else []
+        self.value_scales = [self._scales(of, rows) for of in memory.values] if packed else []
         if self.whole is not None:
             self.whole.follow(self.keys, self.values)
 
@@ -170,6 +178,48 @@ class TritonEngine(StaticEngine):
         hidden = triton_prompt.read(self, embeds.to(self.dtype), mask, causal)
         self.length = end
         return hidden
+
+    # -- a cache in 8 bits -----------------------------------------------------------------------------------------
+
+    def packs(self, rows: int) -> bool:
+        """Whether the cache of so many rows is in 8 bits: numbers, and behind those of all rows their scales."""
+        return self.int8_cache and not few(rows)
+
+    def slot_bytes(self, rows: int) -> int:
+        blocks = self.blocks
+        return blocks.heads * (blocks.head_dim + SCALE_BYTES) if self.packs(rows) else super().slot_bytes(rows)
+
+    def _view(self, memory: Tensor, rows: int) -> Tensor:
+        if not self.packs(rows):
+            return super()._view(memory, rows)
+        shape = rows, self.blocks.heads, self._capacity(rows), self.blocks.head_dim
+        return memory[: prod(shape)].view(torch.int8).view(shape)
+
+    def _scales(self, memory: Tensor, rows: int) -> Tensor:
+        """Of a layer's keys or values [R, heads, capacity], in its bytes."""
+        shape = rows, self.blocks.heads, self._capacity(rows)
+        numbers = prod(shape) * self.blocks.head_dim
+        return memory[numbers : numbers + SCALE_BYTES * prod(shape)].view(torch.float32).view(shape)
+
+    def _grow(self, rows: int, length: int, like: Tensor) -> None:
+        kept = [scales[:, :, : self.length].clone() for scales in (*self.key_scales, *self.value_scales)]
+        super()._grow(rows, length, like)
+        if self.length and kept:
+            for memory, scales in zip((*self._memory.keys, *self._memory.values), kept, strict=True):
+                self._scales(memory, rows)[:, :, : self.length] = scales
+
+    def _keep(self, index: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As the static engine's; what is new is read as it is, what was there as it was rounded."""
+        if not self.key_scales:
+            return super()._keep(index, start, k, v)
+        end = start + k.shape[2]
+        kinds = (self.keys[index], self.key_scales[index], k), (self.values[index], self.value_scales[index], v)
+        for numbers, scales, new in kinds:
+            numbers[:, :, start:end], scales[:, :, start:end] = rounded(new)
+        if not start:
+            return k, v
+        past = [numbers[:, :, :start] * scales[:, :, :start, None] for numbers, scales, _ in kinds]
+        return torch.cat((past[0].to(k.dtype), k), dim=2), torch.cat((past[1].to(v.dtype), v), dim=2)
 
     def step(self, embeds: Tensor) -> Tensor:
         if self.length == self.capacity:
@@ -339,9 +389,12 @@ class GPT2Engine(TritonEngine):
         return hidden
 
 
-def engine_for(tfmr: nn.Module, bucket: int = 256, tiles: Tiles | None = None) -> TritonEngine:
+def engine_for(
+    tfmr: nn.Module, bucket: int = 256, tiles: Tiles | None = None, int8_cache: bool = False
+) -> TritonEngine:
     """The engine for one of T3's transformers."""
-    return (GPT2Engine if isinstance(tfmr, GPT2Model) else TritonEngine)(tfmr, bucket, tiles)
+    kind = GPT2Engine if isinstance(tfmr, GPT2Model) else TritonEngine
+    return kind(tfmr, bucket, tiles, int8_cache=int8_cache)
 
 
 def _several_launches(engine: TritonEngine, tiles: Tiles | None) -> str | None:
