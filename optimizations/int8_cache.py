@@ -44,9 +44,7 @@ class Int8Cache(Optimization):
         if kernels is None:
             return f"on {pipeline.device} nothing reads a cache in 8 bits: use device=cuda, and the package triton"
         if not isinstance(stage, Decoder) or not isinstance(stage.engine, kernels.TritonEngine):
-            return (
-                "the Triton kernels of compile.decode=triton read the cache in 8 bits: switch compile and kv_cache on"
-            )
+            return "the Triton kernels of compile.decode=triton read such a cache: switch compile and kv_cache on"
         if stage.guarded:
             return "the multilingual guard reads the cache, which it cannot in 8 bits: leave int8_cache out"
         if stage.engine.scaled:

@@ -76,10 +76,10 @@ def decode_steps(capability: int) -> None:
             parameter.data = parameter.data.bfloat16()
         for weight, laid_out in by_outputs(tfmr):
             weight.data = laid_out
-        for in_half in (True, False):
-            engine = kernels.engine_for(tfmr if in_half else in_8_bits(tfmr))
+        for in_half, int8_cache in ((True, False), (True, True), (False, False)):
+            engine = kernels.engine_for(tfmr if in_half else in_8_bits(tfmr), int8_cache=int8_cache)
             engine.overlap = capability >= OVERLAPS
-            for n in rows:
+            for n in rows[-1:] if int8_cache else rows:
                 engine.reserve(n, FRAMES - 1)
                 engine.static_step(torch.zeros(n, 1, 1024, dtype=torch.bfloat16), FRAMES)
     words = Int8Linear(torch.zeros(3072, 1024), torch.zeros(3072))
