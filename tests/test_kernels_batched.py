@@ -4,11 +4,13 @@ from importlib import import_module
 
 import pytest
 import torch
+from applied import apply_one
 from interpreter import interpreted
 from llamas import prompts, tiny, tiny_gpt2, walk
-from test_kernels import gpu_embeds, recorded_walk, relative_error
+from test_kernels import N_FORCED, gpu_embeds, recorded_walk, relative_error
 
 from harness import checkpoints
+from harness.pipeline import Segment
 from optimizations.common.modules import cast_parameters
 from optimizations.t3.blocks import blocks_of, by_outputs
 from optimizations.t3.engines import StaticEngine
@@ -33,7 +35,9 @@ def batched_engine(model, bucket=256):
 
 
 def engine_in_8_bits(model, bucket):
-    return import_module("optimizations.t3.triton_engine").engine_for(model, bucket, int8_cache=True)
+    engine = import_module("optimizations.t3.triton_engine").engine_for(model, bucket)
+    engine.int8_cache = True
+    return engine
 
 
 def addresses(model):
@@ -186,6 +190,57 @@ def test_a_cache_in_8_bits_keeps_what_it_holds_when_it_grows():
     assert torch.equal(*walks)
 
 
+@interpreted
+@both
+def test_a_cache_in_8_bits_reads_prompts_behind_what_it_holds(make):
+    """Without a prefix in the way: the second half of a prompt sees the first as it was rounded."""
+    model, prompt = make(), prompts(18, 12)
+    engines = StaticEngine(model, 64), engine_in_8_bits(model, 64)
+    halves = []
+    for engine in engines:
+        with torch.inference_mode():
+            engine.prefill(prompt[:, :7], None)
+            halves.append(engine.read(prompt[:, 7:], 7))
+    assert 1e-5 < relative_error(halves[1], halves[0]) < 0.02
+
+
+@interpreted
+def test_rows_of_floats_open_anew_where_rows_in_8_bits_have_been():
+    model, engine = tiny(), engine_in_8_bits(tiny(), 64)
+    with torch.inference_mode():
+        prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
+        engine.reserve(64, 63)  # room for as many slots in either form
+    packed = walk(engine, 18, 12, None, prefix, steps=1)
+    few = walk(engine, 16, 12, None, prefix, steps=1)
+    torch.testing.assert_close(few, walk(StaticEngine(model, 64), 16, 12, None, prefix, steps=1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(walk(engine, 18, 12, None, prefix, steps=1), packed)
+
+
+@interpreted
+def test_int8_cache_is_active_where_batches_are_large(monkeypatch):
+    plugin_module = import_module("optimizations.int8_cache")
+    monkeypatch.setattr(plugin_module, "for_device", lambda path, _device: import_module(path))
+    mini = checkpoints.load("mini", "cpu")
+    mini.model.t3.tfmr.layers = mini.model.t3.tfmr.layers[:2]  # of eight, all alike
+    apply_one(mini, "kv_cache")
+    apply_one(mini, "compile", decode="triton", estimator=False)
+    plugin, decoder = apply_one(mini, "int8_cache"), mini.stages["generate_tokens"]
+    segment = Segment("Yes.", mini.stages["condition"](next(iter(mini.voices))), 0, 2)
+    mini.swap(decoder, "batch_size", 9)
+    decoder([segment])
+    assert not plugin.evidence(mini).active
+    assert "more than 16 rows" in plugin.evidence(mini).reason
+    decoder([segment] * 9)
+    evidence = plugin.evidence(mini)
+    assert evidence.active
+    assert evidence.facts["batches_in_8_bits_count"] == 1
+    assert evidence.facts["slot_in_8_bits_bytes"] < 0.3 * evidence.facts["slot_in_floats_bytes"]
+    assert 1e-4 < evidence.facts["keys_relative_error"] < 0.02
+    assert 1e-4 < evidence.facts["values_relative_error"] < 0.02
+    mini.reset()
+    assert "switch kv_cache and compile on" in plugin.unavailable(mini)
+
+
 # -- on a GPU ------------------------------------------------------------------------------------------------------
 
 
@@ -238,10 +293,33 @@ def test_gpu_bfloat16_is_no_further_from_float32_than_the_layers(large, rows, ca
 
 
 @pytest.mark.gpu
-def test_gpu_steps_repeat_bit_for_bit(large):
+def test_gpu_a_cache_in_8_bits_diverges_little_from_float32(large, capsys):
+    """Beside bfloat16's, from the same embeddings: 32 rows of 200 steps behind a prompt."""
+    t3, n_prompt = large.model.t3, 60
+    tokens = torch.randint(0, 6561, (32, n_prompt + N_FORCED), generator=torch.Generator().manual_seed(3)).cuda()
+
+    @torch.inference_mode()
+    def log_likely(engine):
+        hidden = recorded_walk(engine, t3.speech_emb(tokens), n_prompt)
+        return t3.speech_head(hidden.to(t3.speech_head.weight.dtype)).float().log_softmax(-1)
+
+    exact = log_likely(StaticEngine(t3.tfmr))
+    cast_parameters(large, t3.tfmr, torch.bfloat16)
+    divergence = {}
+    for name, engine in (("bfloat16", batched_engine(t3.tfmr)), ("8 bits", engine_in_8_bits(t3.tfmr, 256))):
+        divergence[name] = (exact.exp() * (exact - log_likely(engine))).sum(-1)[1:].mean().item()
+    with capsys.disabled():
+        print(f"\nKL from float32 by the cache's numbers, mean of {N_FORCED} steps of 32 rows: {divergence}")
+    assert divergence["8 bits"] < 0.001
+    assert divergence["8 bits"] != divergence["bfloat16"], "the cache must be in 8 bits for this test to say anything"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", [batched_engine, engine_in_8_bits], ids=["floats", "8 bits"])
+def test_gpu_steps_repeat_bit_for_bit(large, make):
     cast_parameters(large, large.model.t3.tfmr, torch.bfloat16)
     embeds = gpu_embeds(128, 150)
-    once, again = (recorded_walk(batched_engine(large.model.t3.tfmr), embeds, prompt=120) for _ in range(2))
+    once, again = (recorded_walk(make(large.model.t3.tfmr, 256), embeds, prompt=120) for _ in range(2))
     assert torch.equal(once, again)
     assert once.isfinite().all()
 

@@ -77,7 +77,8 @@ def decode_steps(capability: int) -> None:
         for weight, laid_out in by_outputs(tfmr):
             weight.data = laid_out
         for in_half, int8_cache in ((True, False), (True, True), (False, False)):
-            engine = kernels.engine_for(tfmr if in_half else in_8_bits(tfmr), int8_cache=int8_cache)
+            engine = kernels.engine_for(tfmr if in_half else in_8_bits(tfmr))
+            engine.int8_cache = int8_cache
             engine.overlap = capability >= OVERLAPS
             for n in rows[-1:] if int8_cache else rows:
                 engine.reserve(n, FRAMES - 1)

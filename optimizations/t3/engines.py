@@ -223,8 +223,8 @@ class StaticEngine(FlatEngine):
         """The slot that the next fixed step writes, [1] on the device."""
         self._memory = _Memory()
         self._n_prefix = 0
-        self._opened: tuple[Prefix, int, int, int] | None = None
-        """The prefix that rows still open with, how many rows, their capacity, and the moves until then."""
+        self._opened: tuple[Prefix, int, int, int, int] | None = None
+        """The prefix that rows still open with, how many rows, their slots, a slot's bytes and the moves until then."""
 
     @property
     def capacity(self) -> int:
@@ -255,10 +255,11 @@ class StaticEngine(FlatEngine):
         if prefix is None:
             self._opened = None
             return
-        rows, place = len(self.pads), (self.capacity, self.moves)
+        rows = len(self.pads)
+        place = self.capacity, self.slot_bytes(rows), self.moves
         if (opened := self._opened) is None or opened[0] is not prefix or opened[1] < rows or opened[2:] != place:
             for index, (k, v) in enumerate(prefix):
-                self._keep(index, 0, k, v)
+                self.keep(index, 0, k, v)
             self._opened = prefix, rows, *place
 
     def read(self, embeds: Tensor, start: int) -> Tensor:
@@ -391,7 +392,7 @@ class StaticEngine(FlatEngine):
         own = memory[: rows * capacity * self.slot_bytes(rows)].view(self.dtype)
         return own.view(rows, heads, capacity, head_dim)
 
-    def _keep(self, index: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def keep(self, index: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write a layer's keys and values [R or 1, heads, n, head_dim] from the slot `start` on; returns all so far."""
         keys, values, end = self.keys[index], self.values[index], start + k.shape[2]
         keys[:, :, start:end], values[:, :, start:end] = k, v
@@ -400,7 +401,7 @@ class StaticEngine(FlatEngine):
     def _run_here(self, embeds: Tensor, newest: int) -> Tensor:
         """All layers over `embeds` at the next slots, which are written in place and read as views."""
         start = self.length
-        return self._run(embeds, lambda index, k, v: self._keep(index, start, k, v), newest)
+        return self._run(embeds, lambda index, k, v: self.keep(index, start, k, v), newest)
 
 
 @dataclass

@@ -141,12 +141,12 @@ class TritonEngine(StaticEngine):
         bucket: int = 256,
         tiles: Tiles | None = None,
         overlap: bool | None = None,
-        int8_cache: bool = False,
     ) -> None:
         """`tiles`: None for those that were fastest. `overlap`: start kernels before the ones in front of them have
-        ended; None: where the device can. `int8_cache`: keep the keys and values of many rows in 8 bits."""
+        ended; None: where the device can."""
         super().__init__(tfmr, bucket)
-        self.int8_cache = int8_cache
+        self.int8_cache = False
+        """Keep the keys and values of many rows in 8 bits; for plain weights."""
         self.scaled = any(isinstance(module, Int8Linear) for module in tfmr.modules())
         self.tiles = tiles or self.own_tiles[self.scaled]
         self.device = self.blocks.norm.weight.device
@@ -208,10 +208,10 @@ class TritonEngine(StaticEngine):
             for memory, scales in zip((*self._memory.keys, *self._memory.values), kept, strict=True):
                 self._scales(memory, rows)[:, :, : self.length] = scales
 
-    def _keep(self, index: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def keep(self, index: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """As the static engine's; what is new is read as it is, what was there as it was rounded."""
         if not self.key_scales:
-            return super()._keep(index, start, k, v)
+            return super().keep(index, start, k, v)
         end = start + k.shape[2]
         kinds = (self.keys[index], self.key_scales[index], k), (self.values[index], self.value_scales[index], v)
         for numbers, scales, new in kinds:
@@ -389,12 +389,9 @@ class GPT2Engine(TritonEngine):
         return hidden
 
 
-def engine_for(
-    tfmr: nn.Module, bucket: int = 256, tiles: Tiles | None = None, int8_cache: bool = False
-) -> TritonEngine:
+def engine_for(tfmr: nn.Module, bucket: int = 256, tiles: Tiles | None = None) -> TritonEngine:
     """The engine for one of T3's transformers."""
-    kind = GPT2Engine if isinstance(tfmr, GPT2Model) else TritonEngine
-    return kind(tfmr, bucket, tiles, int8_cache=int8_cache)
+    return (GPT2Engine if isinstance(tfmr, GPT2Model) else TritonEngine)(tfmr, bucket, tiles)
 
 
 def _several_launches(engine: TritonEngine, tiles: Tiles | None) -> str | None:

@@ -5,7 +5,7 @@ what lies between its products: norms, rotations, halves that change places, mas
 
     normed_sum      the sum of what came before, normalized
     product         queries, keys and values at once
-    turn            rotation; keys and values into the cache
+    turn            rotation; keys and values into the cache, of which one in 8 bits takes them rounded, by PyTorch
     attention       PyTorch's, over the cache
     product
     normed_sum
@@ -42,10 +42,11 @@ def turn(
     sin,  # [capacity, D]; its first half carries the rotation's minus
     pad,  # [R] int64: slots of a row that hold no token of its own
     queries,  # out: [R * n, H, D], rotated
-    keys,  # written from `start` on: [R, H, capacity, D], as the next
+    keys,  # written from `first` on: [R, H, capacity, D], as the next
     values,
     n,
-    start,
+    start,  # the slot of the first position in the cache,
+    first,  # and in `keys` and `values`
     capacity,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -54,21 +55,21 @@ def turn(
     """One position of one row, all heads."""
     at = tl.program_id(0)
     row = at // n
-    slot = start + at % n
+    place = at % n
     h = tl.arange(0, H)[:, None]
     d = tl.arange(0, D)[None, :]
     own = qkv + at.to(tl.int64) * (3 * H * D) + h * D
     query = tl.load(own + d)
     key = tl.load(own + H * D + d)
     if ROTATE:
-        angle = tl.maximum(slot - tl.load(pad + row).to(tl.int32), 0) * D + d
+        angle = tl.maximum(start + place - tl.load(pad + row).to(tl.int32), 0) * D + d
         c = tl.load(cos + angle).to(tl.float32)
         s = tl.load(sin + angle).to(tl.float32)
         swapped = (d + D // 2) % D
         query = query * c + tl.load(own + swapped) * s
         key = key * c + tl.load(own + H * D + swapped) * s
     tl.store(queries + at.to(tl.int64) * (H * D) + h * D + d, query.to(queries.dtype.element_ty))
-    cache = (row * H + h).to(tl.int64) * capacity * D + slot * D + d
+    cache = (row * H + h).to(tl.int64) * capacity * D + (first + place) * D + d
     tl.store(keys + cache, key.to(keys.dtype.element_ty))
     tl.store(values + cache, tl.load(own + 2 * H * D + d))
 
@@ -114,18 +115,22 @@ def _learned(engine: StaticEngine, n: int) -> Tensor | None:
 def _attend(engine: StaticEngine, index: int, qkv: Tensor, rows: int, mask: Tensor | None, causal: bool) -> Tensor:
     """What attention gives [M, C] for a layer's qkv [M, 3 C], whose keys and values go into the cache."""
     keys, values, rotates = engine.keys[index], engine.values[index], engine.blocks.rotates
-    n, (_, heads, capacity, head_dim) = len(qkv) // rows, keys.shape
+    n, start, (_, heads, _, head_dim), packed = len(qkv) // rows, engine.length, keys.shape, engine.key_scales
     cos, sin = engine.tables if rotates else (keys, keys)
-    queries = keys.new_empty(rows, n, heads, head_dim)
+    queries = qkv.new_empty(rows, n, heads, head_dim)
+    if packed:  # in 8 bits: these go there from what is turned
+        keys, values = qkv.new_empty(2, rows, heads, n, head_dim)
     launch(
         turn,
         (rows * n,),
-        *(qkv, cos, sin, engine.pads, queries, keys, values, n, engine.length, capacity),
+        *(qkv, cos, sin, engine.pads, queries, keys, values, n, start, 0 if packed else start, keys.shape[2]),
         H=heads,
         D=head_dim,
         ROTATE=rotates,
         num_warps=4,
     )
-    q, k, v = queries.transpose(1, 2), keys[:, :, : engine.length + n], values[:, :, : engine.length + n]
+    if packed:
+        keys, values = engine.keep(index, start, keys, values)
+    q, k, v = queries.transpose(1, 2), keys[:, :, : start + n], values[:, :, : start + n]
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return attended.transpose(1, 2).reshape(rows * n, heads * head_dim)
