@@ -80,7 +80,8 @@ class Int8Cache(Optimization):
     def _errors(self, pipeline: Pipeline) -> dict[str, float]:
         """How far rounding takes the keys and values of a voice's opening, relative to them."""
         voice = next(iter(pipeline.voices.values()))
-        layers = self._decoder.engine.prefix(pipeline.model.t3.prepare_conditioning(voice.t3))
+        engine: Any = self._decoder.engine
+        layers = engine.prefix(pipeline.model.t3.prepare_conditioning(voice.t3))
         errors = {}
         for name, kind in zip(("keys", "values"), zip(*layers, strict=True), strict=True):
             exact = torch.stack(kind).float()

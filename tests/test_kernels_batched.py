@@ -175,7 +175,7 @@ def test_a_cache_in_8_bits_is_near_the_one_of_floats_and_smaller(make, n_prefix)
     expected, actual = (walk(engine, rows, 12, pad, prefix, steps=3) for engine in engines)
     assert 1e-5 < relative_error(actual, expected) < 0.02
     assert engines[1].cache_bytes < engines[0].cache_bytes / 3
-    few = [walk(engine, 4, 12, steps=1) for engine in engines]
+    few = [walk(engine, 4, 12, steps=0) for engine in engines]
     torch.testing.assert_close(few[1], few[0], atol=1e-5, rtol=1e-5)
 
 
@@ -211,8 +211,8 @@ def test_rows_of_floats_open_anew_where_rows_in_8_bits_have_been():
         prefix = StaticEngine(model, 64).prefix(prompts(1, 6, seed=9))
         engine.reserve(64, 63)  # room for as many slots in either form
     packed = walk(engine, 18, 12, None, prefix, steps=1)
-    few = walk(engine, 16, 12, None, prefix, steps=1)
-    torch.testing.assert_close(few, walk(StaticEngine(model, 64), 16, 12, None, prefix, steps=1), atol=1e-5, rtol=1e-5)
+    few = walk(engine, 16, 12, None, prefix, steps=0)
+    torch.testing.assert_close(few, walk(StaticEngine(model, 64), 16, 12, None, prefix, steps=0), atol=1e-5, rtol=1e-5)
     assert torch.equal(walk(engine, 18, 12, None, prefix, steps=1), packed)
 
 
@@ -225,12 +225,12 @@ def test_int8_cache_is_active_where_batches_are_large(monkeypatch):
     apply_one(mini, "kv_cache")
     apply_one(mini, "compile", decode="triton", estimator=False)
     plugin, decoder = apply_one(mini, "int8_cache"), mini.stages["generate_tokens"]
-    segment = Segment("Yes.", mini.stages["condition"](next(iter(mini.voices))), 0, 2)
+    voice = mini.stages["condition"](next(iter(mini.voices)))
     mini.swap(decoder, "batch_size", 9)
-    decoder([segment])
+    decoder([Segment("Yes.", voice, 0, 1)])
     assert not plugin.evidence(mini).active
     assert "more than 16 rows" in plugin.evidence(mini).reason
-    decoder([segment] * 9)
+    decoder([Segment("Yes.", voice, 0, 2)] * 9)
     evidence = plugin.evidence(mini)
     assert evidence.active
     assert evidence.facts["batches_in_8_bits_count"] == 1
