@@ -40,8 +40,9 @@ def in_8_bits(tfmr: Any) -> Any:
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., n] as numbers, int8, and what they are to be multiplied by [...], float32."""
-    scale = x.float().abs().amax(dim=-1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
-    return (x.float() / scale[..., None]).round().to(torch.int8), scale
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, dtype=torch.float32)
+    scale = largest.clamp_min_(torch.finfo(torch.float32).tiny) / LARGEST
+    return (x / scale[..., None]).round_().to(torch.int8), scale
 
 
 class Int8Linear(nn.Module):
