@@ -32,7 +32,8 @@ class Int8Cache(Optimization):
     With `int8_weights`, whose batches go through the layers; with the multilingual guard, which reads the cache; on a
     CPU. `continuous_batching` has a cache of its own, of floats.
     Not lossless: rounding moves a number by up to half a step, a 254th of the largest in its slot's head. The evidence
-    says by how much in all; quality decides.
+    says by how much in all; quality decides. A comparison of stages takes this way from nine texts on:
+    `quality.fidelity_texts=9`.
     The campaign had nothing of the kind.
     Evidence: batches that were kept in 8 bits, a slot's bytes in both forms, and the relative error of a voice's keys
     and values.
