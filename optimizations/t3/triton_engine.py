@@ -125,8 +125,9 @@ class Buffers:
 class TritonEngine(StaticEngine):
     """The static engine, its steps in Triton kernels: `triton_decode.py` up to MAX_ROWS rows, then `triton_batched.py`.
 
-    Prompts take those of `triton_prompt.py`. Many rows against weights in 8 bits go through the layers; one or two rows
-    against these go through all layers in one launch (`whole_step.py`), where the GPU and the sizes allow.
+    Prompts in half precision take those of `triton_prompt.py`. Many rows against weights in 8 bits go through the
+    layers; one or two rows against these go through all layers in one launch (`whole_step.py`), where the GPU and the
+    sizes allow.
 
     The residual stream and all sums are float32, whatever the weights are, so bfloat16 loses less than it does in the
     layers. Work grows with the filled part of the cache alone: attention reads its bounds from `position`; a step's
@@ -159,7 +160,8 @@ class TritonEngine(StaticEngine):
 
     def _reserve(self, rows: int, length: int, like: Tensor) -> None:
         # Prompts and many rows want weights joined: before anything is captured that knows where they were.
-        if not self.scaled and triton_batched.join(self.blocks):
+        wanted = rows > MAX_ROWS or self._prompts_in_few_launches
+        if wanted and not self.scaled and triton_batched.join(self.blocks):
             self.moves += 1
         super()._reserve(rows, length, like)
         memory, packed = self._memory, self.packs(rows)
@@ -168,8 +170,14 @@ class TritonEngine(StaticEngine):
         if self.whole is not None:
             self.whole.follow(self.keys, self.values)
 
+    @property
+    def _prompts_in_few_launches(self) -> bool:
+        """Not where heads are watched, whose rows the layers tell; nor in float32, where who asks for it wants the
+        layers' own products, which TF32 rounds otherwise when they are joined."""
+        return not self.heads and self.dtype != torch.float32
+
     def _run_here(self, embeds: Tensor, newest: int) -> Tensor:
-        if self.heads:  # whose rows the layers tell
+        if not self._prompts_in_few_launches:
             return super()._run_here(embeds, newest)
         end = self.length + embeds.shape[1]
         mask, causal = self._mask(self.length, end)
