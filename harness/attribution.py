@@ -101,8 +101,8 @@ class Waterfall:
     """A combo's change of one metric, shared out.
 
     `parts` multiply (a ratio) or add up (a delta) to `sum`, whose interval is the parts' own together; `total` is what
-    was measured, `remainder` what of it the parts leave. `method` is EXACT or FITTED, `jobs` the number of jobs that
-    went in, `stages` the number of stages that were fitted one by one, 1 for the whole.
+    was measured, by one job or several, `remainder` what of it the parts leave. `method` is EXACT or FITTED, `jobs` the
+    number of jobs that went in, `stages` the number of stages that were fitted one by one, 1 for the whole.
     """
 
     combo: str
@@ -168,11 +168,11 @@ def share_out(
     """The combo's waterfall from runs of its place; None where they are too few for one, or do not vary each member."""
     measure = stats.metric(metric)
     names = tuple(combo.summary.active)
-    jobs = [job for run in runs if _same_parameters(run, combo) and (job := observe(run.summary, metric))]
-    jobs = [job for job in jobs if job.on | job.off <= set(names)]
-    whole = next((job for job in jobs if not job.off and job.on == set(names)), None)
-    varied = {name for job in jobs if job is not whole for name in job.on ^ job.off}
-    if whole is None or varied != set(names):
+    told = [(run, job) for run in runs if _same_parameters(run, combo) and (job := observe(run.summary, metric))]
+    jobs = [job for _, job in told if job.on | job.off <= set(names)]
+    wholes = [run.summary for run, job in told if not job.off and job.on == set(names)]
+    varied = {name for job in jobs if job.off or job.on != set(names) for name in job.on ^ job.off}
+    if not wholes or varied != set(names):
         return None
     needs = {name: frozenset((requires or {}).get(name, ())) & set(names) for name in names}
     sums, pairs = asked(names, needs)
@@ -181,14 +181,14 @@ def share_out(
         if len(jobs) < 2 * len(names):
             return None
         model = fitted_model(names, needs, jobs)
-    told = [_interval(*one, measure.kind, model.jobs) for one in zip(*model.tell(sums), strict=True)]
-    changes, whole_way, beyond = told[: len(names)], told[len(names)], told[len(names) + 1 :]
+    answers = [_interval(*one, measure.kind, model.jobs) for one in zip(*model.tell(sums), strict=True)]
+    changes, whole_way, beyond = answers[: len(names)], answers[len(names)], answers[len(names) + 1 :]
     threshold = combo.summary.thresholds[metric]
     return Waterfall(
         combo=combo.summary.combo,
         metric=metric,
         place=place(combo.summary),
-        total=interval(combo.summary.comparison[metric]),
+        total=stats.pooled([interval(whole.comparison[metric]) for whole in wholes], measure.kind),
         parts=tuple(
             Part(*judged, _power(judged[1], measure, threshold))
             for judged in _judged(names, changes, measure, threshold)

@@ -405,6 +405,34 @@ def contrast(first: Interval, second: Interval, kind: str) -> Interval:
     return Interval(estimate, estimate - below, estimate + above, n)
 
 
+def pooled(changes: Sequence[Interval], kind: str) -> Interval:
+    """One change out of several jobs that measured the same.
+
+    A weighted mean, for ratios on the log scale, with a random effect: what the jobs differ by beyond their own errors
+    counts as what yet another job would differ by (R. DerSimonian, N. Laird, Controlled Clinical Trials 7, 1986). Jobs
+    without bounds count only where no other does.
+    """
+    if kind == "ratio":
+        return pooled([change.map(math.log) for change in changes], "delta").map(math.exp)
+    known = [change for change in changes if change.bounds is not None]
+    if len(known) < 2:
+        return (known or list(changes))[0]
+    z = float(special.ndtri((1 + CONFIDENCE) / 2))
+    means = np.array([change.estimate for change in known])
+    bounds = np.array([change.bounds for change in known])
+    variances = np.maximum((bounds[:, 1] - bounds[:, 0]) / (2 * z), LEAST_ERROR) ** 2
+    weights = 1 / variances
+    excess = weights @ (means - weights @ means / weights.sum()) ** 2 - (len(known) - 1)
+    between = max(0.0, excess / (weights.sum() - (weights**2).sum() / weights.sum()))
+    weights = 1 / (variances + between)
+    estimate, half_width = float(weights @ means / weights.sum()), z * float(weights.sum()) ** -0.5
+    return Interval(estimate, estimate - half_width, estimate + half_width, sum(change.n for change in known))
+
+
+LEAST_ERROR = 1e-6
+"""What never varied within a job, as memory may not, is known this well, so that jobs can still be weighed."""
+
+
 def inverse(change: Interval, kind: str) -> Interval:
     """The same change seen from the other side: 1 / ratio, or -delta."""
     low, high = change.bounds or (None, None)

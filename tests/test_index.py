@@ -180,6 +180,16 @@ def test_results_and_reports_come_in_pairs(here):
         write_index(Path("results"), Path("reports"))
 
 
+def test_a_report_over_several_results_has_their_names(here):
+    for name in ("gpu/production-mini", "gpu/screening-mini"):
+        reference(name, Case())
+    Path("reports/reference/gpu/production-mini+screening-mini").mkdir()
+    assert len(rows(write_index(Path("results"), Path("reports")).read_text())) == 2
+    Path("reports/reference/gpu/production-mini+other-mini").mkdir()
+    with pytest.raises(UserError, match="results that are not in results/reference/gpu/other-mini: remove it"):
+        write_index(Path("results"), Path("reports"))
+
+
 def test_nothing_measured_yet_is_an_index_too(here):
     Path("reports").mkdir()
     assert rows(write_index(Path("results"), Path("reports")).read_text()) == []

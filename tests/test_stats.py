@@ -341,3 +341,18 @@ def test_spread_and_outliers_are_reported_and_kept():
 
 def test_runs_that_never_repeat_say_nothing_about_spread():
     assert stats.noise([1.0, 9.0, 3.0], ["a", "b", "c"]).spread is None
+
+
+def test_jobs_that_measured_the_same_are_pooled_with_what_they_differ_by():
+    """Equal jobs narrow the interval; those that contradict each other widen it to hold both."""
+    one, same = stats.Interval(0.8, 0.76, 0.84, 10), stats.Interval(0.8, 0.76, 0.84, 12)
+    assert stats.pooled([one], "ratio") == one
+    both = stats.pooled([one, same], "ratio")
+    assert (both.estimate, both.n) == (pytest.approx(0.8), 22)
+    assert 0.76 < both.low < both.high < 0.84
+    apart = stats.pooled([one, stats.Interval(0.6, 0.59, 0.61, 10)], "ratio")
+    assert apart.low < 0.6
+    assert apart.high > 0.8
+    assert stats.pooled([stats.Interval(1.0, None, None, 1), one], "delta") == one
+    still = stats.Interval(0.5, 0.5, 0.5, 4)
+    assert stats.pooled([still, still], "ratio").estimate == pytest.approx(0.5)

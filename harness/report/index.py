@@ -4,7 +4,8 @@ Its best lines stand in the README too, between `<!-- figures -->` and `<!-- /fi
 each of its parts, by a sweep of reference, between `<!-- without DEVICE/SWEEP -->` and `<!-- /without -->`.
 
 Reference runs live in `results/reference/<device>/<combo>-<pipeline>/`, sweeps as a folder of such runs, and the report
-of each under the same name in `reports/reference/`. The index is `reports/README.md`; links in it are relative to it.
+of each under the same name in `reports/reference/`; a report over several of them has their names, joined by `+`. The
+index is `reports/README.md`; links in it are relative to it.
 """
 
 import re
@@ -145,7 +146,9 @@ def _refuse_orphans(results: Path, reports: Path) -> None:
             f"{results / name} has no report: `python -m harness report {results / name} --out {reports / name}`"
         )
     for name in sorted(told - measured):
-        raise UserError(f"{reports / name} tells of results that are not in {results / name}: remove it")
+        several = [name.with_name(part) for part in name.name.split("+")]
+        if missing := [part for part in several if part not in measured]:
+            raise UserError(f"{reports / name} tells of results that are not in {results / missing[0]}: remove it")
 
 
 def _link(folder: Path, results: Path, reports: Path) -> str:
