@@ -50,7 +50,7 @@ class Int8Cache(Optimization):
             return "8 bits are read by the decode kernels over a static cache: switch kv_cache and compile on"
         kernels = for_device(KERNELS, pipeline.device)
         if kernels is None:
-            return f"on {pipeline.device} nothing reads a cache in 8 bits: use device=cuda, and the package triton"
+            return f"on {pipeline.device} no kernel reads a cache in 8 bits: use device=cuda, and the package triton"
         if not isinstance(stage.engine, kernels.TritonEngine):
             return "8 bits are read by the Triton kernels: switch compile on, with compile.decode=triton"
         if stage.guarded:
