@@ -59,7 +59,8 @@ class Compile(Optimization):
     Change: `decode=triton` runs the decode step through kernels written for it (t3/triton_engine.py), five a
     layer, for a Llama and for Turbo's GPT-2; in large batches cuBLAS multiplies, and kernels do the rest. With
     `int8_weights` and `mixed_precision`, on Hopper and later, an utterance's step is one launch for all layers
-    (t3/whole_step.cu), but for the last norm and the head.
+    (t3/whole_step.cu), but for the last norm and the head, and the head reads 8-bit weights too. A prompt in half
+    precision takes nine launches a layer (t3/triton_prompt.py).
     `decode=native` is the step in C++ for a CPU (t3/decode.cpp), all layers in one call, T3's head in another, and the
     draw in a third. `decode=inductor` has PyTorch's compiler fuse the same step; `auto` is triton on CUDA and native on
     a CPU, where without `kv_cache` it leaves it at the estimator. `estimator` has the compiler fuse the flow's

@@ -25,7 +25,9 @@ class FlatEstimator(Optimization):
     On a CPU these are PyTorch's operators. There is no mask; a batch whose rows are padded has one that counts, and
     takes upstream's way. On a GPU they are four Triton kernels (flow/triton_kernels.py) that do the norms,
     activations, biases and sums between the products as well, 22 launches for a ResNet and its four blocks; of a mask
-    they want the rows' lengths, and that for attention alone.
+    they want the rows' lengths, and that for attention alone. With `cuda_graphs` the solver's steps stay in this
+    layout: a fifth kernel does the last product, guidance and Euler's sum, and times are embedded before the first
+    step.
     Why: products of matrices are what matrix units are for; on a CPU half of the baseline's time went into moving,
     masking and bending numbers, on a GPU with captured steps as much, and attention was far from what the GPU can do.
     Where not: the kernels want half precision from `mixed_precision`, and a GPU from Ampere on; compiling them takes
