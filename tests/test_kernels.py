@@ -31,7 +31,10 @@ from optimizations.t3.int8 import Int8Linear, in_8_bits
 from optimizations.t3.sampling import Filters, SamplingTensors, guide, sample
 from optimizations.t3.token_buffers import TokenBuffers
 
-QUICK = "(static_engines and (2-5 or gpt2)) or (velocities_are and dtype0) or (hidden_frames and 21) or blocks_of_all"
+QUICK = (
+    "(static_engines and (2-5 or gpt2)) or (velocities_are and dtype0) or (hidden_frames and 21) or blocks_of_all"
+    " or (own_steps and False) or prompt_in_8_bits"
+)
 """Of each file's kernels the tests that run them all; the others are slow."""
 FILES = sorted(map(str, Path(__file__).parent.glob("test_kernels*.py")))
 
@@ -147,7 +150,9 @@ def test_head_takes_a_vocabulary_of_any_size():
 
 
 @interpreted
-@pytest.mark.parametrize("make", [partial(tiny, hidden_size=256, num_attention_heads=8), tiny_gpt2])
+@pytest.mark.parametrize(
+    "make", [partial(tiny, hidden_size=256, num_attention_heads=8, num_hidden_layers=1), tiny_gpt2]
+)
 def test_a_prompt_in_8_bits_is_the_layers_own(make):
     """Behind a prefix, in rows that are padded by different lengths."""
     torch.manual_seed(0)
@@ -155,17 +160,16 @@ def test_a_prompt_in_8_bits_is_the_layers_own(make):
     width = blocks_of(model).norm.weight.shape[0]
     ours = import_module("optimizations.t3.triton_engine").engine_for(model, 16)
     exact = StaticEngine(deepcopy(model).float(), 16)
-    opening, prompt, pad = torch.randn(1, 5, width), torch.randn(2, 9, width), torch.tensor([0, 3])
+    opening, prompt, pad = torch.randn(1, 2, width), torch.randn(2, 4, width), torch.tensor([0, 1])
     hidden = {}
     for engine in (ours, exact):
         prefix = engine.prefix(opening)
-        hidden[engine] = engine.prefill(prompt, pad, prefix), engine.step(prompt[:, :1])
-    for step in (0, 1):
-        assert relative_error(hidden[ours][step], hidden[exact][step]) < 0.02
+        hidden[engine] = engine.prefill(prompt, pad, prefix)
+    assert relative_error(hidden[ours], hidden[exact]) < 0.02
     for mine, theirs in zip((*ours.keys, *ours.values), (*exact.keys, *exact.values), strict=True):
-        filled = mine[:, :, :15].float(), theirs[:, :, :15]
+        filled = mine[:, :, :6].float(), theirs[:, :, :6]
         assert relative_error(filled[0][0], filled[1][0]) < 0.02
-        assert relative_error(filled[0][1, :, 8:], filled[1][1, :, 8:]) < 0.02
+        assert relative_error(filled[0][1, :, 3:], filled[1][1, :, 3:]) < 0.02
 
 
 @interpreted

@@ -114,19 +114,14 @@ def test_the_solvers_own_steps_lead_where_its_usual_ones_do(meanflow, monkeypatc
     flat = kernels_of(halved(tiny(meanflow), torch.float16))
     flat.estimator.forward = flat.forward
     cfm = SimpleNamespace(estimator=flat.estimator, inference_cfg_rate=0.7, t_scheduler="cosine", forward=None)
-    given = inputs([40, 33], 40)
-    arguments = [given["mu"], given["mask"], 3, 1.0, given["spks"], given["cond"], given["x"], meanflow]
+    given = inputs([20, 13], 20)
+    arguments = [given["mu"], given["mask"], 2, 1.0, given["spks"], given["cond"], given["x"], meanflow]
 
-    def solved():
-        solver = StaticSolver(cfm, Graphs(Uncaptured), bucket=16)
-        return [solver.forward(*arguments)[0] for _ in range(2)]
-
-    own, again = solved()
-    assert torch.equal(own, again), "nothing of a call is left for the next one"
-    assert flat.n_calls == 6
+    own, _ = StaticSolver(cfm, Graphs(Uncaptured), bucket=24).forward(*arguments)
+    assert flat.n_calls == 2
     monkeypatch.setattr(type(flat), "solver_steps", lambda _flat, _state: None)
-    usual, _ = solved()
-    for row, length in enumerate([40, 33]):
+    usual, _ = StaticSolver(cfm, Graphs(Uncaptured), bucket=24).forward(*arguments)
+    for row, length in enumerate([20, 13]):
         assert relative_error(own[row, :, :length], usual[row, :, :length]) < 1e-3, "rounded elsewhere"
 
 
