@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from scipy import special
 
 from harness import orders, stats, surrogate
 from harness.ablation import Place, clear, interval, place, reference
@@ -46,7 +45,6 @@ LEAST_STAGE = 0.005
 """What takes less of the call, in every job and on both sides, counts with the rest."""
 FEWER = 60
 """Of more optimizations than can be enumerated, the variances are those of so many orders."""
-Z = float(special.ndtri((1 + stats.CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def observe(run: Summary, metric: str) -> Observation | None:
         return None
     if stats.metric(metric).kind == "ratio":
         change = change.map(math.log)
-    error = max((change.bounds[1] - change.bounds[0]) / (2 * Z), surrogate.LEAST) if change.bounds else None
+    error = max((change.bounds[1] - change.bounds[0]) / (2 * stats.Z), surrogate.LEAST) if change.bounds else None
     return Observation(on, off, change.estimate, error, run.run_id, _stages(run) if metric == BY_STAGE else {})
 
 
@@ -372,6 +370,6 @@ def asked(names: Names, needs: Needs, count: int = orders.SAMPLED) -> tuple[Sums
 
 
 def _interval(estimate: float, variance: float, kind: str, jobs: int) -> stats.Interval:
-    half_width = Z * math.sqrt(variance)
+    half_width = stats.Z * math.sqrt(variance)
     change = stats.Interval(float(estimate), float(estimate) - half_width, float(estimate) + half_width, jobs)
     return change.map(math.exp) if kind == "ratio" else change

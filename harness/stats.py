@@ -50,6 +50,8 @@ import numpy as np
 from scipy import special
 
 CONFIDENCE = 0.95
+Z = float(special.ndtri((1 + CONFIDENCE) / 2))
+"""Standard errors of a normal estimate to each side of its interval."""
 ALPHA = 0.05
 MIN_PAIRS = 6
 MIN_PROCESSES = 5
@@ -417,15 +419,14 @@ def pooled(changes: Sequence[Interval], kind: str) -> Interval:
     known = [change for change in changes if change.bounds is not None]
     if len(known) < 2:
         return (known or list(changes))[0]
-    z = float(special.ndtri((1 + CONFIDENCE) / 2))
     means = np.array([change.estimate for change in known])
     bounds = np.array([change.bounds for change in known])
-    variances = np.maximum((bounds[:, 1] - bounds[:, 0]) / (2 * z), LEAST_ERROR) ** 2
+    variances = np.maximum((bounds[:, 1] - bounds[:, 0]) / (2 * Z), LEAST_ERROR) ** 2
     weights = 1 / variances
     excess = weights @ (means - weights @ means / weights.sum()) ** 2 - (len(known) - 1)
     between = max(0.0, excess / (weights.sum() - (weights**2).sum() / weights.sum()))
     weights = 1 / (variances + between)
-    estimate, half_width = float(weights @ means / weights.sum()), z * float(weights.sum()) ** -0.5
+    estimate, half_width = float(weights @ means / weights.sum()), Z * float(weights.sum()) ** -0.5
     return Interval(estimate, estimate - half_width, estimate + half_width, sum(change.n for change in known))
 
 
@@ -493,7 +494,7 @@ def resolution(interval: Interval, kind: str, power: float = POWER) -> float | N
         return None
     low, high = interval.bounds
     half_width = (math.log(high / low) if kind == "ratio" else high - low) / 2
-    reach = (1 + float(special.ndtri(power) / special.ndtri((1 + CONFIDENCE) / 2))) * half_width
+    reach = (1 + float(special.ndtri(power) / Z)) * half_width
     return math.expm1(reach) if kind == "ratio" else reach
 
 

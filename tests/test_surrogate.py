@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from harness import attribution, orders
+from harness import attribution, orders, stats
 from harness.attribution import Observation
 from harness.designs import DESIGNS, Subject
 
@@ -105,7 +105,7 @@ def shared_out(jobs: list[Observation], stages: Stages) -> tuple[np.ndarray, np.
     estimates, variances = attribution.fitted_model(NAMES, NEEDS, jobs).tell(steps)
     sets = [frozenset(name for name, on in zip(NAMES, row, strict=True) if on) for row in steps.sets]
     truth = steps.weights @ np.log([sum(stages(on).values()) for on in sets])
-    return estimates - truth, attribution.Z * np.sqrt(variances)
+    return estimates - truth, stats.Z * np.sqrt(variances)
 
 
 def simulated(
@@ -163,7 +163,7 @@ def test_what_acts_in_one_stage_by_itself_gets_what_it_saves_there():
     jobs = observed(stages, (*SCREENING, *ENDS), 0.01, np.random.default_rng(0))
     estimates, variances = attribution.fitted_model(NAMES, NEEDS, jobs).tell(steps)
     known = {"kv_cache": math.log(1 / 2) / 2, "fused_vocoder": math.log(1 / 2) / 2}
-    for name, estimate, half_width in zip(NAMES, estimates, attribution.Z * np.sqrt(variances), strict=True):
+    for name, estimate, half_width in zip(NAMES, estimates, stats.Z * np.sqrt(variances), strict=True):
         assert abs(estimate - known.get(name, 0.0)) <= half_width < 0.015
 
 

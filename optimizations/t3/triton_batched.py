@@ -27,7 +27,7 @@ addresses, so that nothing has to be told when somebody casts or restores them.
 # ruff: noqa: N803 (a size in capitals is known when its kernel is compiled)
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,11 @@ from torch import Tensor, nn
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from optimizations.common.launching import LOG2_E, launch
+from optimizations.t3 import triton_int8
 from optimizations.t3.blocks import Blocks, matrix_of
 from optimizations.t3.engines import StaticEngine
 from optimizations.t3.int8 import LARGEST as LARGEST_NUMBER
+from optimizations.t3.int8 import Int8Linear
 from optimizations.t3.triton_decode import NEVER
 
 LARGEST = tl.constexpr(LARGEST_NUMBER)
@@ -262,22 +264,38 @@ def step(engine: StaticEngine, embeds: Tensor, extent: int, loop: Loop | None = 
     if join(engine.blocks):
         engine.moves += 1
     before = embeds[:, 0].contiguous()
-    x = torch.empty_like(before, dtype=torch.float32)
-    queries, y = torch.empty_like(x), None
+    queries, y = torch.empty_like(before, dtype=torch.float32), None
     if not engine.blocks.rotates:
         y = engine.tables[0][(engine.position - engine.pads).clamp_min(0)]
     engine.rows = [torch.empty(0)] * len(engine.heads)
-    for index, layer in enumerate(map(Layer.of, engine.blocks.layers)):
-        h = add_norm(before, y, layer.norm, x)
-        attended = attend(engine, index, product(h, *layer.qkv), queries, loop)
+
+    def attended(index: int, qkv: Tensor) -> Tensor:
+        seen = attend(engine, index, qkv, queries, loop)
         for place, (watched, head) in enumerate(engine.heads):
             if watched == index:
                 engine.rows[place] = engine.watched_row(queries, index, head, extent)
-        h = add_norm(x, product(attended, layer.out), layer.inner_norm, x)
+        return seen
+
+    x, y = through_layers(engine.blocks, before, y, attended)
+    return add_norm(x, y, engine.blocks.norm, x)
+
+
+def through_layers(
+    blocks: Blocks, before: Tensor, y: Tensor | None, attend: Callable[[int, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """before + y [M, C] through all layers: the stream [M, C], float32, and what the last layer would add to it.
+
+    `attend` gives what attention gives [M, C] for a layer's number and its qkv [M, 3 C].
+    """
+    x = torch.empty_like(before, dtype=torch.float32)
+    for index, layer in enumerate(map(Layer.of, blocks.layers)):
+        h = add_norm(before, y, layer.norm, x)
+        h = add_norm(x, product(attend(index, product(h, *layer.qkv)), layer.out), layer.inner_norm, x)
         inner = product(h, *layer.inner)
         y = product(gated(inner) if len(layer.inner) == 2 else F.gelu(inner, approximate="tanh"), layer.outer)
         before = x
-    return add_norm(x, y, engine.blocks.norm, x)
+    assert y is not None, "there are layers"
+    return x, y
 
 
 # -- one launch each ---------------------------------------------------------------------------------------------------
@@ -286,6 +304,9 @@ def step(engine: StaticEngine, embeds: Tensor, extent: int, loop: Loop | None = 
 def product(h: Tensor, *products: Any) -> Tensor:
     """What the products make of h [R, C], side by side: [R, sum of their outputs]."""
     first, *others = products
+    if isinstance(first, Int8Linear):
+        together = triton_int8.fits(h)
+        return triton_int8.product(h, *products) if together else torch.cat([linear(h) for linear in products], dim=1)
     if first.bias is not None:
         return torch.addmm(first.bias, h, matrix_of(first).T)
     return h @ (joined([linear.weight for linear in products]) if others else first.weight).T

@@ -13,14 +13,13 @@ what lies between its products: norms, rotations, halves that change places, mas
     silu_product    a GPT-2's gelu is PyTorch's
     product
 
-Products are cuBLAS's for plain weights, which `triton_batched.join` has laid one behind the other, and
-`triton_int8.py`'s for those in 8 bits. The residual stream and all sums are float32, as in a step.
+The layers are `triton_batched.through_layers`, as of a step of many rows, with attention of its own. Products are
+cuBLAS's for plain weights, which `triton_batched.join` has laid one behind the other, and `triton_int8.py`'s for those
+in 8 bits. The residual stream and all sums are float32, as in a step.
 """
 
 # ruff: noqa: N803 (a size in capitals is known when its kernel is compiled)
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +28,8 @@ import triton.language as tl
 from torch import Tensor
 
 from optimizations.common.launching import launch
-from optimizations.t3 import triton_batched, triton_int8
 from optimizations.t3.engines import StaticEngine
-from optimizations.t3.int8 import Int8Linear
-from optimizations.t3.triton_batched import Layer, add_norm, gated
+from optimizations.t3.triton_batched import add_norm, through_layers
 
 
 @triton.jit
@@ -81,27 +78,14 @@ def read(engine: StaticEngine, embeds: Tensor, mask: Tensor | None, causal: bool
     `scaled_dot_product_attention` takes, of the new positions over the slots so far.
     """
     rows, n, width = embeds.shape
-    x = embeds.new_empty(rows * n, width, dtype=torch.float32)
-    before, y = embeds.reshape(rows * n, width), _learned(engine, n)
-    for index, layer in enumerate(map(Layer.of, engine.blocks.layers)):
-        h = add_norm(before, y, layer.norm, x)
-        attended = _attend(engine, index, product(h, *layer.qkv), rows, mask, causal)
-        h = add_norm(x, product(attended, layer.out), layer.inner_norm, x)
-        inner = product(h, *layer.inner)
-        y = product(gated(inner) if len(layer.inner) == 2 else F.gelu(inner, approximate="tanh"), layer.outer)
-        before = x
-    last = [t.view(rows, n, width)[:, -1].contiguous() for t in (x, y)]
-    return add_norm(last[0], last[1], engine.blocks.norm, last[0])
-
-
-def product(h: Tensor, *products: Any) -> Tensor:
-    """What the products make of h [M, C], side by side: [M, sum of their outputs]."""
-    first = products[0]
-    if not isinstance(first, Int8Linear):
-        return triton_batched.product(h, *products)
-    if triton_int8.fits(h):
-        return triton_int8.product(h, *products)
-    return torch.cat([linear(h) for linear in products], dim=1)
+    x, y = through_layers(
+        engine.blocks,
+        embeds.reshape(rows * n, width),
+        _learned(engine, n),
+        lambda index, qkv: _attend(engine, index, qkv, rows, mask, causal),
+    )
+    last, added = [t.view(rows, n, width)[:, -1].contiguous() for t in (x, y)]
+    return add_norm(last, added, engine.blocks.norm, last)
 
 
 def _learned(engine: StaticEngine, n: int) -> Tensor | None:
