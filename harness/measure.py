@@ -18,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,25 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has finished, so that a host clock tells the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Moment:
+    """A moment on the way of the device through its work; on a CPU, which does it at once, of the clock.
+
+    Nobody waits for it, so what is between two of them takes as long as if nobody had looked.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(device))
+        self._time = time.perf_counter()
+
+    def since(self, earlier: Moment) -> float:
+        """Seconds; both have to be over."""
+        if self._event is not None and earlier._event is not None:
+            return earlier._event.elapsed_time(self._event) / 1000
+        return self._time - earlier._time
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -146,22 +166,24 @@ class CpuMeter:
     """CPU seconds of a process, its helpers included, by the kernel's account, which no process can alter.
 
     `helpers` are its threads but the first, and the processes that it started. Reading takes microseconds; new
-    processes are looked for by `refresh` only, which takes milliseconds. None where the system does not tell.
+    processes are looked for by `refresh` only, which takes milliseconds. What one has used that has ended stays
+    counted: seconds never grow fewer. None where the system does not tell.
     """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._others: list[int] = []
+        self._others: dict[int, float] = {}
 
     def refresh(self) -> None:
-        try:
-            self._others = [child.pid for child in psutil.Process(self._pid).children(recursive=True)]
-        except psutil.Error:
-            self._others = []
+        with suppress(psutil.Error):
+            for child in psutil.Process(self._pid).children(recursive=True):
+                self._others.setdefault(child.pid, 0.0)
 
     def total_s(self) -> float | None:
         own = _cpu_s(self._pid)
-        return None if own is None else own + sum(_cpu_s(pid) or 0.0 for pid in self._others)
+        for pid, before in self._others.items():
+            self._others[pid] = max(before, _cpu_s(pid) or 0.0)
+        return None if own is None else own + sum(self._others.values())
 
     def helpers_s(self) -> float | None:
         total, first = self.total_s(), self._first_thread_s()

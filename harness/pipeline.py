@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from harness.changes import Changeable, same
 from harness.errors import UserError
-from harness.measure import synchronize
+from harness.measure import Moment, synchronize
 from harness.sampling import Sampling
 
 LABELS = ("name", "trained")
@@ -255,14 +255,14 @@ class Pipeline(Changeable):
                 grouped = _by_utterance(segments, pieces)
                 joined = [clock.run("join", self.stages["join"], waves) for waves in grouped]
                 waves = clock.run("watermark", self.stages["watermark"], joined)
-        elapsed = clock.elapsed()
+        elapsed, seconds = clock.stop()
         return [
             Utterance(
                 wave=wave,
                 sample_rate=self.model.sr,
                 tokens=[t.cpu().long() for t in spoken],
                 segments=text,
-                stages_s=clock.seconds,
+                stages_s=seconds,
                 generation_time_s=elapsed,
                 token_cap=self.sampling.max_new_tokens,
             )
@@ -449,10 +449,11 @@ class Pipeline(Changeable):
             tokens = tokenizer.text_to_tokens(mtl_tts.punc_norm(text), language_id=language)
         else:
             tokens = tokenizer.text_to_tokens(punc_norm(text))
-        tokens = tokens.to(self.device, non_blocking=not wait)
+        tokens = tokens.to(self.device) if wait else tokens
         tokens = torch.cat([tokens, tokens], dim=0)
         tokens = F.pad(tokens, (1, 0), value=t3.hp.start_text_token)
-        return F.pad(tokens, (0, 1), value=t3.hp.stop_text_token)
+        tokens = F.pad(tokens, (0, 1), value=t3.hp.stop_text_token)
+        return tokens.to(self.device, non_blocking=True)
 
     def with_silence(self, tokens: list[Tensor]) -> list[Tensor]:
         """Speech tokens [n] of segments as the flow is given them."""
@@ -625,26 +626,32 @@ def taught(t3: torch.nn.Module, teacher: Teacher, cfg_weight: float) -> Iterator
 
 
 class _StageClock:
-    """Seconds per stage, with the device synchronized at each stage's end."""
+    """Seconds per stage, as the device goes through them: the host does not wait at a stage's end."""
 
     def __init__(self, device: torch.device, hooks: list[Callable[[str], None]]) -> None:
         synchronize(device)
         self._device = device
         self._hooks = hooks
         self._start = time.perf_counter()
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._stages: list[str] = []
+        self._moments = [Moment(device)]
 
     def run(self, stage: str, fn: Stage, *args: Any) -> Any:
-        start = time.perf_counter()
         result = fn(*args)
         for hook in self._hooks:
             hook(stage)
-        synchronize(self._device)
-        self.seconds[stage] += time.perf_counter() - start
+        self._stages.append(stage)
+        self._moments.append(Moment(self._device))
         return result
 
-    def elapsed(self) -> float:
-        return time.perf_counter() - self._start
+    def stop(self) -> tuple[float, dict[str, float]]:
+        """Seconds until all is done, and those of each stage."""
+        synchronize(self._device)
+        elapsed = time.perf_counter() - self._start
+        seconds = dict.fromkeys(STAGES, 0.0)
+        for stage, (before, after) in zip(self._stages, pairwise(self._moments), strict=True):
+            seconds[stage] += after.since(before)
+        return elapsed, seconds
 
 
 def _segments(requests: list[Request], texts: list[list[str]], conditionals: list[Conditionals]) -> list[Segment]:

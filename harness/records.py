@@ -33,9 +33,9 @@ class Child:
         self.status, self.error = "failed", error
 
     def update(self, record: Mapping[str, Any]) -> None:
-        """Take over what the record knows; what it names besides is left out."""
+        """Take over what the record knows; what it names besides is left out, and what is null stays as it was."""
         for one in fields(self):
-            if one.name in record:
+            if record.get(one.name) is not None:
                 setattr(self, one.name, record[one.name])
 
     def to_dict(self) -> dict[str, Any]:

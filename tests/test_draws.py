@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 
 import numpy as np
@@ -15,6 +15,7 @@ from harness.figures import growth, repeated_request_ratio
 from harness.hearing import Listener, Memory
 from harness.records import Child
 from harness.results import Measurement
+from harness.shapes import without_impossible
 from harness.workload import Item
 
 ITEM, OTHER = Item("a", "one day", "rms"), Item("b", "two cats", "rms")
@@ -89,6 +90,13 @@ def test_a_process_that_works_on_is_found():
 def test_a_process_that_was_never_timed_is_not_accused():
     untimed = replace(row(), pass_name="quality")
     assert checks.failures([untimed], [replace(CHILD, cpu_in_calls_s=0.0, cpu_between_calls_s=0.1)]) == []
+
+
+def test_a_figure_that_cannot_be_accuses_nobody():
+    """A reader leaves it out and says so; the sums of CPU time once ran backwards."""
+    possible, wrong = without_impossible(asdict(replace(CHILD, cpu_between_calls_s=-6.57)))
+    assert wrong == ["cpu_between_calls_s -6.57"]
+    assert checks.failures([row()], [Child.from_dict(possible)]) == []
 
 
 def test_what_repeating_gives():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -18,6 +21,21 @@ def test_a_call_is_timed_and_its_result_kept():
     result, seconds = measure.timed(CPU, lambda: time.sleep(0.05) or "done")
     assert result == "done"
     assert 0.05 <= seconds < 1
+
+
+def test_what_a_helper_has_used_stays_counted_when_it_has_ended():
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as helper:
+        meter = measure.CpuMeter(os.getpid())
+        meter.refresh()
+        assert helper.stdout is not None
+        helper.stdout.readline()
+        before = meter.helpers_s()
+        helper.communicate(b"\n")
+    after = meter.helpers_s()
+    assert before is not None
+    assert after is not None
+    assert after >= before > 0.29
 
 
 def resident(n_bytes: int) -> mmap.mmap:
