@@ -29,6 +29,8 @@ from optimizations.watermark.perth import Marker
 
 TEXT_POSITIONS = 222
 """Cache positions to have ready beside those of the voice and the speech: about as many as 15 s of text take."""
+VOCODER_BUCKET = 64
+"""Mel frames, to whose multiples vocoded ones are padded."""
 PROBE_GRAPHS = (1, 3)
 URGENT = -1
 """The priority of what is captured: where T3 goes on beside it (`streaming`), T3 has the usual one, and waits."""
@@ -79,7 +81,7 @@ class CudaGraphs(Optimization):
 
         tokens: int = number(500, least=1)
         batch_tokens: int = number(250, least=1)
-        flow_bucket: int = number(64, least=1)
+        flow_bucket: int = number(32, least=1)
         poll: int = number(8, least=1)
 
         def __post_init__(self) -> None:
@@ -154,7 +156,7 @@ class CudaGraphs(Optimization):
         self._make_ready(pipeline, "tokens_to_mel", prepare)
 
     def _capture_vocoder(self, pipeline: Pipeline) -> None:
-        hift, bucket = pipeline.model.s3gen.mel2wav, self.config.flow_bucket
+        hift, bucket = pipeline.model.s3gen.mel2wav, VOCODER_BUCKET
         pipeline.swap(hift, "stft_window", hift.stft_window.to(pipeline.device))
         vocoder = StaticVocoder(hift, self.graphs, bucket)
         pipeline.swap(hift, "inference", vocoder.inference)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from chatterbox.models.s3gen.decoder import ConditionalDecoder
-from interpreter import interpreted
+from interpreter import interpreted, not_interpreted
 from test_kernels import relative_error
 
 import optimizations
@@ -56,7 +56,8 @@ def kernels_of(estimator):
     """The kernels' way through it, in few large programs: the interpreter takes its time for every one."""
     module = import_module("optimizations.flow.triton_estimator")
     assert module.unsupported(estimator) is None
-    tiles = dict.fromkeys(module.TILES, module.Tile(64, 64, 64, turns=4)) | {"row_attention": module.Tile(32, 16)}
+    tiles = dict.fromkeys(module.TILES, module.Tile(64, 64, 64)) | {"row_attention": module.Tile(32, 16)}
+    tiles["norm_inner"] = module.Tile(64, 64, 32, running=1)  # one program takes them all
     return module.TritonEstimator(estimator, estimator.forward, {name: (tile,) for name, tile in tiles.items()})
 
 
@@ -123,6 +124,23 @@ def test_the_solvers_own_steps_lead_where_its_usual_ones_do(meanflow, monkeypatc
     usual, _ = StaticSolver(cfm, Graphs(Uncaptured), bucket=24).forward(*arguments)
     for row, length in enumerate([20, 13]):
         assert relative_error(own[row, :, :length], usual[row, :, :length]) < 1e-3, "rounded elsewhere"
+
+
+@pytest.mark.parametrize(
+    "flat", [pytest.param(False, marks=not_interpreted), pytest.param(True, marks=interpreted)], ids=["layers", "own"]
+)
+def test_lengths_that_share_memory_leave_nothing_to_each_other(flat):
+    estimator = tiny()
+    if flat:
+        kernels = kernels_of(halved(estimator, torch.float16))
+        estimator.forward = kernels.forward
+    cfm = SimpleNamespace(estimator=estimator, inference_cfg_rate=0.7, t_scheduler="cosine", forward=None)
+    shared = StaticSolver(cfm, Graphs(Uncaptured), bucket=4)
+    for lengths in ([12], [5], [9, 7], [12]):
+        given = inputs(lengths, max(lengths))
+        arguments = [given["mu"], given["mask"], 1, 1.0, given["spks"], given["cond"], given["x"], False]
+        expected, _ = StaticSolver(cfm, Graphs(Uncaptured), bucket=4).forward(*arguments)
+        assert torch.equal(shared.forward(*arguments)[0], expected)
 
 
 @interpreted

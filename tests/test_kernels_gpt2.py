@@ -175,6 +175,23 @@ def test_gpu_steps_of_one_graph_are_single_steps(name, heat):
 
 
 @pytest.mark.gpu
+@torch.inference_mode()
+def test_gpu_a_step_that_nobody_will_hear_does_nothing(turbo):
+    for one in ("int8_weights", "mixed_precision"):
+        apply_one(turbo, one)
+    engine = import_module("optimizations.t3.triton_engine").engine_for(turbo.model.t3.tfmr)
+    assert engine.why_several_launches(2) is None
+    embeds = torch.randn(2, 20, 1024, generator=torch.Generator().manual_seed(5)).cuda()
+    engine.reserve(2, 40)
+    engine.prefill(embeds, None, None)
+    for ended, moves in (([True, True], False), ([True, False], True), ([True, True], False), ([False, False], True)):
+        engine.ended, before = torch.tensor(ended, device="cuda")[:, None], engine.keys[3].clone()
+        engine.static_step(embeds[:, :1], engine.capacity)
+        engine.position += 1
+        assert torch.equal(engine.keys[3], before) != moves
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 40, 192, 1000])
 def test_gpu_prompts_read_weights_in_8_bits_as_they_are(turbo, rows):
     apply_one(turbo, "int8_weights")

@@ -18,6 +18,7 @@ from harness.pipeline import Pipeline
 from optimizations.bench.tiles import print_tiles
 from optimizations.bench.timing import microseconds
 from optimizations.common.graphs import Graphs, Uncaptured
+from optimizations.common.memory import Reused
 from optimizations.flow.state import State
 from optimizations.flow.static_shape import StaticSolver
 from optimizations.flow.tiles import Tile
@@ -30,17 +31,16 @@ TOLD = (2, 1024), (128, 1024)
 MANY_LAUNCHES = 8
 """Launches in a graph where they are long; few go through all weights."""
 NORMED = [
-    *(Tile(64, 64, turns=turns, warps=4, stages=2) for turns in (2, 3, 4, 6, 16, 24)),
-    *(Tile(64, 128, turns=turns, warps=warps, stages=2) for turns, warps in ((2, 4), (2, 8), (3, 8))),
-    *(Tile(128, 64, turns=turns, stages=2) for turns in (3, 6, 12)),
-    *(Tile(128, 128, turns=turns, stages=2) for turns in (2, 3)),
-    Tile(64, 256, stages=1),
+    Tile(64, 64, 128, warps=4, stages=2),
+    *(Tile(64, 128, 64, warps=4, stages=stages) for stages in (3, 4)),
+    Tile(128, 64, 64, warps=4, stages=4),
+    *(Tile(128, 128, 64, warps=warps, running=running) for warps, running in ((8, 0), (4, 0), (4, 2), (8, 2))),
+    *(Tile(128, 256, 64, running=running) for running in (0, 1)),
 ]
 ADDED = [
     *(Tile(64, 64, 128, warps=4, stages=stages) for stages in (3, 4)),
     Tile(64, 64, 64, warps=4, stages=4),
     Tile(64, 64, 256, warps=4, stages=2),
-    Tile(64, 32, 128, warps=4),
     Tile(128, 64, 128),
     Tile(128, 64, 64, warps=4, stages=4),
     Tile(128, 128, 64),
@@ -75,11 +75,11 @@ class Bench:
     frames: int
 
     def __post_init__(self) -> None:
-        self.blocks = [block for stack in self.flat.stacks for block in stack.blocks]
+        self.blocks = [block for blocks in self.flat.blocks for block in blocks]
         self.times = self.flat.by_resnet(self.flat.time_shares(torch.full((self.rows,), 0.5), None))
         lengths = torch.full((self.rows,), self.frames, dtype=torch.int32)
         self.buffers = b = Buffers.blank(lengths, self.rows * self.frames, self.blocks[0])
-        for buffer in (b.x, b.hidden, b.entering, b.joined, b.qkv, b.attended, b.inner):
+        for buffer in (b.x, b.halved, b.moments, b.hidden, b.entering, b.joined, b.qkv, b.attended, b.inner):
             buffer.normal_()
 
     def launch(self, name: str, i: int) -> None:
@@ -88,17 +88,19 @@ class Bench:
             resnet = flat.stacks[1 + i % (len(flat.stacks) - 2)].resnet
             first, second = resnet.first, resnet.second
             flat.convolve(first.convolution, b.entering, b.hidden, b, first.norm, time=self.times[0][:, 0])
-            flat.convolve(second.convolution, b.hidden, b.x, b, second.norm, beside=(resnet.beside, b.entering))
+            flat.convolve(
+                second.convolution, b.hidden, b.x, b, second.norm, None, (resnet.beside, b.entering), b.halved
+            )
         elif name == "norm_qkv":
-            flat.norm_product(name, block.norm1, block.qkv, b.x, b.qkv)
+            flat.norm_product(name, block.qkv, b, b.qkv)
         elif name == "row_attention":
             flat.attend(b, block.heads)
         elif name == "add_attended":
-            flat.add_product(name, block.out, b.attended, b.x)
+            flat.add_product(name, block.out, b.attended, b, b.halved)
         elif name == "norm_inner":
-            flat.norm_product(name, block.norm3, block.inner, b.x, b.inner, gelu=True)
+            flat.norm_product(name, block.inner, b, b.inner, gelu=True)
         else:
-            flat.add_product(name, block.outer, b.inner, b.x)
+            flat.add_product(name, block.outer, b.inner, b, b.halved)
 
     def time(self, name: str) -> float:
         """Microseconds of what `launch` does."""
@@ -159,7 +161,7 @@ def print_step(pipeline: Pipeline, flat: TritonEstimator, rows: int, frames: int
     """A whole step of the solver, captured, with the estimator as it is."""
     solver = StaticSolver(pipeline.model.s3gen.flow.decoder, Graphs(Uncaptured), bucket=64)
     n_mels = flat.out.weight.shape[0]
-    state = State.blank(rows // 2, 2, n_mels, n_mels, frames, torch.zeros(0))
+    state = State.blank(rows // 2, 2, n_mels, n_mels, frames, torch.zeros(0), Reused(torch.device("cuda")))
     signal = torch.randn(rows // 2, n_mels, frames)
     state.fill(signal, torch.ones(rows // 2, 1, frames), signal, torch.randn(rows // 2, n_mels), signal)
     time = microseconds(lambda: solver._step(state), 10 if rows == TOLD[0][0] else 3)

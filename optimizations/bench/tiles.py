@@ -44,7 +44,7 @@ def print_tiles(benches: Sequence[Bench], candidates: Candidates) -> None:
                     times[tile] = bench.time(name)
             told = [f"{short(tile)}: {times[tile]:.1f}" for tile in sorted(times, key=lambda tile: times[tile])]
             print(f"| {name} | {bench.rows} | {bench.frames} | {launched:.1f} | {', '.join(told)} |")
-    print("\nA tile is rows x columns x depth, turns, warps, stages.\n")
+    print("\nA tile is rows x columns x depth, warps, stages, running.\n")
 
 
 def with_tiles(flat: Tiled, name: str, tiles: Sequence[Tile]) -> Iterator[Tile]:
@@ -73,4 +73,4 @@ def compile_all(bench: Bench, candidates: Candidates) -> None:
 
 
 def short(tile: Tile) -> str:
-    return f"{tile.rows}x{tile.columns}x{tile.depth} t{tile.turns} w{tile.warps} s{tile.stages}"
+    return f"{tile.rows}x{tile.columns}x{tile.depth} w{tile.warps} s{tile.stages} r{tile.running}"

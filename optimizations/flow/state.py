@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optimizations.common.memory import Reused
+
 
 @dataclass
 class State:
@@ -25,16 +27,20 @@ class State:
     bounds: Tensor  # [2 sides B + 1]: where the pieces of packed attention begin and end
 
     @classmethod
-    def blank(cls, rows: int, sides: int, n_mels: int, n_speaker: int, frames: int, like: Tensor) -> State:
+    def blank(
+        cls, rows: int, sides: int, n_mels: int, n_speaker: int, frames: int, like: Tensor, memory: Reused
+    ) -> State:
+        """What is large of it lies in `memory`: states are filled and gone through one at a time."""
         total = sides * rows
+        mels = memory.take((rows + 2 * total, n_mels, frames), like.dtype).split([rows, total, total])
         return cls(
-            x=like.new_zeros(rows, n_mels, frames),
+            x=mels[0],
             time=like.new_zeros(1),
             until=like.new_zeros(1),
             mask=like.new_zeros(total, 1, frames),
-            mu=like.new_zeros(total, n_mels, frames),
+            mu=mels[1],
             speaker=like.new_zeros(total, n_speaker),
-            prompt=like.new_zeros(total, n_mels, frames),
+            prompt=mels[2],
             visible=torch.zeros(total, 1, frames, dtype=torch.bool, device=like.device),
             bounds=torch.zeros(2 * total + 1, dtype=torch.int32, device=like.device),
         )
@@ -44,7 +50,7 @@ class State:
         return len(self.mask) // len(self.x)
 
     def fill(self, noise: Tensor, mask: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor) -> None:
-        """Begin: rows of up to T frames; what is behind them stays zero."""
+        """Begin: rows of up to T frames; what is behind them is zero."""
         rows, _, frames = self.x.shape
         behind = (0, frames - mu.shape[2])
         self.x.copy_(F.pad(noise, behind))
@@ -52,6 +58,8 @@ class State:
         self.mu[:rows] = F.pad(mu, behind)
         self.speaker[:rows] = speaker
         self.prompt[:rows] = F.pad(prompt, behind)
+        self.mu[rows:] = 0
+        self.prompt[rows:] = 0
         self.visible.copy_(self.mask)
         total = len(self.mask)
         starts = frames * torch.arange(total, device=mu.device)

@@ -29,6 +29,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from optimizations.common.graphs import Graphs
+from optimizations.common.memory import Reused
 from optimizations.common.modules import queries_keys_values
 from optimizations.common.padding import padded_length, within
 from optimizations.flow.estimator import ChannelsLastEstimator
@@ -74,7 +75,6 @@ class Unasked:
                 *(token, token_len, prompt_token, prompt_token_len, prompt_feat, prompt_feat_len, embedding, finalize),
                 *(n_timesteps, noised_mels, meanflow),
             )
-        speaker = flow.spk_embed_affine_layer(F.normalize(torch.atleast_2d(embedding), dim=1))
         ids = torch.cat((prompt_token.view(1, -1).long(), token.long()), dim=1)
         lengths = torch.full((1,), ids.shape[1], device=ids.device)
         hidden, _ = flow.encoder(flow.input_embedding(ids), lengths)
@@ -84,7 +84,7 @@ class Unasked:
         mel, _ = flow.decoder(
             mu=mu,
             mask=mu.new_ones(1, 1, mu.shape[2]),
-            spks=speaker,
+            spks=flow.spk_embed_affine_layer(F.normalize(torch.atleast_2d(embedding), dim=1)),
             cond=known,
             n_timesteps=n_timesteps,
             noised_mels=noised_mels,
@@ -99,6 +99,7 @@ class StaticEncoder:
     def __init__(self, encoder: Any, graphs: Graphs, bucket: int) -> None:
         self.encoder, self.graphs, self.bucket = encoder, graphs, bucket
         self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._memory = Reused(next(encoder.parameters()).device)
 
     @torch.inference_mode()
     def forward(self, xs: Tensor, xs_lens: Tensor, *_chunks: int) -> tuple[Tensor, Tensor]:
@@ -115,10 +116,8 @@ class StaticEncoder:
     def _buffers(self, xs: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         key = len(xs), longest
         if key not in self._inputs:
-            self._inputs[key] = (
-                xs.new_zeros(len(xs), longest, xs.shape[2]),
-                torch.zeros(len(xs), dtype=torch.long, device=xs.device),
-            )
+            inputs = self._memory.take((len(xs), longest, xs.shape[2]), xs.dtype)
+            self._inputs[key] = inputs, torch.zeros(len(xs), dtype=torch.long, device=xs.device)
         return self._inputs[key]
 
 
@@ -149,6 +148,7 @@ class StaticSolver:
         self.cfm, self.graphs, self.bucket = cfm, graphs, bucket
         self._upstream: Callable[..., tuple[Tensor, None]] = cfm.forward
         self._states: dict[tuple[int, ...], State] = {}
+        self._memory = Reused(next(cfm.estimator.parameters()).device)
         self._own_steps: dict[tuple[int, ...], tuple[ChannelsLastEstimator, Steps | None]] = {}
         self._attention = RowAttention()
 
@@ -196,7 +196,7 @@ class StaticSolver:
         key = rows, sides, frames
         if key not in self._states:
             like = mu.new_zeros(0, dtype=self.cfm.estimator.dtype)
-            self._states[key] = State.blank(rows, sides, n_mels, speaker.shape[1], frames, like)
+            self._states[key] = State.blank(rows, sides, n_mels, speaker.shape[1], frames, like, self._memory)
         return self._states[key]
 
     def _steps_of(self, state: State) -> Steps | None:

@@ -21,17 +21,18 @@ ANY = math.inf
 class Tile:
     """What one program of a kernel does.
 
-    `rows` frames against `columns` outputs (keys for attention), `depth` inputs at a time; `turns` times as many
-    outputs one after the other, for `norm_product`. `stages`: loads that are under way at once. It is taken for up to
-    `at_once` programs a processor (`ANY`: however many), where a program may have so many `kilobytes` of shared memory.
+    `rows` frames against `columns` outputs (keys for attention), `depth` inputs at a time. `stages`: loads that are
+    under way at once. `running`: programs a processor, which for `norm_product` take one tile after the other; 0 is as
+    many as there are tiles. It is taken for up to `at_once` programs a processor (`ANY`: however many), where a program
+    may have so many `kilobytes` of shared memory.
     """
 
     rows: int
     columns: int = 0
     depth: int = 0
-    turns: int = 1
     warps: int = 8
     stages: int = 3
+    running: int = 0
     at_once: float = 0
     kilobytes: int = SHARED_BYTES >> 10
 

@@ -13,10 +13,11 @@ import triton
 from torch import Tensor
 
 from optimizations.common.launching import LOG2_E, shared_bytes
+from optimizations.common.memory import Reused
 from optimizations.flow import triton_kernels
 from optimizations.flow.estimator import Block, ChannelsLastEstimator, Norm, Product, stacks_of
 from optimizations.flow.state import State
-from optimizations.flow.tiles import SHARED_BYTES, Tile, Tiled, Tiles
+from optimizations.flow.tiles import ANY, SHARED_BYTES, Tile, Tiled, Tiles
 from optimizations.flow.triton_steps import TritonSteps
 
 NAMES = ("convolution", "norm_product", "row_attention", "add_product")
@@ -26,16 +27,14 @@ HALF = (torch.bfloat16, torch.float16)
 TILES = {
     "convolution": (Tile(64, depth=64),),
     "norm_qkv": (
-        Tile(64, 256, stages=1, at_once=1, kilobytes=160),
-        Tile(64, 64, turns=3, warps=4, stages=2, at_once=2),
-        Tile(64, 64, turns=4, warps=4, stages=2, at_once=2),
-        Tile(64, 64, turns=6, warps=4, stages=2, at_once=2),
-        Tile(64, 64, turns=4, warps=4, stages=2, at_once=12),
-        Tile(64, 64, turns=24, warps=4, stages=2),
+        Tile(64, 128, 64, warps=4, stages=4, at_once=3, kilobytes=112),
+        Tile(128, 256, 64, at_once=1, kilobytes=160),
+        Tile(128, 256, 64, running=1, at_once=ANY, kilobytes=208),
+        Tile(64, 128, 64, warps=4),
     ),
     "row_attention": (
         Tile(64, 128, warps=4, at_once=2, kilobytes=104),
-        Tile(64, 128, warps=4, stages=2, at_once=3),
+        Tile(64, 64, warps=4, stages=4, at_once=3),
         Tile(128, 64),
     ),
     "add_attended": (
@@ -45,10 +44,10 @@ TILES = {
         Tile(128, 64, 64, warps=4, stages=4),
     ),
     "norm_inner": (
-        Tile(64, 256, stages=1, at_once=1, kilobytes=160),
-        Tile(64, 64, turns=4, warps=4, stages=2, at_once=2),
-        Tile(64, 256, stages=1, at_once=8, kilobytes=160),
-        Tile(64, 64, turns=16, stages=2),
+        Tile(64, 128, 64, warps=4, stages=4, at_once=2, kilobytes=112),
+        Tile(128, 64, 64, warps=4, stages=4, at_once=3, kilobytes=112),
+        Tile(128, 256, 64, running=1, at_once=ANY, kilobytes=208),
+        Tile(64, 128, 64, warps=4),
     ),
     "add_outer": (
         Tile(64, 64, 128, warps=4, stages=4, at_once=1, kilobytes=128),
@@ -92,11 +91,51 @@ def unsupported(estimator: Any) -> str | None:
 
 
 @dataclass
+class NormedProduct:
+    """A layer norm and the product behind it, as one product of what the norm reads; see `triton_kernels`."""
+
+    weight: Tensor  # [N, C], half
+    sums: Tensor  # [N] float32
+    bias: Tensor  # [N] float32
+    epsilon: float
+
+    @classmethod
+    @torch.no_grad()  # or what they are made of would be kept with them
+    def of(cls, norm: Norm, product: Product) -> NormedProduct:
+        weight = (product.weight.float() * norm.weight).to(product.weight.dtype)
+        bias = product.weight.float() @ norm.bias
+        return cls(
+            weight=weight,
+            sums=weight.float().sum(dim=1),  # as they are rounded, so that what all channels share cancels out
+            bias=bias if product.bias is None else bias + product.bias.float(),
+            epsilon=norm.epsilon,
+        )
+
+
+@dataclass
+class FlatBlock:
+    """A `Block` as the kernels take it."""
+
+    qkv: NormedProduct
+    heads: int
+    out: Product
+    inner: NormedProduct
+    outer: Product
+
+    @classmethod
+    def of(cls, block: Block) -> FlatBlock:
+        qkv, inner = NormedProduct.of(block.norm1, block.qkv), NormedProduct.of(block.norm3, block.inner)
+        return cls(qkv, block.heads, block.out, inner, block.outer)
+
+
+@dataclass
 class Buffers:
     """What the kernels of one call hand on: R rows of T frames, M = R * T, in a width of C."""
 
     lengths: Tensor  # [R] int32
     x: Tensor  # [M, C] float32: the residual stream
+    halved: Tensor  # [M, C]: the same, which products read,
+    moments: Tensor  # [M, 2, parts] float32: and what norms need to know of it
     hidden: Tensor  # [M, C]: between a ResNet's convolutions
     entering: Tensor  # [M, C]: what a ResNet reads
     joined: Tensor  # [M, 2 C]: what the last ResNet reads, with the first one's result on the right
@@ -105,13 +144,15 @@ class Buffers:
     inner: Tensor  # [M, F]
 
     @classmethod
-    def blank(cls, lengths: Tensor, frames: int, block: Block) -> Buffers:
+    def blank(cls, lengths: Tensor, frames: int, block: FlatBlock) -> Buffers:
         """For M `frames` and blocks of the sizes of `block`."""
         width, inner = block.outer.weight.shape
         half = block.outer.weight.new_empty
         return cls(
             lengths=lengths,
             x=half(frames, width, dtype=torch.float32),
+            halved=half(frames, width),
+            moments=half(frames, 2, triton.cdiv(width, triton_kernels.PART.value), dtype=torch.float32),
             hidden=half(frames, width),
             entering=half(frames, width),
             joined=half(frames, 2 * width),
@@ -126,7 +167,11 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
 
     def __init__(self, estimator: Any, masked: Callable[..., Tensor], tiles: Tiles = TILES) -> None:
         super().__init__(estimator, masked)
+        self.blocks = [[FlatBlock.of(block) for block in stack.blocks] for stack in self.stacks]
+        for stack in self.stacks:
+            stack.blocks = []  # whose weights would be kept beside these
         self.launch_in(tiles, self.out.weight.device)
+        self.inputs = Reused(self.out.weight.device)
 
     # A compiler that traces this finds one graph break; it has nothing to gain inside.
     forward = torch.compiler.disable(ChannelsLastEstimator.forward)
@@ -137,7 +182,7 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
     @property
     def half(self) -> Tensor:
         """A weight of the blocks: of the dtype that products are in, and where they are."""
-        return self.stacks[0].blocks[0].outer.weight
+        return self.blocks[0][0].outer.weight
 
     @property
     def n_inputs(self) -> int:
@@ -157,7 +202,7 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
 
     def through(self, frames: Tensor, lengths: Tensor, times: tuple[Tensor, ...]) -> Tensor:
         """Half-precision frames [R, T, inputs] and lengths [R] int32 -> [R * T, C], float32, for the last product."""
-        b = Buffers.blank(lengths, frames.shape[0] * frames.shape[1], self.stacks[0].blocks[0])
+        b = Buffers.blank(lengths, frames.shape[0] * frames.shape[1], self.blocks[0][0])
         width = b.x.shape[1]
         between = len(self.stacks) - 2
 
@@ -173,16 +218,16 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
 
     def stack(self, index: int, frames: Tensor, times: tuple[Tensor, ...], b: Buffers, leaving: Tensor) -> None:
         """A ResNet and its blocks: half-precision frames [M, in] -> x, and a copy of it to `leaving` [M, C]."""
-        stack = self.stacks[index]
-        first, second = stack.resnet.first, stack.resnet.second
+        resnet, blocks = self.stacks[index].resnet, self.blocks[index]
+        first, second = resnet.first, resnet.second
         self.convolve(first.convolution, frames, b.hidden, b, first.norm, time=times[index][:, 0])
-        self.convolve(second.convolution, b.hidden, b.x, b, second.norm, beside=(stack.resnet.beside, frames))
-        for block in stack.blocks:
-            self.norm_product("norm_qkv", block.norm1, block.qkv, b.x, b.qkv)
+        self.convolve(second.convolution, b.hidden, b.x, b, second.norm, beside=(resnet.beside, frames), copy=b.halved)
+        for block in blocks:
+            self.norm_product("norm_qkv", block.qkv, b, b.qkv)
             self.attend(b, block.heads)
-            self.add_product("add_attended", block.out, b.attended, b.x)
-            self.norm_product("norm_inner", block.norm3, block.inner, b.x, b.inner, gelu=True)
-            self.add_product("add_outer", block.outer, b.inner, b.x, leaving if block is stack.blocks[-1] else None)
+            self.add_product("add_attended", block.out, b.attended, b, b.halved)
+            self.norm_product("norm_inner", block.inner, b, b.inner, gelu=True)
+            self.add_product("add_outer", block.outer, b.inner, b, leaving if block is blocks[-1] else b.halved)
 
     # -- one launch each -----------------------------------------------------------------------------------------
 
@@ -195,8 +240,12 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
         norm: Norm | None = None,
         time: Tensor | None = None,
         beside: tuple[Product, Tensor] | None = None,
+        copy: Tensor | None = None,
     ) -> None:
-        """Frames [M, in] -> out [M, C]: norm and Mish of the convolution, plus time [R, C] and the shortcut."""
+        """Frames [M, in] -> out [M, C]: norm and Mish of the convolution, plus time [R, C] and the shortcut.
+
+        `copy` [M, C] takes the same in half precision, and then its moments are known, too.
+        """
         (n_frames, width), (_, inputs) = frames.shape, product.weight.shape
         unread = product.weight
         gain, shift, epsilon = (norm.weight, norm.bias, norm.epsilon) if norm else (unread, unread, 0.0)
@@ -206,7 +255,7 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
         tile = self._tile("convolution", lambda tile: triton.cdiv(n_frames, tile.rows))
         args = (
             *(frames, product.weight, product.bias, gain, shift, time_or_none),
-            *(other, shortcut.weight, shortcut.bias, out),
+            *(other, shortcut.weight, shortcut.bias, out, out if copy is None else copy, b.moments),
             *(n_frames, length, frames.stride(0), time_or_none.stride(0), other.stride(0), epsilon),
         )
         sizes = {
@@ -215,38 +264,39 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
             "BESIDE": shortcut.weight.shape[1] if beside else 0,
             "NORM": norm is not None,
             "TIME": time is not None,
+            "COPY": copy is not None,
             "ROWS": tile.rows,
             "DEPTH": gcd(width, other.shape[1], tile.depth),
         }
         assert inputs == product.n_frames * width
         self._launch(triton_kernels.convolution, triton.cdiv(n_frames, tile.rows), args, sizes, tile)
 
-    def norm_product(self, name: str, norm: Norm, product: Product, x: Tensor, out: Tensor, gelu: bool = False) -> None:
-        """x [M, C] -> out [M, N]."""
-        (n_frames, width), outputs = x.shape, len(product.weight)
+    def norm_product(self, name: str, product: NormedProduct, b: Buffers, out: Tensor, gelu: bool = False) -> None:
+        """The stream, in half precision -> out [M, N]."""
+        (n_frames, width), outputs = b.halved.shape, len(product.weight)
 
-        def part(tile: Tile) -> tuple[int, int]:
-            """Outputs at a time, and of a program in all."""
-            columns = gcd(outputs, tile.columns)
-            return columns, columns * gcd(outputs // columns, tile.turns)
+        def n_tiles(tile: Tile) -> int:
+            return triton.cdiv(n_frames, tile.rows) * (outputs // gcd(outputs, tile.columns))
 
-        def n_programs(tile: Tile) -> int:
-            return triton.cdiv(n_frames, tile.rows) * (outputs // part(tile)[1])
-
-        tile = self._tile(name, n_programs)
-        columns, share = part(tile)
-        bias = product.weight if product.bias is None else product.bias
-        args = x, norm.weight, norm.bias, product.weight, bias, out, n_frames, norm.epsilon
+        tile = self._tile(name, n_tiles)
+        n_programs = n_tiles(tile)
+        if tile.running:
+            n_programs = min(n_programs, max(1, tile.running * self.n_processors))
+        turns = triton.cdiv(n_tiles(tile), n_programs)
+        args = (
+            *(b.halved, b.moments, product.weight, product.sums, product.bias, out),
+            *(n_frames, turns, product.epsilon),
+        )
         sizes = {
             "N": outputs,
             "C": width,
-            "BIAS": product.bias is not None,
             "GELU": gelu,
             "ROWS": tile.rows,
-            "COLUMNS": columns,
-            "SHARE": share,
+            "COLUMNS": gcd(outputs, tile.columns),
+            "DEPTH": gcd(width, tile.depth),
+            "TURNS": tile.running > 0,
         }
-        self._launch(triton_kernels.norm_product, n_programs(tile), args, sizes, tile)
+        self._launch(triton_kernels.norm_product, n_programs, args, sizes, tile)
 
     def attend(self, b: Buffers, heads: int) -> None:
         """qkv -> attended."""
@@ -262,23 +312,20 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
         sizes = {"H": heads, "D": head_dim, "QUERIES": tile.rows, "KEYS": tile.columns}
         self._launch(triton_kernels.row_attention, n_programs(tile), args, sizes, tile)
 
-    def add_product(self, name: str, product: Product, a: Tensor, x: Tensor, copy: Tensor | None = None) -> None:
-        """a [M, K] into x [M, C]; `copy` [M, C] takes the sum in half precision."""
-        (n_frames, inputs), width = a.shape, x.shape[1]
+    def add_product(self, name: str, product: Product, a: Tensor, b: Buffers, copy: Tensor) -> None:
+        """a [M, K] into the stream; `copy` [M, C] takes the sum in half precision."""
+        (n_frames, inputs), width = a.shape, b.x.shape[1]
 
         def n_programs(tile: Tile) -> int:
             return triton.cdiv(n_frames, tile.rows) * (width // gcd(width, tile.columns))
 
         tile = self._tile(name, n_programs)
-        columns = gcd(width, tile.columns)
-        into = a if copy is None else copy
-        args = a, product.weight, product.bias, x, into, n_frames, into.stride(0)
+        args = a, product.weight, product.bias, b.x, copy, b.moments, n_frames, copy.stride(0)
         sizes = {
             "C": width,
             "K": inputs,
-            "COPY": copy is not None,
             "ROWS": tile.rows,
-            "COLUMNS": columns,
+            "COLUMNS": gcd(width, tile.columns),
             "DEPTH": gcd(inputs, tile.depth),
         }
         self._launch(triton_kernels.add_product, n_programs(tile), args, sizes, tile)

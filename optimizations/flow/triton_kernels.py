@@ -38,6 +38,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOOK_BACK = tl.constexpr(2)
 """Frames that a convolution sees besides its own."""
+PART = tl.constexpr(64)
+"""Channels of a frame, or all if they are fewer, whose sum and sum of squares are known to the norm behind."""
 
 
 @triton.jit
@@ -47,6 +49,18 @@ def _normalized(x, gain, shift, epsilon, C: tl.constexpr):
     x -= mean[:, None]
     scale = tl.rsqrt(tl.sum(x * x, axis=1) / C + epsilon)
     return x * scale[:, None] * gain[None, :] + shift[None, :]
+
+
+@triton.jit
+def _store_moments(x, moments, frames, first, inside, C: tl.constexpr, WIDTH: tl.constexpr):
+    """Sum and sum of squares of each PART channels of x [ROWS, WIDTH], whose first channel is `first`: see `PART`."""
+    part: tl.constexpr = min(PART, C)
+    parts: tl.constexpr = WIDTH // part
+    rows: tl.constexpr = x.shape[0]
+    apart = tl.reshape(x, (rows, parts, part))
+    at = frames[:, None] * (2 * (C // part)) + first // part + tl.arange(0, parts)[None, :]
+    tl.store(moments + at, tl.sum(apart, axis=2), mask=inside)
+    tl.store(moments + at + C // part, tl.sum(apart * apart, axis=2), mask=inside)
 
 
 @triton.jit
@@ -81,6 +95,8 @@ def convolution(
     beside_weight,  # [C, BESIDE], half
     beside_bias,  # [C]
     out,  # out: [M, C]
+    copy,  # out with COPY: [M, C], half
+    moments,  # out with COPY: [M, 2, C / PART] float32
     M,
     T,
     stride,
@@ -92,6 +108,7 @@ def convolution(
     BESIDE: tl.constexpr,
     NORM: tl.constexpr,
     TIME: tl.constexpr,
+    COPY: tl.constexpr,
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -137,47 +154,62 @@ def convolution(
         y += tl.load(beside_bias + c).to(tl.float32)[None, :]
     at = i[:, None] * C + c[None, :]
     tl.store(out + tile * C + at, y.to(out.dtype.element_ty), mask=(i < left)[:, None])
+    if COPY:
+        tl.store(copy + tile * C + at, y.to(copy.dtype.element_ty), mask=(i < left)[:, None])
+        _store_moments(y, moments, tile + i, 0, (i < left)[:, None], C, C)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "turns"])
 def norm_product(
-    x,  # [M, C] float32
-    gain,  # [C] float32, as the next
-    shift,
-    weight,  # [N, C], half
-    bias,  # [N]
+    x,  # [M, C], half
+    moments,  # [M, 2, C / PART] float32: what `_store_moments` has left of x
+    weight,  # [N, C], half: times the norm's gain
+    sums,  # [N] float32: of each output's weights
+    bias,  # [N] float32: what the norm's shift adds to it included
     out,  # out: [M, N], half
     M,
+    turns,  # tiles of a program, with TURNS; one without
     epsilon,
     N: tl.constexpr,
     C: tl.constexpr,
-    BIAS: tl.constexpr,
     GELU: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    SHARE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    TURNS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """ROWS frames, normalized once, against SHARE outputs, COLUMNS at a time."""
+    """Tiles of ROWS frames and COLUMNS outputs. The norm comes behind the product, which is linear:
+
+        y = (x W - mean sums) / deviation + bias
+
+    So a product waits for no norm, and whoever wrote x, which was in registers then, has summed it up. Where a program
+    takes several tiles, the next one's loads are under way while this one's results are stored.
+    """
     if OVERLAP:
         gdc_launch_dependents()
-    shares: tl.constexpr = N // SHARE
-    tile = (tl.program_id(0) // shares).to(tl.int64) * ROWS
-    first = (tl.program_id(0) % shares) * SHARE
-    c = tl.arange(0, C)
-    gains = tl.load(gain + c)
-    shifts = tl.load(shift + c)
+    blocks: tl.constexpr = N // COLUMNS
+    parts: tl.constexpr = C // min(PART, C)
+    i = tl.arange(0, ROWS)
+    k = tl.arange(0, DEPTH)
+    part = tl.arange(0, parts)
     if OVERLAP:
         gdc_wait()
-    i = tl.arange(0, ROWS)
-    inside = (i < (M - tile).to(tl.int32))[:, None]
-    rows = tl.load(x + tile * C + i[:, None] * C + c[None, :], mask=inside, other=0.0)
-    a = _normalized(rows, gains, shifts, epsilon, C).to(weight.dtype.element_ty)
-    for start in range(0, SHARE, COLUMNS):
-        n = first + start + tl.arange(0, COLUMNS)
-        y = tl.dot(a, tl.load(weight + n[None, :] * C + c[:, None]))
-        if BIAS:
-            y += tl.load(bias + n).to(tl.float32)[None, :]
+    for turn in tl.range(0, turns if TURNS else 1, flatten=True):
+        program = turn * tl.num_programs(0) + tl.program_id(0)
+        tile = (program // blocks).to(tl.int64) * ROWS
+        n = (program % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+        inside = (i < (M - tile).to(tl.int32))[:, None]
+        rows = x + tile * C + i[:, None] * C + k[None, :]
+        weights = weight + n[None, :] * C + k[:, None]
+        y = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for start in range(0, C, DEPTH):
+            y = tl.dot(tl.load(rows + start, mask=inside, other=0.0), tl.load(weights + start), y)
+        known = moments + (tile + i[:, None]) * (2 * parts) + part[None, :]
+        mean = tl.sum(tl.load(known, mask=inside, other=0.0), axis=1) / C
+        squares = tl.sum(tl.load(known + parts, mask=inside, other=0.0), axis=1) / C
+        scale = tl.rsqrt(tl.maximum(squares - mean * mean, 0.0) + epsilon)
+        y = (y - mean[:, None] * tl.load(sums + n)[None, :]) * scale[:, None] + tl.load(bias + n)[None, :]
         if GELU:
             y = _gelu(y)
         tl.store(out + tile * N + i[:, None] * N + n[None, :], y.to(out.dtype.element_ty), mask=inside)
@@ -189,12 +221,12 @@ def add_product(
     weight,  # [C, K], half
     bias,  # [C]
     x,  # in and out: [M, C] float32
-    copy,  # out with COPY: [M, C], half; consecutive frames are `copy_stride` apart
+    copy,  # out: [M, C], half; consecutive frames are `copy_stride` apart
+    moments,  # out: [M, 2, C / PART] float32
     M,
     copy_stride,
     C: tl.constexpr,
     K: tl.constexpr,
-    COPY: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -203,9 +235,10 @@ def add_product(
     """ROWS frames, COLUMNS channels: x += a @ weight^T + bias."""
     if OVERLAP:
         gdc_launch_dependents()
-    parts: tl.constexpr = C // COLUMNS
-    tile = (tl.program_id(0) // parts).to(tl.int64) * ROWS
-    c = (tl.program_id(0) % parts) * COLUMNS + tl.arange(0, COLUMNS)
+    blocks: tl.constexpr = C // COLUMNS
+    tile = (tl.program_id(0) // blocks).to(tl.int64) * ROWS
+    first = (tl.program_id(0) % blocks) * COLUMNS
+    c = first + tl.arange(0, COLUMNS)
     i = tl.arange(0, ROWS)
     k = tl.arange(0, DEPTH)
     inside = (i < (M - tile).to(tl.int32))[:, None]
@@ -221,9 +254,9 @@ def add_product(
         sums = tl.dot(tl.load(rows + start, mask=inside, other=0.0), tl.load(weights + start), sums)
     y = before + sums + biases[None, :]
     tl.store(residual, y, mask=inside)
-    if COPY:
-        at = copy + tile * copy_stride + i[:, None] * copy_stride + c[None, :]
-        tl.store(at, y.to(copy.dtype.element_ty), mask=inside)
+    at = copy + tile * copy_stride + i[:, None] * copy_stride + c[None, :]
+    tl.store(at, y.to(copy.dtype.element_ty), mask=inside)
+    _store_moments(y, moments, tile + i, first, inside, C, COLUMNS)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from optimizations.common.launching import launch
+from optimizations.common.memory import Reused
 from optimizations.flow import triton_kernels
 from optimizations.flow.estimator import Product
 from optimizations.flow.state import State
@@ -32,6 +33,7 @@ class Layers(Protocol):
     out: Product
     overlap: bool
     n_calls: int
+    inputs: Reused
 
     @property
     def half(self) -> Tensor: ...
@@ -63,7 +65,7 @@ class TritonSteps:
         return cls(
             estimator=estimator,
             state=state,
-            frames=estimator.half.new_zeros(rows, length, n_inputs),
+            frames=estimator.inputs.take((rows, length, n_inputs), estimator.half.dtype),
             lengths=torch.zeros(rows, dtype=torch.int32, device=state.x.device),
             shares=state.x.new_zeros(1, sum(estimator.time_sizes), dtype=torch.float32),
             span=state.time.new_zeros(1, dtype=torch.float32),

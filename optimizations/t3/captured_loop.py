@@ -20,6 +20,7 @@ from harness.measure import synchronize
 from harness.pipeline import HELD_BACK
 from optimizations.common.graphs import DelayedFlag, Draws, Graphs
 from optimizations.common.kernels import for_device
+from optimizations.common.memory import Reused
 from optimizations.common.padding import padded_length, power_of_two
 from optimizations.t3.decoder import Decoder
 from optimizations.t3.engines import Prefix, StaticEngine
@@ -47,7 +48,7 @@ class CapturedLoop:
         self._finished = DelayedFlag(self.device)
         self._token_buffers: dict[tuple[int, int], TokenBuffers] = {}
         self._prompts: dict[tuple[int, int], Tensor] = {}
-        self._prompts_memory = torch.zeros(0, device=self.device)
+        self._prompts_memory = Reused(self.device)
         self._embeds: dict[int, Tensor] = {}
         self._moves = -1
         self._kernels = for_device("optimizations.t3.triton_sampling", self.device)
@@ -81,13 +82,10 @@ class CapturedLoop:
         return hidden
 
     def _prompt(self, rows: int, longest: int, width: int) -> Tensor:
-        """The buffer for such prompts [R, n, C], which come one at a time: all lie in the same memory, as far as it
-        was there."""
-        key, size = (rows, longest), rows * longest * width
+        """The buffer for such prompts [R, n, C], which come one at a time."""
+        key = rows, longest
         if key not in self._prompts:
-            if size > len(self._prompts_memory):
-                self._prompts_memory = torch.zeros(size, dtype=self.engine.dtype, device=self.device)
-            self._prompts[key] = self._prompts_memory[:size].view(rows, longest, width)
+            self._prompts[key] = self._prompts_memory.take((rows, longest, width), self.engine.dtype)
         return self._prompts[key]
 
     @torch.inference_mode()
@@ -263,9 +261,11 @@ class CapturedLoop:
 
     def _steps(self, buffers: TokenBuffers, extent: int, n: int) -> Tensor:
         """The newest tokens through the transformer, and the next ones; `n` times."""
+        self.engine.ended = buffers.finished
         # All draws first: between two steps they would keep kernels from starting early.
         for times in [self._times(buffers) for _ in range(n)]:
             logits = self._choose(buffers, self.engine.static_step(buffers.embeds, extent), times)
+        self.engine.ended = None
         return logits
 
     def _choose_first(self, buffers: TokenBuffers, hidden: Tensor) -> Tensor:

@@ -221,6 +221,9 @@ class StaticEngine(FlatEngine):
         """How often the cache came to lie elsewhere in memory; whoever recorded addresses has to start again."""
         self.position = torch.zeros(1, dtype=torch.long)
         """The slot that the next fixed step writes, [1] on the device."""
+        self.ended: Tensor | None = None
+        """Which utterances are over [B], truth values on the device, while a loop runs that may step beyond their end;
+        a step that nobody will hear need not do anything."""
         self._memory = _Memory()
         self._n_prefix = 0
         self._opened: tuple[Prefix, int, int, int, int] | None = None

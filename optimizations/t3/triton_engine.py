@@ -268,7 +268,7 @@ class TritonEngine(StaticEngine):
         assert self.whole is not None
         embeds = embeds.float().contiguous()
         x = torch.empty_like(embeds)
-        self.whole(embeds, self.tables, self.position, self.pads, self.valid_slots, x)
+        self.whole(embeds, self.tables, self.position, self.pads, self.valid_slots, self.ended, x)
         return self.normed(x)
 
     def head(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:

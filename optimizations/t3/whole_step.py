@@ -80,12 +80,20 @@ class WholeStep:
         return [*weights, keys.data_ptr(), values.data_ptr()]
 
     def __call__(
-        self, embeds: Tensor, tables: tuple[Tensor, ...], position: Tensor, pads: Tensor, valid: Tensor, x: Tensor
+        self,
+        embeds: Tensor,
+        tables: tuple[Tensor, ...],
+        position: Tensor,
+        pads: Tensor,
+        valid: Tensor,
+        ended: Tensor | None,
+        x: Tensor,
     ) -> None:
         """The step at the slot `position` [1]: from R rows' embeddings [R, C] to the stream behind the last layer, `x`
         [R, C], both float32.
 
-        `tables`: what the blocks know of positions, bfloat16; `pads` [R], `valid` [R, capacity] as the engine has them.
+        `tables`: what the blocks know of positions, bfloat16; `pads` [R], `valid` [R, capacity], `ended` as the engine
+        has them.
         """
         assert self._addressed is not None, "`follow` tells where the cache lies"
         blocks, rows = self.blocks, len(embeds)
@@ -96,7 +104,8 @@ class WholeStep:
         model = (self._addressed, self.numbers, self.mail, self.tags)
         pointers = (*model, embeds, learned, cos, sin, position, pads, valid, x)
         values = (*(tensor.data_ptr() for tensor in pointers), valid.shape[1], blocks.epsilon)
-        kinds = (*[ctypes.c_void_p] * len(pointers), ctypes.c_int64, ctypes.c_float)
+        values += (0, 0) if ended is None else (ended.data_ptr(), ended.numel())
+        kinds = (*[ctypes.c_void_p] * len(pointers), ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int)
         driver = import_module("cuda.bindings.driver")
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = WIDTH // OWN, 1, 1
