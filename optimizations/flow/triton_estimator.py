@@ -25,10 +25,14 @@ NAMES = ("convolution", "norm_product", "row_attention", "add_product")
 HALF = (torch.bfloat16, torch.float16)
 
 TILES = {
-    "convolution": (Tile(64, depth=64),),
+    "convolution": (
+        Tile(16, depth=128, at_once=1, kilobytes=220),
+        Tile(32, depth=128, at_once=1, kilobytes=224),
+        Tile(64, depth=64),
+    ),
     "norm_qkv": (
-        Tile(64, 128, 64, warps=4, stages=4, at_once=3, kilobytes=112),
-        Tile(128, 256, 64, at_once=1, kilobytes=160),
+        Tile(64, 128, 64, warps=4, at_once=3),
+        Tile(128, 128, 64, at_once=2, kilobytes=112),
         Tile(128, 256, 64, running=1, at_once=ANY, kilobytes=208),
         Tile(64, 128, 64, warps=4),
     ),
@@ -44,7 +48,7 @@ TILES = {
         Tile(128, 64, 64, warps=4, stages=4),
     ),
     "norm_inner": (
-        Tile(64, 128, 64, warps=4, stages=4, at_once=2, kilobytes=112),
+        Tile(64, 64, 64, warps=4, at_once=4),
         Tile(128, 64, 64, warps=4, stages=4, at_once=3, kilobytes=112),
         Tile(128, 256, 64, running=1, at_once=ANY, kilobytes=208),
         Tile(64, 128, 64, warps=4),
