@@ -2,8 +2,9 @@
 
     python -m optimizations.bench flow
 
-Every figure is a CUDA graph's, in which each launch has the weights of another block. Prints tables in Markdown: tiles,
-kernels, steps.
+Every figure is a CUDA graph's. Prints tables in Markdown: whole steps by one kernel's tile, since kernels overlap, and
+one that is faster by itself may leave the next one less room to start in; kernels by themselves, each launch with the
+weights of another block; steps.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import torch
 
 import optimizations
 from harness import checkpoints
-from harness.pipeline import Pipeline
 from optimizations.bench.tiles import print_tiles
 from optimizations.bench.timing import microseconds
 from optimizations.common.graphs import Graphs, Uncaptured
@@ -24,22 +24,25 @@ from optimizations.flow.static_shape import StaticSolver
 from optimizations.flow.tiles import Tile
 from optimizations.flow.triton_estimator import Buffers, TritonEstimator
 
-SIZES = (2, 640), (2, 1024), (2, 1280), (2, 1536), (4, 1024), (8, 576), (1, 1024), (128, 1024)
-"""Rows and frames of each: an utterance with its unguided side, a few of them, one of Turbo, and a batch of 64."""
+SIZES = (2, 640), (2, 1024), (2, 1056), (2, 1088), (2, 1536), (4, 1024), (8, 576), (1, 1024), (32, 1024)
+"""Rows and frames of each: an utterance with its unguided side, a few of them, one of Turbo, and as many as a batch is
+solved in."""
 TOLD = (2, 1024), (128, 1024)
 """Of which kernels and steps are timed."""
-MANY_LAUNCHES = 8
-"""Launches in a graph where they are long; few go through all weights."""
+RATE = 0.7
+"""Of guidance."""
+MANY_FRAMES, MANY_LAUNCHES = 16384, 8
+"""Beyond so many frames launches are long, and so many are in a graph, which do not go through all weights."""
 NORMED = [
-    Tile(64, 64, 128, warps=4, stages=2),
     *(Tile(64, 128, 64, warps=4, stages=stages) for stages in (3, 4)),
-    Tile(128, 64, 64, warps=4, stages=4),
-    *(Tile(128, 128, 64, warps=warps, running=running) for warps, running in ((8, 0), (4, 0), (4, 2), (8, 2))),
+    *(Tile(64, 64, 64, warps=4, stages=stages) for stages in (3, 4)),
+    *(Tile(128, 64, 64, warps=4, stages=stages) for stages in (3, 4)),
+    *(Tile(128, 128, 64, warps=warps, running=running) for warps, running in ((8, 0), (4, 2), (8, 2))),
     *(Tile(128, 256, 64, running=running) for running in (0, 1)),
 ]
 ADDED = [
-    *(Tile(64, 64, 128, warps=4, stages=stages) for stages in (3, 4)),
-    Tile(64, 64, 64, warps=4, stages=4),
+    *(Tile(64, 64, 128, warps=4, stages=stages) for stages in (2, 3, 4)),
+    *(Tile(64, 64, 64, warps=4, stages=stages) for stages in (3, 4, 5)),
     Tile(64, 64, 256, warps=4, stages=2),
     Tile(128, 64, 128),
     Tile(128, 64, 64, warps=4, stages=4),
@@ -47,18 +50,16 @@ ADDED = [
 ]
 CANDIDATES = {
     "convolution": [
-        *(Tile(64, depth=64, stages=stages) for stages in (3, 4)),
-        *(Tile(32, depth=depth, stages=stages) for depth, stages in ((64, 4), (128, 3))),
-        Tile(16, depth=64, stages=4),
+        *(Tile(rows, depth=128) for rows in (16, 32)),
+        *(Tile(rows, depth=64, stages=stages) for rows, stages in ((16, 4), (32, 3), (32, 4), (64, 3), (64, 4))),
         Tile(128, depth=64),
     ],
     "norm_qkv": NORMED,
     "row_attention": [
         *(Tile(64, 128, warps=4, stages=stages) for stages in (2, 3)),
-        *(Tile(64, 64, warps=4, stages=stages) for stages in (3, 4)),
-        *(Tile(128, 64, stages=stages) for stages in (2, 3)),
+        *(Tile(64, 64, warps=4, stages=stages) for stages in (3, 4, 5)),
+        *(Tile(128, 64, stages=stages) for stages in (3, 4)),
         *(Tile(128, 128, stages=stages) for stages in (2, 3)),
-        Tile(64, 256, warps=4, stages=2),
     ],
     "add_attended": ADDED,
     "norm_inner": NORMED,
@@ -81,6 +82,9 @@ class Bench:
         self.buffers = b = Buffers.blank(lengths, self.rows * self.frames, self.blocks[0])
         for buffer in (b.x, b.halved, b.moments, b.hidden, b.entering, b.joined, b.qkv, b.attended, b.inner):
             buffer.normal_()
+        self.state = a_state(self.flat, self.rows, self.frames)
+        self.steps = self.flat.solver_steps(self.state)
+        self.steps.begin(torch.linspace(0, 1, 11))
 
     def launch(self, name: str, i: int) -> None:
         flat, b, block = self.flat, self.buffers, self.blocks[i]
@@ -102,16 +106,19 @@ class Bench:
         else:
             flat.add_product(name, block.outer, b.inner, b, b.halved)
 
-    def time(self, name: str) -> float:
-        """Microseconds of what `launch` does."""
-        long = self.rows > len(self.blocks)
-        n = MANY_LAUNCHES if long else len(self.blocks)
+    def time(self, _name: str) -> float:
+        """Microseconds of a step of the solver, whichever kernel's tile is tried in it."""
+        return microseconds(lambda: self.steps.step(RATE), 10 if self.rows * self.frames < MANY_FRAMES else 3)
+
+    def alone(self, name: str) -> float:
+        """Microseconds of what `launch` does, overlapping with the next of its kind."""
+        n = MANY_LAUNCHES if self.rows * self.frames > MANY_FRAMES else len(self.blocks)
 
         def chain() -> None:
             for i in range(n):
                 self.launch(name, i)
 
-        return microseconds(chain, 5 if long else 30) / n
+        return microseconds(chain, 5 if n == MANY_LAUNCHES else 30) / n
 
     def arithmetic(self, name: str) -> float:
         """Floating-point operations of what `launch` does."""
@@ -140,33 +147,38 @@ def main() -> None:
         print_tiles([Bench(flat, *size) for size in SIZES], CANDIDATES)
         print_kernels([Bench(flat, *size) for size in TOLD])
         print("| rows | frames | estimator | ms a solver step | TFLOP/s |\n|---|---|---|---|---|")
-        print_step(pipeline, flat, *TOLD[0], "layers")
-        pipeline.swap(estimator, "forward", flat.forward)
+        bench = Bench(flat, *TOLD[0])
+        solver = StaticSolver(pipeline.model.s3gen.flow.decoder, Graphs(Uncaptured), bucket=64)
+        print_step(bench, "layers", microseconds(lambda: solver._step(bench.state), 10))
         for size in TOLD:
-            print_step(pipeline, flat, *size, "kernels")
+            bench = Bench(flat, *size)
+            print_step(bench, "kernels", bench.time("all"))
+
+
+def a_state(flat: TritonEstimator, rows: int, frames: int) -> State:
+    """Rows with their unguided sides; one of them alone is Turbo's, which has none."""
+    sides = min(rows, 2)
+    n_mels = flat.out.weight.shape[0]
+    state = State.blank(rows // sides, sides, n_mels, n_mels, frames, torch.zeros(0), Reused(flat.half.device))
+    signal = torch.randn(rows // sides, n_mels, frames)
+    state.fill(signal, torch.ones(rows // sides, 1, frames), signal, torch.randn(rows // sides, n_mels), signal)
+    return state
 
 
 def print_kernels(benches: list[Bench]) -> None:
-    """Each kernel by itself, overlapping with the next of its kind."""
+    """Each kernel by itself."""
     print("| kernel | rows | frames | us a launch | TFLOP/s |\n|---|---|---|---|---|")
     for bench in benches:
         for name in CANDIDATES:
-            time, launches = bench.time(name), 2 if name == "convolution" else 1
+            time, launches = bench.alone(name), 2 if name == "convolution" else 1
             speed = bench.arithmetic(name) / time / 1e6
             print(f"| {name} | {bench.rows} | {bench.frames} | {time / launches:.2f} | {speed:.0f} |")
     print()
 
 
-def print_step(pipeline: Pipeline, flat: TritonEstimator, rows: int, frames: int, way: str) -> None:
-    """A whole step of the solver, captured, with the estimator as it is."""
-    solver = StaticSolver(pipeline.model.s3gen.flow.decoder, Graphs(Uncaptured), bucket=64)
-    n_mels = flat.out.weight.shape[0]
-    state = State.blank(rows // 2, 2, n_mels, n_mels, frames, torch.zeros(0), Reused(torch.device("cuda")))
-    signal = torch.randn(rows // 2, n_mels, frames)
-    state.fill(signal, torch.ones(rows // 2, 1, frames), signal, torch.randn(rows // 2, n_mels), signal)
-    time = microseconds(lambda: solver._step(state), 10 if rows == TOLD[0][0] else 3)
-    bench = Bench(flat, rows, frames)
-    n_resnets, n_blocks = len(flat.stacks), len(bench.blocks)
+def print_step(bench: Bench, way: str, time: float) -> None:
+    """A step of the solver, which took so many microseconds."""
+    n_resnets, n_blocks = len(bench.flat.stacks), len(bench.blocks)
     total = n_resnets * bench.arithmetic("convolution")
     total += n_blocks * sum(bench.arithmetic(name) for name in CANDIDATES if name != "convolution")
-    print(f"| {rows} | {frames} | {way} | {time / 1000:.2f} | {total / time / 1e6:.0f} |")
+    print(f"| {bench.rows} | {bench.frames} | {way} | {time / 1000:.2f} | {total / time / 1e6:.0f} |")

@@ -26,8 +26,8 @@ HALF = (torch.bfloat16, torch.float16)
 
 TILES = {
     "convolution": (
-        Tile(16, depth=128, at_once=1, kilobytes=220),
-        Tile(32, depth=128, at_once=1, kilobytes=224),
+        Tile(16, depth=128, at_once=1, kilobytes=152),
+        Tile(32, depth=128, at_once=1, kilobytes=160),
         Tile(64, depth=64),
     ),
     "norm_qkv": (
@@ -63,7 +63,8 @@ TILES = {
 
 A kernel takes as long as the processor with the most programs: 264 of them, two on each of an H200's 132 processors,
 end together, and the 265th waits for one of them and takes as long again. So larger tiles take over where the smaller
-ones no longer fit at once. Measured on an H200 with `python -m optimizations.bench flow`.
+ones no longer fit at once. Chosen by the time of a whole step on an H100, whose kernels overlap: what is fastest by
+itself may take the room that the next kernel would start in. `python -m optimizations.bench flow` measures that.
 """
 
 
