@@ -23,8 +23,10 @@ DURATION_TOLERANCE = 0.01  # relative; the same speech tokens must give the same
 TOKEN_S = 0.04  # ... up to one speech token, which is what joining segments may cost a short clip
 LEAST_ALLOWANCE_S, MOST_ALLOWANCE_S = 0.010, 0.05
 ROUND_TRIPS = 3
-"""The two clocks may differ by as many empty round trips, within the bounds above, and by CLOCK_SHARE of the call, in
-every second call: a host that is busy delays some, and no figure goes by the child's clock where it says less."""
+SEALING_S = 0.001
+"""The two clocks may differ by as many empty round trips, within the bounds above, by what copying and sealing each wave
+may take, and by CLOCK_SHARE of the call, in every second call: a host that is busy delays some, and no figure goes by
+the child's clock where it says less."""
 CLOCK_SHARE = 0.02
 OFTEN = 0.25
 """Share of calls, or of clips, from which on something is no accident ..."""
@@ -91,10 +93,18 @@ def _clocks(rows: Sequence[Measurement], children: Sequence[Child]) -> str | Non
     trip_s = statistics.median(trips) if trips else 0.0
     allowance_s = min(max(LEAST_ALLOWANCE_S, ROUND_TRIPS * trip_s), MOST_ALLOWANCE_S)
     clocks = [
-        (sum(row.generation_time_s or 0.0 for row in call), sum(row.parent_time_s or 0.0 for row in call))
+        (
+            sum(row.generation_time_s or 0.0 for row in call),
+            sum(row.parent_time_s or 0.0 for row in call),
+            SEALING_S * (len(call) - 1),
+        )
         for call in calls([row for row in rows if row.parent_time_s is not None])
     ]
-    off = [(own, ours) for own, ours in clocks if abs(own - ours) > allowance_s + CLOCK_SHARE * ours]
+    off = [
+        (own_s, ours_s)
+        for own_s, ours_s, sealing_s in clocks
+        if abs(own_s - ours_s) > allowance_s + sealing_s + CLOCK_SHARE * ours_s
+    ]
     if len(off) <= len(clocks) / 2:
         return None
     own_s, ours_s = (sum(side) for side in zip(*off, strict=True))
