@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.pipeline import Chunk, Chunks, Pipeline, Request, Segment, SynthesisError, Utterance
+from harness.pipeline import Chunk, Chunks, Pipeline, Request, Segment, SynthesisError, Utterance, seed_draws
 from harness.settings import number
 from optimizations.base import Evidence, Optimization, register
 from optimizations.common.graphs import Capturer
@@ -125,7 +125,7 @@ class Streams:
     def __call__(self, request: Request) -> Chunks:
         start = time.perf_counter()
         if request.seed is not None:
-            torch.manual_seed(request.seed)
+            seed_draws(request.seed, self.pipeline.device)
         pipeline, waves, tokens = self.pipeline, [], []
         with pipeline.as_in_a_synthesis():
             segments = pipeline.segments(request)

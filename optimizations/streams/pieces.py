@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.pipeline import Pipeline, Segment
+from harness.pipeline import Pipeline, Segment, seed_draws
 from optimizations.common.padding import filled
 from optimizations.flow.batched import encode_few, solve
 from optimizations.flow.prefix import PrefixFlow
@@ -169,6 +169,6 @@ def own_random_numbers(device: torch.device, seed: int | None = None) -> Iterato
             leave()
 
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(torch.randint(2**31, (1,), device=device)) if seed is None else seed)
+        seed_draws(int(torch.randint(2**31, (1,), device=device)) if seed is None else seed, device)
         yield resume
         leave()
