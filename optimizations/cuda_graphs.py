@@ -49,7 +49,7 @@ class CudaGraphs(Optimization):
       sampling's settings lie on the device and may change at will; only a nucleus (top-p below 1) where there was none
       is another capture. As many steps as `poll` says are one graph, beside one of a single step: between two graphs a
       GPU waits. The host looks as often, and one look late, whether the end was reached; what ran beyond it is cut off,
-      and its random numbers are given back.
+      and its random numbers are given back. A step in one launch (`int8_weights`) does nothing beyond the end.
     - the flow's encoder and one step of its solver, by bucket of length; between them the host asks for nothing;
     - HiFT's source and HiFT itself, by bucket of length;
     - what `gpu_watermark` does, by seconds.
