@@ -24,9 +24,9 @@ TOKEN_S = 0.04  # ... up to one speech token, which is what joining segments may
 LEAST_ALLOWANCE_S, MOST_ALLOWANCE_S = 0.010, 0.05
 ROUND_TRIPS = 3
 SEALING_S = 0.001
-"""The two clocks may differ by as many empty round trips, within the bounds above, by what sealing each further wave may
-take, and by CLOCK_SHARE of the call, in every second call: a host that is busy delays some, and no figure goes by the
-child's clock where it says less."""
+"""The two clocks may differ by as many empty round trips, within the bounds above, by what sealing each further wave
+may take, and by CLOCK_SHARE of the call, in every second call: a host that is busy delays some, and no figure goes by
+the child's clock where it says less."""
 CLOCK_SHARE = 0.02
 OFTEN = 0.25
 """Share of calls, or of clips, from which on something is no accident ..."""
