@@ -120,7 +120,7 @@ def test_the_solvers_own_steps_lead_where_its_usual_ones_do(meanflow, monkeypatc
 
     own, _ = StaticSolver(cfm, Graphs(Uncaptured), bucket=24).forward(*arguments)
     assert flat.n_calls == 2
-    monkeypatch.setattr(type(flat), "solver_steps", lambda _flat, _state: None)
+    monkeypatch.setattr(type(flat), "solver_steps", lambda *_: None)
     usual, _ = StaticSolver(cfm, Graphs(Uncaptured), bucket=24).forward(*arguments)
     for row, length in enumerate([20, 13]):
         assert relative_error(own[row, :, :length], usual[row, :, :length]) < 1e-3, "rounded elsewhere"

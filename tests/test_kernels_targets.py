@@ -15,7 +15,6 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from harness.sampling import TURBO, Sampling
 from optimizations.common.memory import Reused
-from optimizations.flow.state import State
 from optimizations.t3.blocks import by_outputs
 from optimizations.t3.int8 import Int8Linear, in_8_bits
 from optimizations.t3.sampling import Filters, SamplingTensors
@@ -113,7 +112,7 @@ def flow(capability: int) -> None:
     flat.stack(0, inputs, launches.times, buffers, leaving=buffers.joined[:, buffers.x.shape[1] :])
     flat.convolve(flat.down[0], buffers.entering, buffers.hidden, buffers)
     for sides in (1, 2):
-        flat.solver_steps(State.blank(1, sides, 80, 80, FRAMES, torch.zeros(0), Reused(torch.device("cpu")))).step(0.7)
+        flat.solver_steps(1, sides, FRAMES, Reused(torch.device("cpu"))).step(0.7)
     for name, tiles in kernels.TILES.items():
         for tile in tiles:
             if tile.kilobytes <= SHARED_KB[capability]:

@@ -17,10 +17,8 @@ import optimizations
 from harness import checkpoints
 from optimizations.bench.tiles import print_tiles
 from optimizations.bench.timing import microseconds
-from optimizations.common.graphs import Graphs, Uncaptured
 from optimizations.common.memory import Reused
-from optimizations.flow.state import State
-from optimizations.flow.static_shape import StaticSolver
+from optimizations.flow.layer_steps import LayerSteps, Steps
 from optimizations.flow.tiles import Tile
 from optimizations.flow.triton_estimator import Buffers, TritonEstimator
 
@@ -82,9 +80,14 @@ class Bench:
         self.buffers = b = Buffers.blank(lengths, self.rows * self.frames, self.blocks[0])
         for buffer in (b.x, b.halved, b.moments, b.hidden, b.entering, b.joined, b.qkv, b.attended, b.inner):
             buffer.normal_()
-        self.state = a_state(self.flat, self.rows, self.frames)
-        self.steps = self.flat.solver_steps(self.state)
-        self.steps.begin(torch.linspace(0, 1, 11))
+        self.steps = self.flat.solver_steps(*self.shape, Reused(self.flat.half.device))
+        begin(self.steps)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, sides and frames; one row alone is Turbo's, which has no unguided side."""
+        sides = min(self.rows, 2)
+        return self.rows // sides, sides, self.frames
 
     def launch(self, name: str, i: int) -> None:
         flat, b, block = self.flat, self.buffers, self.blocks[i]
@@ -148,21 +151,20 @@ def main() -> None:
         print_kernels([Bench(flat, *size) for size in TOLD])
         print("| rows | frames | estimator | ms a solver step | TFLOP/s |\n|---|---|---|---|---|")
         bench = Bench(flat, *TOLD[0])
-        solver = StaticSolver(pipeline.model.s3gen.flow.decoder, Graphs(Uncaptured), bucket=64)
-        print_step(bench, "layers", microseconds(lambda: solver._step(bench.state), 10))
+        n_mels = flat.out.weight.shape[0]
+        rows, sides, frames = bench.shape
+        usual = LayerSteps.blank(estimator, rows, sides, n_mels, n_mels, frames, Reused(flat.half.device))
+        begin(usual)
+        print_step(bench, "layers", microseconds(lambda: usual.step(RATE), 10))
         for size in TOLD:
             bench = Bench(flat, *size)
             print_step(bench, "kernels", bench.time("all"))
 
 
-def a_state(flat: TritonEstimator, rows: int, frames: int) -> State:
-    """Rows with their unguided sides; one of them alone is Turbo's, which has none."""
-    sides = min(rows, 2)
-    n_mels = flat.out.weight.shape[0]
-    state = State.blank(rows // sides, sides, n_mels, n_mels, frames, torch.zeros(0), Reused(flat.half.device))
-    signal = torch.randn(rows // sides, n_mels, frames)
-    state.fill(signal, torch.ones(rows // sides, 1, frames), signal, torch.randn(rows // sides, n_mels), signal)
-    return state
+def begin(steps: Steps) -> None:
+    """With noise for everything."""
+    signal = torch.randn_like(steps.x)
+    steps.begin(signal, signal[:, :1] ** 0, signal, signal[..., 0], signal, torch.linspace(0, 1, 11))
 
 
 def print_kernels(benches: list[Bench]) -> None:

@@ -3,8 +3,8 @@
 Tokens -> encoder -> a differential equation, solved in ten Euler steps from noise to mel; each step is one pass of the
 estimator over prompt and speech, twice for guidance. Begin with `static_shape.py`.
 
-    state.py              what the solver goes on from step to step with
     static_shape.py       encoder and solver over rows padded to whole buckets, so that CUDA graphs hold them
+    layer_steps.py        the solver's steps through the estimator's layers
     triton_encoder.py     the encoder through the Triton kernels of encoder_kernels.py
     estimator.py          the estimator as one function with the channels innermost
     triton_estimator.py   the same through the Triton kernels of triton_kernels.py

@@ -12,7 +12,8 @@ from chatterbox.models.s3gen.decoder import CausalConv1d
 from diffusers.models.activations import GELU
 from torch import Tensor, nn
 
-from optimizations.flow.state import State, Steps
+from optimizations.common.memory import Reused
+from optimizations.flow.layer_steps import Steps
 
 
 def is_known(estimator: Any) -> bool:
@@ -82,8 +83,9 @@ class ChannelsLastEstimator:
         """All inputs [R, 320, T], of which the mask may hide none -> velocity [R, 80, T]."""
         return self._layers(inputs.transpose(1, 2), times).transpose(1, 2)
 
-    def solver_steps(self, state: State) -> Steps | None:
-        """A way through the solver's steps over a state that is this estimator's own, where it has one."""
+    def solver_steps(self, rows: int, sides: int, frames: int, memory: Reused) -> Steps | None:
+        """A way through the solver's steps that is this estimator's own, where it has one: `layer_steps.Steps` of so
+        many rows, of which what is large lies in `memory`."""
         return None
 
     def time_shares(self, t: Tensor, r: Tensor | None) -> Tensor:

@@ -12,35 +12,30 @@ convolution, and its convolutions look back only. Four things are missing, and d
 - a mask keeps a GPU from its flash kernels. Packed attention says the same thing in another way: all rows lie in one
   sequence of frames, cut into pieces that see only themselves, and a row's padding is a piece of its own.
 
-The solver's steps are one and the same function of buffers (the state, the time, the time that passes), so one of them
-is captured and runs as often as there are steps.
+The solver's steps are one and the same function of buffers (the mel, the time, the time that passes), so one of them is
+captured and runs as often as there are steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from chatterbox.models.s3gen import decoder as estimator_module
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from optimizations.common.graphs import Graphs
 from optimizations.common.memory import Reused
-from optimizations.common.modules import queries_keys_values
 from optimizations.common.padding import padded_length, within
 from optimizations.flow.estimator import ChannelsLastEstimator
-from optimizations.flow.state import State, Steps
+from optimizations.flow.layer_steps import LayerSteps, Steps
 
 STAGE = "tokens_to_mel"
 FRAMES_PER_TOKEN = 2
 """Of the mel."""
 OWN_WAY = "encode_rows"
 """An encoder's attribute that stands for `encode`, where it has one."""
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Unasked:
@@ -147,10 +142,9 @@ class StaticSolver:
     def __init__(self, cfm: Any, graphs: Graphs, bucket: int) -> None:
         self.cfm, self.graphs, self.bucket = cfm, graphs, bucket
         self._upstream: Callable[..., tuple[Tensor, None]] = cfm.forward
-        self._states: dict[tuple[int, ...], State] = {}
+        self._times: dict[tuple[int, bool, torch.dtype], Tensor] = {}
+        self._steps: dict[tuple[int, int, int], tuple[ChannelsLastEstimator | None, Steps]] = {}
         self._memory = Reused(next(cfm.estimator.parameters()).device)
-        self._own_steps: dict[tuple[int, ...], tuple[ChannelsLastEstimator, Steps | None]] = {}
-        self._attention = RowAttention()
 
     @torch.inference_mode()
     def forward(
@@ -170,117 +164,36 @@ class StaticSolver:
         noise = torch.randn_like(mu)
         if noised_mels is not None:
             noise[..., mu.shape[2] - noised_mels.shape[2] :] = noised_mels
-        times = torch.linspace(0, 1, n_timesteps + 1, device=mu.device, dtype=mu.dtype)
-        if self.cfm.t_scheduler == "cosine" and not meanflow:
-            times = 1 - torch.cos(times * 0.5 * torch.pi)
+        sides, rate = 1 if meanflow else 2, self.cfm.inference_cfg_rate
+        steps = self._steps_for(mu, spks, sides)
+        steps.begin(noise, mask, mu, spks, cond, self._schedule(n_timesteps, meanflow, mu))
+        shape = "step", sides, *steps.x.shape
+        for index in range(1 if self.graphs.is_preparing else n_timesteps):
+            steps.come_to(index)
+            self.graphs.run(STAGE, shape, lambda: steps.step(rate))
+        return steps.x[:, :, : mu.shape[2]].to(mu.dtype, copy=True), None
 
-        state = self._state(mu, spks, sides=1 if meanflow else 2)
-        state.fill(noise, mask, mu, spks, cond)
-        own, rate = self._steps_of(state), self.cfm.inference_cfg_rate
-        shares, spans = own.begin(times) if own else None, times.diff()
-        for step in range(1 if self.graphs.is_preparing else n_timesteps):
-            shape = "step", state.sides, *state.x.shape
-            if own is not None and shares is not None:
-                own.shares.copy_(shares[step : step + 1])
-                own.span.copy_(spans[step : step + 1])
-                self.graphs.run(STAGE, shape, lambda: own.step(rate))
-                continue
-            state.time.copy_(times[step : step + 1])
-            state.until.copy_(times[step + 1 : step + 2])
-            self.graphs.run(STAGE, shape, lambda: self._step(state))
-        return state.x[:, :, : mu.shape[2]].to(mu.dtype, copy=True), None
+    def _schedule(self, n_timesteps: int, meanflow: bool, like: Tensor) -> Tensor:
+        """The times of the steps [n + 1], the same tensor each time."""
+        key = n_timesteps, meanflow, like.dtype
+        if key not in self._times:
+            times = torch.linspace(0, 1, n_timesteps + 1, device=like.device, dtype=like.dtype)
+            if self.cfm.t_scheduler == "cosine" and not meanflow:
+                times = 1 - torch.cos(times * 0.5 * torch.pi)
+            self._times[key] = times
+        return self._times[key]
 
-    def _state(self, mu: Tensor, speaker: Tensor, sides: int) -> State:
+    def _steps_for(self, mu: Tensor, speaker: Tensor, sides: int) -> Steps:
+        """The estimator's own way through the steps where it has one, else that through its layers."""
         rows, n_mels, length = mu.shape
-        frames = padded_length(length, self.bucket)
-        key = rows, sides, frames
-        if key not in self._states:
-            like = mu.new_zeros(0, dtype=self.cfm.estimator.dtype)
-            self._states[key] = State.blank(rows, sides, n_mels, speaker.shape[1], frames, like, self._memory)
-        return self._states[key]
-
-    def _steps_of(self, state: State) -> Steps | None:
-        """The way through the steps that the estimator has of its own, if it is one that has."""
-        flat = getattr(self.cfm.estimator.forward, "__self__", None)
-        if not isinstance(flat, ChannelsLastEstimator):
-            return None
-        key = state.sides, *state.x.shape
-        known = self._own_steps.get(key)
-        if known is None or known[0] is not flat:
-            known = self._own_steps[key] = flat, flat.solver_steps(state)
-        return known[1]
-
-    def _step(self, state: State) -> None:
-        """One Euler step: with guidance, or by a flow that does without and knows where it ends."""
-        rate, total, guided = self.cfm.inference_cfg_rate, len(state.mask), state.sides == 2
-        with self._without_questions(state):
-            velocity = self.cfm.estimator.forward(
-                x=state.x.repeat(state.sides, 1, 1),
-                mask=state.mask,
-                mu=state.mu,
-                t=state.time.expand(total),
-                spks=state.speaker,
-                cond=state.prompt,
-                r=None if guided else state.until.expand(total),
+        key = rows, sides, padded_length(length, self.bucket)
+        estimator = self.cfm.estimator
+        bound = getattr(estimator.forward, "__self__", None)
+        flat = bound if isinstance(bound, ChannelsLastEstimator) else None
+        if key not in self._steps or self._steps[key][0] is not flat:
+            steps = flat.solver_steps(*key, self._memory) if flat else None
+            self._steps[key] = (
+                flat,
+                steps or LayerSteps.blank(estimator, rows, sides, n_mels, speaker.shape[1], key[2], self._memory),
             )
-        if guided:
-            with_text, without = velocity.chunk(2)
-            velocity = (1 + rate) * with_text - rate * without
-        state.x += (state.until - state.time) * velocity
-
-    @contextmanager
-    def _without_questions(self, state: State) -> Iterator[None]:
-        """The estimator with attention as said above; nothing of it is left behind."""
-        attentions = [module for module in self.cfm.estimator.modules() if isinstance(module, Attention)]
-        processors = [attention.processor for attention in attentions]
-        helpers = estimator_module.add_optional_chunk_mask, estimator_module.mask_to_bias
-        bounds, visible = state.bounds, state.visible
-
-        def bounds_or_mask(_mask: Tensor, dtype: torch.dtype) -> Tensor:
-            return bounds if bounds.is_cuda and dtype in HALF else visible
-
-        estimator_module.add_optional_chunk_mask = lambda _x, mask, *_: mask
-        estimator_module.mask_to_bias = bounds_or_mask
-        for attention in attentions:
-            attention.processor = self._attention  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            estimator_module.add_optional_chunk_mask, estimator_module.mask_to_bias = helpers
-            for attention, processor in zip(attentions, processors, strict=True):
-                attention.processor = processor
-
-
-class RowAttention:
-    """Self-attention in which every row sees its own frames only, for diffusers' `Attention`."""
-
-    def __call__(
-        self,
-        attention: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """hidden_states [R, T, C]; attention_mask is a truth mask [R, 1, T], or the bounds of packed attention."""
-        assert attention_mask is not None
-        q, k, v = queries_keys_values(attention, hidden_states)
-        if attention_mask.dtype == torch.bool:
-            q, k, v = [t.transpose(1, 2) for t in (q, k, v)]
-            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask[:, None]).transpose(1, 2)
-        else:
-            seen = packed_attention(q, k, v, attention_mask)
-        return attention.to_out[0](seen.flatten(2))
-
-
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
-    """Flash attention [R, T, heads, D] within pieces of the R * T frames, which `bounds` [pieces + 1] delimits.
-
-    The operator under `torch.nn.attention.varlen`, whose wrapper also clears a state for dropout in each call.
-    """
-    longest = q.shape[1]
-    packed = [t.flatten(0, 1) for t in (q, k, v)]
-    seen = torch.ops.aten._flash_attention_forward(
-        *packed, bounds, bounds, longest, longest, 0.0, False, return_debug_mask=False
-    )[0]
-    return seen.view(q.shape)
+        return self._steps[key][1]

@@ -16,7 +16,6 @@ from optimizations.common.launching import LOG2_E, shared_bytes
 from optimizations.common.memory import Reused
 from optimizations.flow import triton_kernels
 from optimizations.flow.estimator import Block, ChannelsLastEstimator, Norm, Product, stacks_of
-from optimizations.flow.state import State
 from optimizations.flow.tiles import ANY, SHARED_BYTES, Tile, Tiled, Tiles
 from optimizations.flow.triton_steps import TritonSteps
 
@@ -176,7 +175,6 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
         for stack in self.stacks:
             stack.blocks = []  # whose weights would be kept beside these
         self.launch_in(tiles, self.out.weight.device)
-        self.inputs = Reused(self.out.weight.device)
 
     # A compiler that traces this finds one graph break; it has nothing to gain inside.
     forward = torch.compiler.disable(ChannelsLastEstimator.forward)
@@ -194,8 +192,8 @@ class TritonEstimator(ChannelsLastEstimator, Tiled):
         """Numbers that a frame comes with: a mel, the encoder's, the speaker and the prompt."""
         return self.stacks[0].resnet.beside.weight.shape[1]
 
-    def solver_steps(self, state: State) -> TritonSteps:
-        return TritonSteps.over(self, state)
+    def solver_steps(self, rows: int, sides: int, frames: int, memory: Reused) -> TritonSteps:
+        return TritonSteps.blank(self, rows, sides, frames, memory)
 
     def velocity(self, inputs: Tensor, mask: Tensor, times: tuple[Tensor, ...]) -> Tensor:
         rows, channels, length = inputs.shape
