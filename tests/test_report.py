@@ -33,6 +33,7 @@ from harness.report import (
 from harness.report.document import Bullets, Code, Document, Figure, Heading, Paragraph, Section, Table
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
+from harness.report.together import pooled, together
 from harness.results import BASELINE, Measurement, find_runs
 from harness.summarize import build_summary
 
@@ -123,6 +124,35 @@ def test_leaving_one_out_tells_what_it_adds(tmp_path):
     )
     row = next(line for line in text.splitlines() if line.startswith("| `kv_cache` | inference_mode |"))
     assert float(re.search(r"faster, (0\.\d+)", row)[1]) == pytest.approx(0.5 / 0.8, rel=0.05)
+
+
+def test_jobs_that_measured_the_same_say_more_together(tmp_path):
+    slower = Effect(time=1.06)
+    cases = [alone("warmup", effect=slower, noise=0.05, rounds=4, seed=seed) for seed in (1, 2, 3)]
+    runs = loaded(tmp_path, *cases, alone("kv_cache", effect=slower))
+    assert "no detectable change" in [run.verdict("rtf") for run in runs[:3]]
+    whole = pooled(runs[:3], "rtf")
+    assert whole.n == sum(run.change("rtf").n for run in runs[:3])
+    assert whole.smallest_detectable < min(run.change("rtf").smallest_detectable for run in runs[:3])
+    assert whole.verdict == "slower"
+    _, table = together(runs)
+    ((code, jobs, pairs, *_),) = table.rows
+    assert (code, jobs, pairs) == ("`warmup`", "3", str(whole.n))
+    assert together(runs[2:]) == []
+
+
+def test_other_parameters_are_something_else(tmp_path):
+    sizes = [alone("kv_cache", parameters={"kv_cache": {"bucket": size}}) for size in (64, 128)]
+    assert together(loaded(tmp_path, *sizes)) == []
+
+
+def test_a_verdict_that_was_withdrawn_does_not_come_back_with_others(tmp_path):
+    runs = loaded(tmp_path, alone("kv_cache"), alone("kv_cache", seed=1))
+    assert pooled(runs, "rtf").verdict == "faster"
+    runs[0].change("rtf").verdict = "no detectable change"
+    assert pooled(runs, "rtf").verdict == "no detectable change"
+    runs[0].change("rtf").verdict = runs[1].change("rtf").verdict = "not measured"
+    assert pooled(runs, "rtf") is None
 
 
 def test_two_devices_are_kept_apart(tmp_path):

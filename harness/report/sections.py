@@ -22,6 +22,7 @@ from harness.report.document import (
     Section,
 )
 from harness.report.outcome import computed, headline, tiles, verdict_sentence
+from harness.report.together import together
 from harness.results import BASELINE
 
 Figures = dict[str, dict[str, Figure]]
@@ -195,6 +196,7 @@ def _combined(runs: Sequence[Run], figures: Figures, front: Figure | None) -> Se
             blocks += _under_load(run)
         if len(usable) > len(shown):
             blocks.append(Paragraph(f"These tables are {shown[0].code}'s, the fastest; the first table has them all."))
+        blocks += together(usable)
         drawn = figures.get(setting, {})
         blocks += [
             drawn[name]

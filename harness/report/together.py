@@ -1,0 +1,87 @@
+"""What several jobs that measured the same say together: nobody has a device for as long as a small change may take."""
+
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+from harness import stats
+from harness.ablation import interval
+from harness.report import words
+from harness.report.data import Run
+from harness.report.document import Block, Paragraph, Table
+from harness.results import Comparison
+
+SAID = (
+    "Some of these were measured more than once. Together, by a weighted mean in which what the jobs differ by beyond "
+    "their own errors counts, they say:"
+)
+
+
+def together(runs: Sequence[Run]) -> list[Block]:
+    """Of one setting's runs those that measured the same, as one; nothing where each measured something else."""
+    groups: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_what(run), []).append(run)
+    several = [group for group in groups.values() if len(group) > 1]
+    if not several:
+        return []
+    similarity = next((name for group in several for run in group for name in run.similarity), None)
+    metrics = ["rtf", "peak_memory_mb", "wer", *([similarity] if similarity else [])]
+    rows = []
+    for group in several:
+        first, *others = [pooled(group, name) for name in metrics]
+        findable = first.smallest_detectable if first else None
+        rows.append(
+            [
+                group[0].code,
+                words.counted(len(group)),
+                words.counted(first.n if first else 0),
+                _told(first),
+                "" if findable is None else words.size(findable, "ratio"),
+                *map(_told, others),
+            ]
+        )
+    first_title, *titles = [f"{words.label(name)}, {stats.metric(name).kind}" for name in metrics]
+    columns = ["combo", "jobs", "pairs", first_title, "smallest findable", *titles]
+    return [Paragraph(SAID), Table(columns, rows, numeric=frozenset({1, 2, 4}))]
+
+
+def pooled(runs: Sequence[Run], metric: str) -> Comparison | None:
+    """One comparison out of several jobs'; None where none of them measured it.
+
+    A job whose verdict was withdrawn, whatever its interval says, takes that of all with it.
+    """
+    records = [(run.change(metric), run.summary.thresholds[metric]) for run in runs if metric in run.summary.comparison]
+    measured = [(record, limit) for record, limit in records if record.verdict != stats.NOT_MEASURED]
+    if not measured:
+        return None
+    measure, threshold = stats.metric(metric), max(limit for _, limit in measured)
+    change = stats.pooled([interval(record) for record, _ in measured], measure.kind)
+    low, high = change.bounds or (None, None)
+    withdrawn = [
+        record.verdict
+        for record, limit in measured
+        if record.verdict != stats.verdict(record.low, record.high, limit, measure)
+    ]
+    return replace(
+        measured[0][0],
+        value=change.estimate,
+        low=low,
+        high=high,
+        n=change.n,
+        verdict=withdrawn[0] if withdrawn else stats.verdict(low, high, threshold, measure),
+        smallest_detectable=stats.smallest_detectable(change, threshold, measure),
+    )
+
+
+def _what(run: Run) -> Hashable:
+    """What a run measured: the optimizations and their parameters on both sides, and the work."""
+    summary, parameters = run.summary, run.parameters()
+    ours = {name: parameters.get(name) for name in sorted(summary.enabled)}
+    theirs = sorted(name for name, record in summary.against_optimizations.items() if record["enabled"])
+    pinned = (run.job.get("measure") or {}).get("pinned_tokens")
+    return json.dumps([ours, run.reference, theirs, summary.workload, summary.scenario, pinned], sort_keys=True)
+
+
+def _told(record: Comparison | None) -> str:
+    return f"{words.change(record)}, {words.verdict(record.verdict)}" if record else words.NOT_MEASURED
