@@ -15,7 +15,7 @@ from harness.mini.training import evaluate
 def heard() -> list[evaluate.Heard]:
     if not evaluate.is_trained(models.WEIGHTS):
         pytest.skip("the model in harness/mini/weights is not trained yet: run `python -m harness.mini.training`")
-    sentences = evaluate.read_sentences(evaluate.SENTENCES)[::12]
+    sentences = evaluate.read_sentences(evaluate.HELD_OUT)[::12]
     listener = evaluate.Listener(models.WEIGHTS)
     voices = (models.VOICES * 2)[: len(sentences)]
     clips = [evaluate.Clip("baseline", *what, 0) for what in zip(sentences, voices, strict=True)]
