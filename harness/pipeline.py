@@ -635,8 +635,14 @@ def seed_draws(seed: int, device: torch.device) -> None:
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(seed)
+        gpu_generator(device).manual_seed(seed)
+
+
+def gpu_generator(device: torch.device) -> torch.Generator:
+    """PyTorch's own of that GPU."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    generator: torch.Generator = torch.cuda.default_generators[index]
+    return generator
 
 
 class _StageClock:

@@ -116,15 +116,20 @@ def loads(sides: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table([*columns, "underruns", "without one", "requests", "kept"], rows, frozenset(range(2, 9)))
 
 
-def combos(runs: Sequence[Run]) -> Table:
-    """All combos of one setting at a glance."""
+def at_a_glance(runs: Sequence[Run]) -> dict[str, str]:
+    """The metrics that combos are told apart by, each with its column's title."""
     similarity = next((name for run in runs for name in run.similarity), None)
     metrics = ["rtf", "peak_memory_mb", "wer", *([similarity] if similarity else [])]
+    return {name: f"{words.label(name)}, {stats.metric(name).kind}" for name in metrics}
+
+
+def combos(runs: Sequence[Run]) -> Table:
+    """All combos of one setting at a glance."""
+    metrics = at_a_glance(runs)
     rows = [
         [run.code, *(_change(run, name) for name in metrics), quality_in_short(run), run.summary.status] for run in runs
     ]
-    titles = [f"{words.label(name)}, {stats.metric(name).kind}" for name in metrics]
-    return Table(["combo", *titles, "quality", "run"], rows)
+    return Table(["combo", *metrics.values(), "quality", "run"], rows)
 
 
 def _change(run: Run, metric: str) -> str:

@@ -9,6 +9,7 @@ from harness.ablation import interval
 from harness.report import words
 from harness.report.data import Run
 from harness.report.document import Block, Paragraph, Table
+from harness.report.tables import at_a_glance
 from harness.results import Comparison
 
 SAID = (
@@ -25,8 +26,7 @@ def together(runs: Sequence[Run]) -> list[Block]:
     several = [group for group in groups.values() if len(group) > 1]
     if not several:
         return []
-    similarity = next((name for group in several for run in group for name in run.similarity), None)
-    metrics = ["rtf", "peak_memory_mb", "wer", *([similarity] if similarity else [])]
+    metrics = at_a_glance([run for group in several for run in group])
     rows = []
     for group in several:
         first, *others = [pooled(group, name) for name in metrics]
@@ -41,7 +41,7 @@ def together(runs: Sequence[Run]) -> list[Block]:
                 *map(_told, others),
             ]
         )
-    first_title, *titles = [f"{words.label(name)}, {stats.metric(name).kind}" for name in metrics]
+    first_title, *titles = metrics.values()
     columns = ["combo", "jobs", "pairs", first_title, "smallest findable", *titles]
     return [Paragraph(SAID), Table(columns, rows, numeric=frozenset({1, 2, 4}))]
 

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.pipeline import gpu_generator
+
 Body = Callable[[], Any]
 
 
@@ -185,8 +187,7 @@ class Draws:
     def __init__(self, device: torch.device) -> None:
         self._generator = None
         if device.type == "cuda":
-            index = torch.cuda.current_device() if device.index is None else device.index
-            self._generator = torch.cuda.default_generators[index]
+            self._generator = gpu_generator(device)
             self._start = self._generator.get_offset()
 
     def keep(self, wanted: int, made: int) -> None:
