@@ -223,6 +223,28 @@ def test_gpu_velocities_are_no_further_from_float32_than_the_layers(large, dtype
 
 
 @pytest.mark.gpu
+def test_gpu_every_tile_is_right(large, capsys):
+    """Each alone, as what may be read before it is written depends on the tile; the same bits every time."""
+    arguments = inputs([1000, 1000], 1000, 80, "cuda")
+    large.swap(torch.backends.cudnn, "allow_tf32", False)
+    exact = velocity(large, arguments)
+    apply(large, "mixed_precision", tf32=False)
+    layers = relative_error(velocity(large, arguments), exact)
+    estimator, module = estimator_of(large), import_module("optimizations.flow.triton_estimator")
+    errors = {}
+    for name, tiles in module.TILES.items():
+        for tile in tiles:
+            flat = module.TritonEstimator(estimator, estimator.forward, module.TILES | {name: (tile,)})
+            with torch.inference_mode():
+                first, *others = [flat.forward(**arguments) for _ in range(5)]
+            assert all(torch.equal(first, other) for other in others), (name, tile)
+            errors[name, tile] = relative_error(first, exact)
+    with capsys.disabled():
+        print(f"\n{len(errors)} tiles: {min(errors.values()):.1e} to {max(errors.values()):.1e}, layers {layers:.1e}")
+    assert all(0 < error < layers for error in errors.values()), errors
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("rows", [4, 32])
 def test_gpu_padded_rows_are_the_rows_alone(large, rows):
     lengths = [1000 - 97 * (row % 9) for row in range(rows)]
