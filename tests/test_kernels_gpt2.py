@@ -149,15 +149,21 @@ def test_gpu_kernels_that_start_early_compute_the_same_bits(turbo):
     assert torch.equal(*walks)
 
 
+@pytest.fixture
+def pipeline(request):
+    pipeline = checkpoints.load(request.param, "cuda")
+    yield pipeline
+    pipeline.reset()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("heat", [0.8, 0.0], ids=["sampled", "greedy"])
-@pytest.mark.parametrize("name", ["random_turbo", "random"])
-def test_gpu_steps_of_one_graph_are_single_steps(name, heat):
+@pytest.mark.parametrize("pipeline", ["random_turbo", "random"], indirect=True)
+def test_gpu_steps_of_one_graph_are_single_steps(pipeline, heat):
     """Of both transformers, in every bit of the cache.
 
     Nothing is launched in the ordinary way between them: what a step reads, the one before has to have written.
     """
-    pipeline = checkpoints.load(name, "cuda")
     pipeline.sampling = replace(pipeline.sampling, temperature=heat)
     for one in ("int8_weights", "mixed_precision", "kv_cache", "compile", "cuda_graphs"):
         apply_one(pipeline, one, **({"estimator": False} if one == "compile" else {}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -128,12 +129,20 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def use_fast_arithmetic() -> None:
-    """Let a GPU multiply in TF32, and try out which convolution kernels suit shapes that never change."""
+@contextmanager
+def fast_arithmetic() -> Iterator[None]:
+    """Lets a GPU multiply in TF32, and try out which convolution kernels suit shapes that never change."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
+@fast_arithmetic()
 def fit(
     stage: str,
     vocoder: nn.Module,
@@ -147,7 +156,6 @@ def fit(
 
     `generate` is the vocoder's way from mel [B, 80, T] to wave [B, T * 480].
     """
-    use_fast_arithmetic()
     device = rng.device
     spectral = SpectralLoss().to(device)
     critics = Critics().to(device)
