@@ -1,7 +1,8 @@
 """Devices, without PyTorch and without touching CUDA: how many there are, and one for each timed job.
 
 Launchers run jobs side by side, and two timed jobs on one device would measure each other. So a job takes a lease: a
-lock on a file for each GPU, and one for the CPU, which ends with the process that holds it, however that ends.
+lock on a file for each GPU, and one for the CPU, which ends with the process that holds it, however that ends. Beside a
+GPU it takes one for a core as well, turn by turn.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -28,6 +30,11 @@ LOOK_AGAIN_S = 0.2
 def has_gpu(device: str) -> bool:
     """Whether a device, as a command names it, is a GPU: auto is one where there is one."""
     return count_gpus() != 0 if device == "auto" else device.startswith("cuda")
+
+
+def waits_for_its_host(device: str) -> bool:
+    """Whether one thread of the host launches all that a device computes: a CPU computes with all threads alike."""
+    return device.startswith("cuda")
 
 
 def count_devices(device: str) -> int:
@@ -66,7 +73,7 @@ def share_of_cores(device: str) -> int | None:
     Launchers give the processes that they start other numbers of threads than one that runs job after job: without
     this, a ratio would depend on who started the job.
     """
-    if not device.startswith("cuda"):
+    if not waits_for_its_host(device):
         return None
     return max(1, len(os.sched_getaffinity(0)) // (_gpus_of_the_host() or 1))
 
@@ -106,6 +113,17 @@ def leased(device: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[
             os.environ.update({} if before is None else {VISIBLE: before})
 
 
+@contextmanager
+def leased_core(cores: Sequence[int]) -> Iterator[int | None]:
+    """Hold one of these cores, by chance, against this harness's other jobs; None where they hold all."""
+    for core in random.sample(cores, len(cores)):
+        if lock := _locked(f"core{core}"):
+            with lock:
+                yield core
+            return
+    yield None
+
+
 def visible_gpus() -> dict[str, str]:
     """The variable that shows another process the GPUs that this one sees: its forkserver may be older than a lease."""
     return {VISIBLE: os.environ[VISIBLE]} if VISIBLE in os.environ else {}
@@ -119,14 +137,20 @@ def see(gpus: dict[str, str]) -> None:
 def _free(device: str) -> tuple[IO[str], str | None] | None:
     """The lock on a device that nobody holds, and the GPU to be shown where there are others, too."""
     for part, gpu in _candidates(device):
-        lock = (LOCKS / f"chatterbox-harness-{os.getuid()}-{part}.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-        else:
+        if lock := _locked(part):
             return lock, gpu
     return None
+
+
+def _locked(part: str) -> IO[str] | None:
+    """The lock on a part of the machine; None if somebody holds it."""
+    lock = (LOCKS / f"chatterbox-harness-{os.getuid()}-{part}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
 
 
 def _candidates(device: str) -> list[tuple[str, str | None]]:

@@ -21,13 +21,14 @@ import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product, zip_longest
 from typing import Any
 
 import numpy as np
 
-from harness.devices import share_of_cores, visible_gpus
+from harness.devices import leased_core, share_of_cores, visible_gpus, waits_for_its_host
 from harness.experiment import Experiment
 from harness.load_pass import LoadPass
 from harness.measure import CpuWatch
@@ -206,7 +207,8 @@ class Pair:
             self.last_round = [self.fresh(turn) for turn in self.turns]
             for index, requests in enumerate(self.last_round):
                 first = self.reference if (number + index) % 2 == 0 else self.candidate
-                self.take_turn(requests, "speed", number, first, kept)
+                with self.on_one_core():
+                    self.take_turn(requests, "speed", number, first, kept)
             yield number
         for side in self.sides.values():
             side.time_the_pipe(self.scenario.method, self.settings["call_limit_s"])
@@ -214,7 +216,20 @@ class Pair:
     def repeat_pass(self) -> None:
         """A part of the last round once more, as it was: what a variant gains where it has seen a request before."""
         for index, requests in enumerate(self.last_round[:REPEATED_TURNS]):
-            self.take_turn(requests, "repeat", 0, first=self.reference if index % 2 == 0 else self.candidate)
+            with self.on_one_core():
+                self.take_turn(requests, "repeat", 0, first=self.reference if index % 2 == 0 else self.candidate)
+
+    @contextmanager
+    def on_one_core(self) -> Iterator[None]:
+        """In here both sides launch their GPU's work from one core, each turn another: one whose neighbours are busy is
+        slow for both."""
+        cores: list[int] = self.reference.granted.get("cores") or []
+        with leased_core(cores if waits_for_its_host(self.experiment.device) else []) as core:
+            for side in self.sides.values():
+                side.keep_to(cores if core is None else [core])
+            yield
+        for side in self.sides.values():
+            side.keep_to(cores)
 
     def fresh(self, turn: Turn) -> dict[str, tuple[Request, ...]]:
         """What each side is asked in a turn: the same of what both speak; what has no known length is left out."""

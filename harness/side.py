@@ -117,13 +117,22 @@ class Side:
         """The priority and the cores that the system gives the process; empty where it does not tell."""
         try:
             process = psutil.Process(self.pid)
-            cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None
+            cores = sorted(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else None
             return {"priority": process.nice(), "cores": cores}
         except psutil.Error:
             return {}
 
+    def keep_to(self, cores: list[int]) -> None:
+        """Have the main thread compute on these cores, if the system tells of any; its helpers stay where they are."""
+        if self.alive and self.granted.get("cores") not in (None, cores):
+            try:
+                psutil.Process(self.pid).cpu_affinity(cores)
+            except psutil.Error:
+                return
+            self.granted["cores"] = cores
+
     def hindrance(self) -> str | None:
-        """Whether somebody has changed the process's priority or cores since it was loaded."""
+        """Whether somebody else has changed the process's priority or cores since it was loaded."""
         now = self.scheduling() if self.alive else {}
         if not now or not self.granted or now == self.granted:
             return None

@@ -346,6 +346,26 @@ class FakeHinders(FakeBoast):
 
 
 @register
+class FakeLooksAround(FakeOptimization):
+    """Notes at each of its calls on how many cores both processes compute, and whether on the same."""
+
+    name = "fake_looks_around"
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        speak, self.seen = pipeline.synthesize, []
+
+        def looking(*args) -> FakeUtterance:
+            ours, theirs = (one.cpu_affinity() for one in psutil.Process(os.getppid()).children())
+            self.seen.append(len(ours) if ours == theirs else 0)
+            return speak(*args)
+
+        pipeline.swap(pipeline, "synthesize", looking)
+
+    def evidence(self, pipeline: FakePipeline) -> Evidence:
+        return Evidence(True, {"cores": self.seen})
+
+
+@register
 class FakeOtherRoute(FakeOptimization):
     name = "fake_other_route"
     replaces = ("mel_to_wave",)

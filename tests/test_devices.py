@@ -49,6 +49,15 @@ def _as_in_another_process() -> None:
     os.environ.pop(devices.VISIBLE, None)
 
 
+def test_a_core_is_one_jobs_alone(own_locks):
+    with devices.leased_core([3, 5]) as first:
+        with devices.leased_core([3, 5]) as second, devices.leased_core([3, 5]) as none_left:
+            assert {first, second} == {3, 5}
+            assert none_left is None
+        with devices.leased_core([3, 5]) as again:
+            assert again == second
+
+
 def test_afterwards_everything_is_visible_as_before(two_gpus, monkeypatch):
     monkeypatch.setenv(devices.VISIBLE, "4,7")
     with devices.leased("cuda"):

@@ -97,7 +97,9 @@ def rows(folder: RunFolder, step: str) -> list[Measurement]:
 
 
 def no_children() -> bool:
-    return not [child for child in psutil.Process().children(recursive=True) if child.name() == "combo"]
+    """Whether none of those is left that the forkserver, a child of this process, has forked."""
+    us = psutil.Process()
+    return set(us.children(recursive=True)) == set(us.children())
 
 
 # -- a job that goes well --------------------------------------------------------------------------------------
@@ -219,6 +221,17 @@ def test_whoever_hinders_the_other_process_has_failed(tmp_path):
     assert summary.variants["baseline"].status == "ok"
     assert "the process of baseline was hindered while the job went on" in summary.variants["combo"].error
     assert summary.comparison["rtf"].verdict == "not measured"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system gives no process its cores")
+@pytest.mark.parametrize("waits", [True, False])
+def test_two_that_launch_a_gpus_work_do_so_from_one_core(tmp_path, monkeypatch, waits):
+    monkeypatch.setattr("harness.pair.waits_for_its_host", lambda _device: waits)
+    summary, _ = run(tmp_path, {"fake_looks_around": {}}, TEXTS[:1], min_rounds=3, max_rounds=3)
+    assert summary.variants["combo"].error is None
+    seen, everywhere = summary.optimizations["fake_looks_around"]["evidence"]["cores"], len(os.sched_getaffinity(0))
+    first_and_warmup, timed = [everywhere] * 2, [1 if waits else everywhere] * 4  # the last one is repeated
+    assert seen == first_and_warmup + timed
 
 
 def test_nobody_is_left_behind(good):
