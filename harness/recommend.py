@@ -19,6 +19,7 @@ from harness.report import words
 from harness.report.choice import Limits, Member, best, front, members, objection, same_parameters
 from harness.report.conditions import command
 from harness.report.data import Run, load
+from harness.report.together import as_one
 from harness.results import BASELINE, find_runs, slug, write_atomically
 
 RECOMMENDED, NONE_QUALIFIES = 0, 3
@@ -37,7 +38,7 @@ def recommend(options: argparse.Namespace) -> int:
     """The command. Raises UserError for what a user can put right."""
     limits = Limits(options.max_wer_increase, options.max_memory_mb)
     limits.check()
-    runs = load(find_runs(options.runs))
+    runs = as_one(load(find_runs(options.runs)))
     places: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         places.setdefault(place(run.summary), []).append(run)

@@ -33,7 +33,7 @@ from harness.report import (
 from harness.report.document import Bullets, Code, Document, Figure, Heading, Paragraph, Section, Table
 from harness.report.html import render as render_html
 from harness.report.markdown import render as render_markdown
-from harness.report.together import pooled, together
+from harness.report.together import as_one, pooled, together
 from harness.results import BASELINE, Measurement, find_runs
 from harness.summarize import build_summary
 
@@ -139,6 +139,34 @@ def test_jobs_that_measured_the_same_say_more_together(tmp_path):
     ((code, jobs, pairs, *_),) = table.rows
     assert (code, jobs, pairs) == ("`warmup`", "3", str(whole.n))
     assert together(runs[2:]) == []
+
+
+def test_what_was_measured_twice_counts_once(tmp_path):
+    lucky = [alone("warmup", effect=Effect(time=time), noise=0.05, rounds=8, seed=4) for time in (0.9, 1.1)]
+    text = report_of(
+        tmp_path, *lucky, alone("kv_cache"), *(alone(name, effect=Effect()) for name in ("vocos", "flow_steps"))
+    )
+    assert "4 combos with the mini pipeline on Test CPU, 2 cores: 1 faster" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| `warmup` |") and line.endswith("| ok |"))
+    own = next(line for line in text.splitlines() if line.startswith("| `warmup` | active | alone |"))
+    for told in (row, own):
+        assert "no detectable change" in told
+        assert float(re.search(r"(\d\.\d+) \(", told)[1]) == pytest.approx((0.9 * 1.1) ** 0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("losses", [(0.0, 0.3), (0.3, 0.0)])
+def test_a_job_that_found_no_loss_does_not_outvote_one_that_did(tmp_path, losses):
+    runs = loaded(tmp_path, *(alone("kv_cache", effect=Effect(time=0.7, wer=wer)) for wer in losses))
+    (combo,) = as_one(runs)
+    assert combo.summary.run_id == runs[losses.index(0.3)].summary.run_id
+    assert {run.quality() for run in runs} == {"kept", "worse"}
+    assert combo.quality() != "kept"
+
+
+def test_jobs_of_which_one_failed_are_not_one(tmp_path):
+    runs = loaded(tmp_path, alone("kv_cache"), alone("kv_cache", seed=1))
+    runs[1] = replace(runs[1], summary=replace(runs[1].summary, status="failed"))
+    assert len(as_one(runs)) == 2
 
 
 def test_other_parameters_are_something_else(tmp_path):

@@ -1,7 +1,8 @@
 """Reports: from run folders to one Markdown file, its pictures, and an HTML file that stands alone.
 
-`data` loads the runs, `rules` and `claims` judge them; `sections`, `outcome`, `streams` and `conditions` turn judgement
-into sentences, `tables` and `plots` into tables and pictures; `markdown` and `html` print the result.
+`data` loads the runs, `together` makes one of those that measured the same, `rules` and `claims` judge them;
+`sections`, `outcome`, `streams` and `conditions` turn judgement into sentences, `tables` and `plots` into tables and
+pictures; `markdown` and `html` print the result.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from harness.report import data, listen, markdown, outcome, rules, sections, words
 from harness.report.document import Listening, Paragraph, Section
+from harness.report.together import as_one
 from harness.results import FAILURES, RunFolder, Summary, slug, write_atomically
 
 
@@ -22,8 +24,8 @@ def write_report(folders: Sequence[RunFolder], out: Path) -> Path:
 
     out.mkdir(parents=True, exist_ok=True)
     settings = data.by_setting(runs)
-    figures = {one: plots.draw(settings[one], out, suffix) for one, suffix in _suffixes(list(settings)).items()}
-    document = sections.build(runs, figures, lost_jobs(folders), _players(runs), _parts(runs, out))
+    figures = {one: plots.draw(as_one(settings[one]), out, suffix) for one, suffix in _suffixes(list(settings)).items()}
+    document = sections.build(runs, figures, lost_jobs(folders), _players(as_one(runs)), _parts(runs, out))
     write_atomically(out / "report.html", html.render(document))
     write_atomically(out / "report.md", markdown.render(document))
     return out / "report.md"

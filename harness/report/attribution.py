@@ -18,6 +18,7 @@ from harness.report.data import Run
 from harness.report.document import Block, Bullets, Heading, Paragraph, Table
 from harness.report.plots import BAND, INK, NEUTRAL, PALE, SMALL, STYLE, colour_of, listed, note, place_labels, saved
 from harness.report.tables import FINDABLE
+from harness.report.together import as_one
 
 METRICS = ("rtf", "peak_memory_mb", "wer")
 HOLM = (
@@ -44,13 +45,14 @@ def blocks(runs: Sequence[Run], folder: Path, suffix: str = "", heading: str | N
                     saved(_waterfall(waterfall), folder / f"waterfall-{waterfall.metric}-{number}{suffix}.png")
                 )
             found += [_parts(waterfall), *_interactions(waterfall)]
-        groups = group_effects([run.summary for run in runs], METRICS)
+        combos = as_one(runs)
+        groups = group_effects([combo.summary for combo in combos], METRICS)
         if groups:
             found += [
                 Heading(level, "What had to be left out together"),
                 Bullets([_group(effect) for effect in groups]),
             ]
-        front_canvas = _pareto(runs)
+        front_canvas = _pareto(combos)
         if front_canvas is not None:
             found += [Heading(level, "Time, memory and quality"), saved(front_canvas, folder / f"pareto{suffix}.png")]
     return [Heading(3, f"{heading[:1].upper()}{heading[1:]}"), *found] if heading and found else found

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import stats
-from harness.quality.fidelity import judged
+from harness.quality.fidelity import DIFFERS, judged
 from harness.report import words
 from harness.results import BASELINE, MERGED, SIMILARITY, Comparison, RunFolder, Summary, Variant
 from harness.sampling import overrides
@@ -60,6 +60,11 @@ class Run:
     def fidelity(self) -> dict[str, Any]:
         """Each stage's figures, by today's limits; empty where stages were not compared."""
         return judged(self.summary.fidelity)
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether no stage was found to differ from the reference's."""
+        return all(stage["verdict"] != DIFFERS for stage in self.fidelity.values())
 
     @property
     def setting(self) -> str:

@@ -22,7 +22,7 @@ from harness.report.document import (
     Section,
 )
 from harness.report.outcome import computed, headline, tiles, verdict_sentence
-from harness.report.together import together
+from harness.report.together import as_one, together
 from harness.results import BASELINE
 
 Figures = dict[str, dict[str, Figure]]
@@ -58,21 +58,22 @@ def build(
     says which part carries it, where the runs tell.
     """
     metrics = dict.fromkeys(name for run in runs for name in run.summary.comparison)
-    effects = attribute([run.summary for run in runs], metrics)
-    findings = [claims.judge(claim, runs) for claim in claims.load_claims()]
-    document = Document(_title(runs))
-    front = _front(runs, figures)
+    combos = as_one(runs)
+    effects = attribute([combo.summary for combo in combos], metrics)
+    findings = [claims.judge(claim, combos) for claim in claims.load_claims()]
+    document = Document(_title(combos))
+    front = _front(combos, figures)
     document.add(
-        *_executive_summary(runs, front, findings, failures),
+        *_executive_summary(combos, front, findings, failures),
         *_listen(runs, listening or {}),
         parts,
         _baseline(runs),
-        _side_by_side(runs),
-        _optimizations(runs, effects, findings),
+        _side_by_side(combos),
+        _optimizations(combos, effects, findings),
         _combined(runs, figures, front.figure),
-        _quality(runs, figures),
-        recommended(runs),
-        deployment(runs, effects),
+        _quality(combos, figures),
+        recommended(combos),
+        deployment(combos, effects),
         _claims(findings),
         conditions(runs),
         warnings(runs, failures),
@@ -188,13 +189,14 @@ def _combined(runs: Sequence[Run], figures: Figures, front: Figure | None) -> Se
     for setting, here in settings.items():
         blocks += _heading(3, setting, settings)
         blocks += [Paragraph(verdict_sentence(run)) for run in here if run.failed]
-        usable = [run for run in ranked(here) if not run.failed]
-        shown = usable if len(here) <= FEW else usable[:1]
+        usable = [run for run in here if not run.failed]
+        combos, job = ranked(as_one(usable)), {run.path: run for run in usable}
+        shown = [job[combo.path] for combo in (combos if len(combos) <= FEW else combos[:1])]
         for run in shown:
             blocks += [Paragraph(_what_was_on(run)), tables.comparison(run), tables.stages(run)]
             blocks += _odd_figures(run)
             blocks += _under_load(run)
-        if len(usable) > len(shown):
+        if len(combos) > len(shown):
             blocks.append(Paragraph(f"These tables are {shown[0].code}'s, the fastest; the first table has them all."))
         blocks += together(usable)
         drawn = figures.get(setting, {})

@@ -18,12 +18,17 @@ SAID = (
 )
 
 
+def as_one(runs: Sequence[Run]) -> list[Run]:
+    """What was measured, each once: of jobs that measured the same one, with the changes of all of them.
+
+    It is the first whose quality is bad, where there is such a one; its absolute figures are its own.
+    """
+    return [_joined(group) for group in _alike(runs)]
+
+
 def together(runs: Sequence[Run]) -> list[Block]:
     """Of one setting's runs those that measured the same, as one; nothing where each measured something else."""
-    groups: dict[Hashable, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(_what(run), []).append(run)
-    several = [group for group in groups.values() if len(group) > 1]
+    several = [group for group in _alike(runs) if len(group) > 1]
     if not several:
         return []
     metrics = at_a_glance([run for group in several for run in group])
@@ -74,13 +79,31 @@ def pooled(runs: Sequence[Run], metric: str) -> Comparison | None:
     )
 
 
+def _joined(group: Sequence[Run]) -> Run:
+    if len(group) == 1:
+        return group[0]
+    chosen = max(group, key=lambda run: (run.summary.status == "ok", run.quality() == "worse", not run.is_faithful))
+    changes = {name: pooled(group, name) or record for name, record in chosen.summary.comparison.items()}
+    return replace(chosen, summary=replace(chosen.summary, comparison=changes))
+
+
+def _alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that measured the same, in the order of the first of each."""
+    groups: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_what(run), []).append(run)
+    return list(groups.values())
+
+
 def _what(run: Run) -> Hashable:
-    """What a run measured: the optimizations and their parameters on both sides, and the work."""
+    """What a run measured, and where: the optimizations and their parameters on both sides, and the work."""
     summary, parameters = run.summary, run.parameters()
     ours = {name: parameters.get(name) for name in sorted(summary.enabled)}
     theirs = sorted(name for name, record in summary.against_optimizations.items() if record["enabled"])
-    pinned = (run.job.get("measure") or {}).get("pinned_tokens")
-    return json.dumps([ours, run.reference, theirs, summary.workload, summary.scenario, pinned], sort_keys=True)
+    work = [summary.workload, summary.scenario, (run.job.get("measure") or {}).get("pinned_tokens")]
+    failed = summary.run_id if run.failed else None  # nothing was measured there
+    what = [run.name, run.setting, run.reference, ours, sorted(summary.active), theirs, work, failed]
+    return json.dumps(what, sort_keys=True)
 
 
 def _told(record: Comparison | None) -> str:
