@@ -28,6 +28,7 @@ from harness.report.claims import CANNOT, Finding
 from harness.report.data import Run
 from harness.report.document import Block, Document, Heading, Paragraph, Table
 from harness.report.outcome import quality_in_short
+from harness.report.together import as_one
 from harness.results import BASELINE, find_runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +121,7 @@ def _report(run: Run) -> str | None:
 
 
 def reference_runs() -> list[Run]:
-    return data.load(find_runs([REFERENCE]))
+    return as_one(data.load(find_runs([REFERENCE])))
 
 
 # -- claims, frauds, commands ------------------------------------------------------------------------------------

@@ -39,11 +39,12 @@ TINY = (
 
 @dataclass(frozen=True)
 class Row:
-    """`given_away_by` is found in a line of `said`."""
+    """`given_away_by` is found in a line of `said`, or what it may be by where another check was the first to tell."""
 
     name: str
     given_away_by: str
     overrides: tuple[str, ...] = ()
+    or_by: str | None = None
     passes_the_gate: bool = False
 
 
@@ -60,7 +61,7 @@ ROWS = [
     Row("another_voice", "worse: sim_resemblyzer"),
     Row("one_flow_step", "worse: sim_resemblyzer"),
     Row("slower", "slower: rtf"),
-    Row("a_little_slower", "slower: rtf"),
+    Row("a_little_slower", "slower: rtf", ("measure.min_rounds=20", "measure.max_rounds=20")),
     Row("quiet", "dB too quiet"),
     Row("no_watermark", "regression in watermark"),
     Row("first_mark_only", "regression in watermark"),
@@ -71,7 +72,7 @@ ROWS = [
     Row("every_second_call", "say something else"),
     Row("stretched", "are stretched from an earlier one"),
     Row("loops_a_clip", "say something twice"),
-    Row("tokens_twice", "say something else"),
+    Row("tokens_twice", "say something else", or_by="in another way than those of the quality pass"),
     Row("padded_with_noise", "say something else"),
     Row("no_flow", "say something else"),
     Row("few_steps_when_timed", "in another way than those of the quality pass"),
@@ -108,7 +109,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
 def test_whoever_cheats_is_found_out(row: Row, tmp_path: Path) -> None:
     overrides = ["plugin_modules=[planted]", f"optimizations.{row.name}.enabled=true", *TINY, *row.overrides]
@@ -117,7 +118,8 @@ def test_whoever_cheats_is_found_out(row: Row, tmp_path: Path) -> None:
         (spec,) = expand(compose("config", overrides))
     summary = job.run(spec, tmp_path, lambda *_: None)
     lines, code = said(summary, RunFolder.open(tmp_path / summary.run_id))
-    assert any(row.given_away_by in line for line in lines), "\n".join(lines)
+    ways = [way for way in (row.given_away_by, row.or_by) if way]
+    assert any(way in line for way in ways for line in lines), "\n".join(lines)
     assert code in ({EXIT_PASSED, EXIT_UNKNOWN} if row.passes_the_gate else {EXIT_REGRESSION, EXIT_UNKNOWN})
 
 
