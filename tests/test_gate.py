@@ -269,6 +269,8 @@ def test_a_watermark_that_nobody_asked_for_does_not_pass(tmp_path):
     assert judge(run, "watermark") == ({"evidence": "passed", "watermark": "not measured"}, UNKNOWN)
     nobody = with_scores(run, lambda score: replace(score, watermark=0.1))
     assert judge(nobody, "watermark")[1] == UNKNOWN  # the baseline has none either: nothing to lose, nothing kept
+    some = with_scores(run, lambda score: replace(score, watermark=None if score.text_id == "t0" else 0.99))
+    assert judge(some, "watermark")[1] == UNKNOWN  # of both sides alike, so nothing was lost
     assert judge(make_run(tmp_path, Case(scored=False)), "watermark")[0]["watermark"] == "not measured"
 
 
