@@ -156,6 +156,22 @@ def said(pairs) -> str:
     return " ".join(checks.pair_failures(pairs, [], "baseline"))
 
 
+def test_only_the_references_first_clips_say_what_a_text_sounds_like():
+    """A candidate that says other words, always the same, does not become what others are held against."""
+    known = Memory()
+    reference, candidate = Listener(known, is_reference=True), Listener(known, is_reference=False)
+    for number in range(4):
+        reference.columns(ITEM, number, spoken(number), RATE)
+        unlike = candidate.columns(ITEM, number, speech(99), RATE)["unlikeness"]
+        assert unlike > 0.05
+    assert len(known.first[ITEM]) == 2
+
+
+def test_a_wave_of_nothing_is_silent():
+    found = Listener(Memory(), is_reference=True).columns(ITEM, 0, np.zeros(0, dtype=np.float32), RATE)
+    assert (found["silent"], found["level_dbfs"], found["silent_share"]) == (True, None, 1.0)
+
+
 def test_honest_clips_pass_even_where_they_are_not_the_reference_s():
     assert said(heard_pairs(lambda wave, number: wave)) == ""
     assert said(heard_pairs(lambda wave, number: np.resize(spoken(100 + number), len(wave)))) == ""
