@@ -187,23 +187,24 @@ def load(folders: Sequence[RunFolder]) -> list[Run]:
 
 
 def by_place(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    return _grouped(runs, lambda run: run.place)
+    return grouped(runs, lambda run: run.place)
 
 
 def by_device(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """A device of another host is another one."""
-    return _grouped(runs, lambda run: words.said(", ".join(filter(None, (run.summary.device, run.host)))))
+    return grouped(runs, lambda run: words.said(", ".join(filter(None, (run.summary.device, run.host)))))
 
 
 def by_pipeline(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    return _grouped(runs, lambda run: run.summary.pipeline)
+    return grouped(runs, lambda run: run.summary.pipeline)
 
 
 def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    return _grouped(runs, lambda run: run.setting)
+    return grouped(runs, lambda run: run.setting)
 
 
-def _grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
+def grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
+    """The runs of each key, in the order of its first."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(key(run), []).append(run)

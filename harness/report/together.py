@@ -1,13 +1,13 @@
 """What several jobs that measured the same say together: nobody has a device for as long as a small change may take."""
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from harness import stats
 from harness.ablation import interval
 from harness.report import words
-from harness.report.data import Run
+from harness.report.data import Run, grouped
 from harness.report.document import Block, Paragraph, Table
 from harness.report.tables import at_a_glance
 from harness.results import Comparison
@@ -23,12 +23,12 @@ def as_one(runs: Sequence[Run]) -> list[Run]:
 
     It is the first whose quality is bad, where there is such a one; its absolute figures are its own.
     """
-    return [_joined(group) for group in _alike(runs)]
+    return [_joined(group) for group in grouped(runs, _what).values()]
 
 
 def together(runs: Sequence[Run]) -> list[Block]:
     """Of one setting's runs those that measured the same, as one; nothing where each measured something else."""
-    several = [group for group in _alike(runs) if len(group) > 1]
+    several = [group for group in grouped(runs, _what).values() if len(group) > 1]
     if not several:
         return []
     metrics = at_a_glance([run for group in several for run in group])
@@ -87,15 +87,7 @@ def _joined(group: Sequence[Run]) -> Run:
     return replace(chosen, summary=replace(chosen.summary, comparison=changes))
 
 
-def _alike(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that measured the same, in the order of the first of each."""
-    groups: dict[Hashable, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(_what(run), []).append(run)
-    return list(groups.values())
-
-
-def _what(run: Run) -> Hashable:
+def _what(run: Run) -> str:
     """What a run measured, and where: the optimizations and their parameters on both sides, and the work."""
     summary, parameters = run.summary, run.parameters()
     ours = {name: parameters.get(name) for name in sorted(summary.enabled)}
