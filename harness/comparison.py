@@ -38,7 +38,7 @@ def compare(
     base, other = variants[reference], variants[candidate]
     if base.status == other.status == "ok":
         paired = pairs(rows, reference, candidate)
-        intervals |= _speed(paired, compared)
+        intervals |= speed(paired, compared)
         intervals |= _once(rows, children, both)
         if base.memory_kind == other.memory_kind:
             intervals |= _peaks(paired, base.memory_kind)
@@ -69,6 +69,29 @@ def pairs(rows: Iterable[Measurement], reference: str, candidate: str) -> list[P
     speed = timed(rows)
     known = {row.pair: row for row in speed if row.variant == reference}
     return [(known[row.pair], row) for row in speed if row.variant == candidate and row.pair in known]
+
+
+def speed(
+    pairs: Sequence[Pair], compared: Sequence[Figure], resamples: int = stats.RESAMPLES
+) -> dict[str, tuple[stats.Interval, int]]:
+    """The scenario's figures, call by call, each with its interval and the rounds behind it."""
+    if not pairs:
+        return {}
+    spoken = _calls(pairs)
+    texts = [call[0][0].text_id for call in spoken]
+    processes = [call[0][0].process for call in spoken]
+    base, other = ([[pair[side] for pair in call] for call in spoken] for side in (0, 1))
+    found = {}
+    for figure in compared:
+        amount, amount_after = ([a for rows in side if (a := figure.amount(rows))] for side in (base, other))
+        if len(amount) != len(base) or len(amount_after) != len(other):
+            continue
+        per, per_after = ([figure.per(rows) for rows in side] if figure.per else None for side in (base, other))
+        interval = stats.ratio_of_sums(
+            amount, amount_after, texts, per, per_after, processes=processes, resamples=resamples
+        )
+        found[figure.name] = interval, _rounds(pairs)
+    return found
 
 
 def withdrawn(record: Comparison, reason: str | None) -> Comparison:
@@ -106,25 +129,6 @@ def watermark_loss(scores: Sequence[Score], reference: str, candidate: str) -> s
 
 
 # -- figures, each with its interval and the rounds behind it ------------------------------------------------------
-
-
-def _speed(pairs: Sequence[Pair], compared: Sequence[Figure]) -> dict[str, tuple[stats.Interval, int]]:
-    """The scenario's figures, call by call."""
-    if not pairs:
-        return {}
-    spoken = _calls(pairs)
-    texts = [call[0][0].text_id for call in spoken]
-    processes = [call[0][0].process for call in spoken]
-    base, other = ([[pair[side] for pair in call] for call in spoken] for side in (0, 1))
-    found = {}
-    for figure in compared:
-        amount, amount_after = ([a for rows in side if (a := figure.amount(rows))] for side in (base, other))
-        if len(amount) != len(base) or len(amount_after) != len(other):
-            continue
-        per, per_after = ([figure.per(rows) for rows in side] if figure.per else None for side in (base, other))
-        interval = stats.ratio_of_sums(amount, amount_after, texts, per, per_after, processes=processes)
-        found[figure.name] = interval, _rounds(pairs)
-    return found
 
 
 def _peaks(pairs: Sequence[Pair], kind: str) -> dict[str, tuple[stats.Interval, int]]:

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import os
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 LOCKS = Path(tempfile.gettempdir())
+CORES = Path("/sys/devices/system/cpu")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LOOK_AGAIN_S = 0.2
 
@@ -115,13 +117,25 @@ def leased(device: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[
 
 @contextmanager
 def leased_core(cores: Sequence[int]) -> Iterator[int | None]:
-    """Hold one of these cores, by chance, against this harness's other jobs; None where they hold all."""
+    """Hold one of these cores, by chance, against this harness's other jobs; None where they hold all.
+
+    Cores that are threads of one physical core are held together, for they share what it computes with.
+    """
     for core in random.sample(cores, len(cores)):
-        if lock := _locked(f"core{core}"):
+        if lock := _locked(f"core{_physical(core)}"):
             with lock:
                 yield core
             return
     yield None
+
+
+def _physical(core: int) -> int:
+    """The first of the threads that share this one's physical core; itself where the kernel does not tell."""
+    try:
+        threads = (CORES / f"cpu{core}" / "topology" / "thread_siblings_list").read_text()
+    except OSError:
+        return core
+    return int(re.split("[,-]", threads)[0])
 
 
 def visible_gpus() -> dict[str, str]:

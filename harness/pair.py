@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.comparison import pairs
 from harness.devices import leased_core, share_of_cores, visible_gpus, waits_for_its_host
 from harness.experiment import Experiment
 from harness.load_pass import LoadPass
@@ -40,6 +41,7 @@ from harness.sampling import given
 from harness.scenarios import Call, Request, Turn
 from harness.scenarios.loaded import Loaded
 from harness.side import Side
+from harness.stopping import is_answered
 from harness.variant import Setup
 from harness.workload import Item
 
@@ -188,7 +190,7 @@ class Pair:
     def speed_rounds(self) -> Iterator[int]:
         """Every text in every round, equal work for both, neighbours in time, the order flipping.
 
-        Rounds are added while the budget lasts; the minimum is kept whatever it takes.
+        Rounds are added while the budget lasts and the answer is open; the minimum is kept whatever it takes.
         """
         own_warmup = self.scenario.own_warmup(self.experiment.shares)
         for number, turn in product(range(self.settings["warmup_calls"]), own_warmup):
@@ -200,7 +202,7 @@ class Pair:
         budget_s = self.settings["budget_s"] / self.experiment.processes
         for number in range(max(least, self.settings["max_rounds"])):
             spent = time.monotonic() - start
-            if number >= least and spent * (number + 1) / number > budget_s:
+            if number >= least and (spent * (number + 1) / number > budget_s or self.is_answered()):
                 break
             self.plan_more_rounds(number)
             kept = self.chosen_to_be_heard(number, least)
@@ -212,6 +214,14 @@ class Pair:
             yield number
         for side in self.sides.values():
             side.time_the_pipe(self.scenario.method, self.settings["call_limit_s"])
+
+    def is_answered(self) -> bool:
+        """Whether what the job should detect would have been found by now; never where it says nothing of that."""
+        detectable = self.settings.get("detectable")
+        if detectable is None:
+            return False
+        paired = pairs(self.timed, self.reference.name, self.candidate.name)
+        return is_answered(paired, self.scenario.compared[0], self.settings["thresholds"]["rtf"], detectable)
 
     def repeat_pass(self) -> None:
         """A part of the last round once more, as it was: what a variant gains where it has seen a request before."""

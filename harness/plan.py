@@ -50,7 +50,7 @@ JOBS_LOCK = ".jobs.lock"
 NO_PART_OF_A_JOB = ("key", "job", "dry_run", "results_dir", "reports_dir", "sweep", "over")
 """Settings that say where results go, or how a job came about: its figures do not depend on them."""
 CODE = Path(__file__).resolve().parent.parent
-SOURCES = ("harness/**/*.py", "optimizations/**/*.py", "optimizations/**/*.cpp", "optimizations/**/*.h")
+SOURCES = ("harness/**/*.py", "optimizations/**/*.py", "optimizations/**/*.cpp", "optimizations/**/*.cu")
 PACKAGES = ("chatterbox-tts", "torch", "torchaudio", "transformers", "diffusers", "numpy", "bitsandbytes")
 WATCH_S = 0.5
 LOADING_S = 40.0

@@ -134,6 +134,7 @@ class Measure:
     min_rounds: int = number(least=1)
     max_rounds: int = number(least=1)
     budget_s: float = number(least=0)
+    detectable: float | None = number(None, above=0)
     offline_baseline_items: int = number(least=1)
     warmup_calls: int = number(least=0)
     pinned_tokens: int | None = number(None, least=1, most=MOST_TOKENS)

@@ -49,7 +49,28 @@ def _as_in_another_process() -> None:
     os.environ.pop(devices.VISIBLE, None)
 
 
-def test_a_core_is_one_jobs_alone(own_locks):
+@pytest.fixture
+def cores(tmp_path, monkeypatch):
+    """Says which threads are one physical core, as the kernel would."""
+    monkeypatch.setattr(devices, "CORES", tmp_path / "cpu")
+
+    def tell(threads: dict[int, str]) -> None:
+        for core, told in threads.items():
+            (folder := tmp_path / "cpu" / f"cpu{core}" / "topology").mkdir(parents=True)
+            (folder / "thread_siblings_list").write_text(f"{told}\n")
+
+    return tell
+
+
+@pytest.mark.parametrize("told", [{3: "3,5", 5: "3,5"}, {4: "4-5", 5: "4-5"}])
+def test_two_threads_of_one_core_go_to_one_job(own_locks, cores, told):
+    cores(told)
+    with devices.leased_core(list(told)) as first, devices.leased_core(list(told)) as second:
+        assert first in told
+        assert second is None
+
+
+def test_a_core_is_one_jobs_alone(own_locks, cores):
     with devices.leased_core([3, 5]) as first:
         with devices.leased_core([3, 5]) as second, devices.leased_core([3, 5]) as none_left:
             assert {first, second} == {3, 5}

@@ -56,6 +56,7 @@ def test_a_wrong_name_or_type_does_not_compose(override):
 
 OUT_OF_RANGE = [
     *("measure.min_rounds=0", "measure.max_rounds=3", "measure.budget_s=-5", "measure.budget_s=nan"),
+    "measure.detectable=0",
     *("measure.budget_s=inf", "measure.processes=0", "measure.warmup_calls=-1", "measure.pinned_tokens=0"),
     *("measure.pinned_tokens=1001", "measure.tokens_per_character=0", "measure.load_limit_s=0"),
     *("measure.call_limit_s=-1", "measure.offline_baseline_items=0", "pipeline.threads=0", "pipeline.seed=-1"),

@@ -258,6 +258,13 @@ def test_rounds_are_added_while_the_budget_lasts(tmp_path):
         assert len({row.round for row in rows(folder, "speed")}) == expected
 
 
+def test_no_rounds_are_added_to_an_answer(tmp_path):
+    """Four times as fast takes no 60 rounds to be seen."""
+    asked = {"min_rounds": 6, "max_rounds": 60, "thresholds": {"rtf": 0.03}}
+    _, folder = run(tmp_path, {"fake_fast": {}}, TEXTS[:1], **asked, detectable=0.05)
+    assert 6 <= len({row.round for row in rows(folder, "speed")}) < 60
+
+
 def test_a_number_pins_every_text(tmp_path):
     _, folder = run(tmp_path, pinned_tokens=7)
     assert {row.n_tokens for row in rows(folder, "speed")} == {7}
