@@ -48,6 +48,14 @@ def test_what_could_have_been_found_is_an_answer():
     assert not is_answered(known, RTF, THRESHOLD, 0.031), "which the threshold alone nearly takes up"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_reported_is_what_was_asked_for(seed):
+    """Looking again and again at a rough figure would end at the first that happens to be low."""
+    known = pairs(1.0, 0.06, 120, seed)
+    change = speed(known[: answered_after(known, 0.06)], [RTF])["rtf"][0]
+    assert stats.smallest_detectable(change, THRESHOLD, stats.metric("rtf")) <= 0.06
+
+
 def test_more_noise_takes_more_pairs():
     calm, rough = (answered_after(pairs(1.0, noise, 200), 0.06) for noise in (0.03, 0.09))
     assert calm is not None
