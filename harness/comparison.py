@@ -79,7 +79,7 @@ def speed(
         return {}
     spoken = _calls(pairs)
     texts = [call[0][0].text_id for call in spoken]
-    processes = [call[0][0].process for call in spoken]
+    processes, positions = ([getattr(call[0][0], name) for call in spoken] for name in ("process", "position"))
     base, other = ([[pair[side] for pair in call] for call in spoken] for side in (0, 1))
     found = {}
     for figure in compared:
@@ -88,7 +88,7 @@ def speed(
             continue
         per, per_after = ([figure.per(rows) for rows in side] if figure.per else None for side in (base, other))
         interval = stats.ratio_of_sums(
-            amount, amount_after, texts, per, per_after, processes=processes, resamples=resamples
+            amount, amount_after, texts, per, per_after, processes=processes, positions=positions, resamples=resamples
         )
         found[figure.name] = interval, _rounds(pairs)
     return found

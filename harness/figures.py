@@ -253,17 +253,21 @@ def _add_speed(variant: Variant, rows: Sequence[Measurement]) -> None:
     times = np.array([sum(row.time_s or 0.0 for row in call) for call in spoken])
     audio = np.array([sum(row.audio_s or 0.0 for row in call) for call in spoken])
     texts = [call[0].text_id for call in spoken]
-    processes = [call[0].process for call in spoken]
-    rtf = stats.per_unit(times, audio, texts, processes=processes)
-    time = stats.per_unit(times, [float(len(call)) for call in spoken], texts, processes=processes)
+    processes, positions = [call[0].process for call in spoken], [call[0].position for call in spoken]
+
+    def per_unit(amounts: Sequence[float] | np.ndarray, per: Sequence[float] | np.ndarray) -> stats.Interval:
+        return stats.per_unit(amounts, per, texts, processes=processes, positions=positions)
+
+    rtf = per_unit(times, audio)
+    time = per_unit(times, [float(len(call)) for call in spoken])
     variant.rtf, variant.intervals["rtf"] = rtf.estimate, rtf.bounds
     variant.generation_time_s, variant.intervals["generation_time_s"] = time.estimate, time.bounds
     if all(row.chunks for row in rows):
-        starts = stats.per_unit([row.chunks[0][0] for row in rows], [1.0] * len(rows), texts, processes=processes)
+        starts = per_unit([row.chunks[0][0] for row in rows], [1.0] * len(rows))
         variant.first_audio_s, variant.intervals["first_audio_s"] = starts.estimate, starts.bounds
     joules = [joule for call in spoken if (joule := energy_j(call))]
     if len(joules) == len(spoken):
-        energy = stats.per_unit(np.array(joules), audio, texts, processes=processes)
+        energy = per_unit(np.array(joules), audio)
         variant.energy_j_per_audio_s, variant.intervals["energy_j_per_audio_s"] = energy.estimate, energy.bounds
     variant.rtf_p50, variant.rtf_p90 = (float(quantile) for quantile in np.quantile(times / audio, [0.5, 0.9]))
     stages = dict.fromkeys(stage for row in rows for stage in row.stages_s)

@@ -356,3 +356,77 @@ def test_jobs_that_measured_the_same_are_pooled_with_what_they_differ_by():
     assert stats.pooled([stats.Interval(1.0, None, None, 1), one], "delta") == one
     still = stats.Interval(0.5, 0.5, 0.5, 4)
     assert stats.pooled([still, still], "ratio").estimate == pytest.approx(0.5)
+
+
+# -- drift -------------------------------------------------------------------------------------------------------
+
+
+def drifting(rng: np.random.Generator, n: int, correlation: float, order: float = 0.0) -> np.ndarray:
+    """Ratios around 1 of n pairs in the order of time, by 5 %; who is first in its turn is slower by `order`."""
+    noise = rng.normal(0, 1, n)
+    for i in range(1, n):
+        noise[i] = correlation * noise[i - 1] + (1 - correlation**2) ** 0.5 * noise[i]
+    return np.exp(0.05 * noise + order * (-1) ** np.arange(n))
+
+
+def coverage(correlation: float, n: int, in_time: bool, order: float = 0.0, experiments: int = 300) -> float:
+    """How often the interval of one process holds the truth."""
+    rng = np.random.default_rng(13)
+    covered = 0
+    for _ in range(experiments):
+        ratios = drifting(rng, n, correlation, order)
+        positions = [i % 2 for i in range(n)] if in_time else None
+        one = stats.ratio_of_sums(np.ones(n), ratios, ["a"] * n, positions=positions, resamples=299)
+        covered += one.low <= np.exp(0.00125) <= one.high
+    return covered / experiments
+
+
+def test_pairs_that_drift_together_are_fewer_than_they_seem():
+    assert coverage(0.6, 60, in_time=False) < 0.75
+    assert coverage(0.6, 60, in_time=True) > 0.88
+    assert coverage(0.0, 60, in_time=True) > 0.93
+
+
+def test_whose_turn_was_first_does_not_hide_the_drift():
+    """It alternates, and looks like the opposite of drift where it is not told apart."""
+    assert coverage(0.6, 60, in_time=True, order=0.05) > 0.88
+
+
+def test_independent_pairs_cost_little():
+    rng = np.random.default_rng(17)
+    for n, most in ((12, 1.2), (60, 1.08)):
+        widths = []
+        for _ in range(60):
+            ratios = drifting(rng, n, 0.0)
+            both = [
+                stats.ratio_of_sums(np.ones(n), ratios, ["a"] * n, positions=positions, resamples=299)
+                for positions in (None, [i % 2 for i in range(n)])
+            ]
+            assert both[1].low <= both[0].low
+            assert both[1].high >= both[0].high
+            widths.append((both[1].high - both[1].low) / (both[0].high - both[0].low))
+        assert np.mean(widths) < most
+
+
+@pytest.mark.parametrize("ratios", [np.ones(8), np.array([1.0] * 7 + [1e9]), np.array([0.0] * 8)])
+def test_drift_of_what_hardly_varies_is_none(ratios):
+    one = stats.ratio_of_sums(np.ones(8), ratios, ["a"] * 8, positions=[0, 1] * 4, resamples=99)
+    assert np.isfinite([one.estimate, one.low, one.high]).all()
+
+
+def test_texts_that_differ_are_no_drift():
+    """Six texts, one after the other in every round, whose effects differ by far more than the noise."""
+    rng = np.random.default_rng(19)
+    effects = np.tile([0.5, 0.6, 0.7, 0.8, 0.9, 1.0], 8) * rng.normal(1, 0.01, 48)
+    names, positions = [f"t{i % 6}" for i in range(48)], [(i // 6 + i) % 2 for i in range(48)]
+    alone, in_time = (
+        stats.ratio_of_sums(np.ones(48), effects, names, positions=given, resamples=299) for given in (None, positions)
+    )
+    assert in_time.high - in_time.low < 1.02 * (alone.high - alone.low)
+
+
+def test_several_processes_drift_each_by_itself():
+    ratios = drifting(np.random.default_rng(23), 30, 0.8)
+    ones, names, processes = np.ones(30), ["a"] * 30, [i // 6 for i in range(30)]
+    alone = stats.ratio_of_sums(ones, ratios, names, processes=processes)
+    assert stats.ratio_of_sums(ones, ratios, names, processes=processes, positions=[0, 1] * 15) == alone

@@ -11,7 +11,7 @@ import yaml
 
 from harness import declared, stats
 from harness.locations import CONFIGS
-from harness.report import words
+from harness.report import noise, words
 from harness.report.data import Run, by_place
 from harness.report.document import Block, Bullets, Code, Paragraph, Section, Table
 from harness.report.outcome import verdict_sentence
@@ -83,6 +83,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         "judges": _record({key: quality[key] for key in ("asr", "speaker") if quality.get(key)}),
         "pairs of processes": _span([run.summary.processes for run in runs]),
         "pairs, speed pass": _span([run.change("rtf").n for run in runs]),
+        "a call's time varies": noise.told(runs),
         "clips per variant, quality pass": _span([run.combo.n_expected for run in runs]),
         "memory": MEMORY[runs[0].baseline.memory_kind],
         "orchestration": _orchestration(runs),

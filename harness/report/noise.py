@@ -1,0 +1,78 @@
+"""How much a call's time varies here, and how much of that its neighbours share: what pairing is worth."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from harness.errors import UserError
+from harness.figures import timed
+from harness.report import words
+from harness.report.data import Run
+from harness.results import Measurement, RunFolder
+
+FEWEST = 30
+"""Pairs below which a correlation says nothing."""
+Points = list[tuple[float, float]]
+
+
+def told(runs: Sequence[Run]) -> str | None:
+    """In a sentence's part; None where rows are too few, or several texts share a call."""
+    calls = [_varying(run) for run in runs]
+    sides = [point for rows in calls for point in _sides(rows)]
+    turns = [point for rows in calls for point in _turns(rows)]
+    if len(sides) < FEWEST:
+        return None
+    deviation = statistics.stdev(value for point in sides for value in point)
+    parts = [f"by {words.percent(deviation)} from call to call", f"{_correlation(sides):.2f} the two sides of a turn"]
+    if len(turns) >= FEWEST:
+        parts.append(f"{_correlation(turns):.2f} the same side's calls in neighbouring turns")
+    return f"{parts[0]}; of this share (correlation) {words.listing(parts[1:])}"
+
+
+Call = tuple[Measurement, float]
+
+
+def _varying(run: Run) -> list[Call]:
+    """Each timed call in the order of time, and the logarithm of its time less what its work explains."""
+    try:
+        rows = [row for row in timed(RunFolder(run.path).measurements()[0]) if row.batch_size == 1]
+    except UserError:
+        return []
+    rows.sort(key=lambda row: (row.process, row.started_s or 0.0))
+    works: dict[tuple[str, str], list[Measurement]] = {}
+    for row in rows:
+        works.setdefault((row.variant, row.text_id), []).append(row)
+    left = {id(row): value for work in works.values() for row, value in zip(work, _unexplained(work), strict=True)}
+    return [(row, left[id(row)]) for row in rows]
+
+
+def _unexplained(rows: Sequence[Measurement]) -> list[float]:
+    """One variant's calls of one text, whose length is another each time: the distance from the line through them."""
+    logs, lengths = [math.log(row.time_s or math.nan) for row in rows], [row.audio_s or 0.0 for row in rows]
+    if len(set(lengths)) < 2:
+        mean = statistics.fmean(logs)
+        return [value - mean for value in logs]
+    slope, start = statistics.linear_regression(lengths, logs)
+    return [value - start - slope * length for value, length in zip(logs, lengths, strict=True)]
+
+
+def _sides(calls: Iterable[Call]) -> Points:
+    """The two sides' calls of the same request."""
+    found: dict[tuple[str, str, int, int, int, int], list[float]] = {}
+    for row, value in calls:
+        found.setdefault(row.pair, []).append(value)
+    return [(values[0], values[1]) for values in found.values() if len(values) == 2]
+
+
+def _turns(calls: Sequence[Call]) -> Points:
+    """Neighbours of one side: as the order flips, who was last in a turn is the first in the next."""
+    return [
+        (value, after)
+        for (row, value), (following, after) in pairwise(calls)
+        if (row.variant, row.process) == (following.variant, following.process) and following.started_s
+    ]
+
+
+def _correlation(points: Points) -> float:
+    return statistics.correlation(*zip(*points, strict=True))
