@@ -50,6 +50,11 @@ def test_what_neighbours_share_is_told_apart(tmp_path, shared, kept):
     assert turns == pytest.approx(kept, abs=0.15)
 
 
+def test_a_text_that_came_once_tells_nothing(tmp_path):
+    folder = make_run(tmp_path, Case(texts=40, rounds=1))
+    assert noise.told(data.load([folder])) is None
+
+
 def test_of_few_pairs_nothing_is_said(tmp_path):
     folder = make_run(tmp_path, Case(texts=3, rounds=4))
     assert noise.told(data.load([folder])) is None

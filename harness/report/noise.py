@@ -23,11 +23,11 @@ def told(runs: Sequence[Run]) -> str | None:
     turns = [point for rows in calls for point in _turns(rows)]
     if len(sides) < FEWEST:
         return None
-    deviation = statistics.stdev(value for point in sides for value in point)
-    parts = [f"by {words.percent(deviation)} from call to call", f"{_correlation(sides):.2f} the two sides of a turn"]
+    shared = [f"{_correlation(sides):.2f} the two sides of a turn"]
     if len(turns) >= FEWEST:
-        parts.append(f"{_correlation(turns):.2f} the same side's calls in neighbouring turns")
-    return f"{parts[0]}; of this share (correlation) {words.listing(parts[1:])}"
+        shared.append(f"{_correlation(turns):.2f} the same side's calls in neighbouring turns")
+    deviation = statistics.stdev(value for point in sides for value in point)
+    return f"by {words.percent(deviation)} from call to call; of this share (correlation) {words.listing(shared)}"
 
 
 Call = tuple[Measurement, float]
@@ -43,8 +43,9 @@ def _varying(run: Run) -> list[Call]:
     works: dict[tuple[str, str], list[Measurement]] = {}
     for row in rows:
         works.setdefault((row.variant, row.text_id), []).append(row)
-    left = {id(row): value for work in works.values() for row, value in zip(work, _unexplained(work), strict=True)}
-    return [(row, left[id(row)]) for row in rows]
+    several = [work for work in works.values() if len(work) > 2]  # a line goes through any two
+    left = {id(row): value for work in several for row, value in zip(work, _unexplained(work), strict=True)}
+    return [(row, left[id(row)]) for row in rows if id(row) in left]
 
 
 def _unexplained(rows: Sequence[Measurement]) -> list[float]:
@@ -75,4 +76,5 @@ def _turns(calls: Sequence[Call]) -> Points:
 
 
 def _correlation(points: Points) -> float:
-    return statistics.correlation(*zip(*points, strict=True))
+    first, second = zip(*points, strict=True)
+    return statistics.correlation(first, second) if len(set(first)) > 1 < len(set(second)) else 0.0
