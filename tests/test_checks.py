@@ -5,7 +5,7 @@ That whoever is planted is found out is `test_planted`'s, in jobs of minutes; th
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from harness import checks
 from harness.records import Child
 from harness.results import Measurement
+from harness.shapes import without_impossible
 
 numbers = count()
 PAIRS = 12
@@ -75,6 +76,11 @@ def test_two_clocks_have_to_agree(own_s, trips_s, accused):
     assert ("and by the parent's 2.00 s" in said(rows, Child(round_trips_s=trips_s))) == accused
 
 
+def test_figures_go_by_the_longer_time():
+    assert row(generation_time_s=0.1, parent_time_s=1.001).time_s == 1.001
+    assert row(generation_time_s=1.0, parent_time_s=None).time_s == 1.0
+
+
 def test_a_busy_host_may_delay_every_second_call():
     late = [row(generation_time_s=0.3) for _ in range(2)]
     assert said([*late, row(), row()]) == ""
@@ -95,6 +101,13 @@ def test_nobody_works_on_after_the_answer(between_s, accused):
     """5 ms for each of four calls, and a twentieth of what the calls took."""
     child = Child(cpu_in_calls_s=1.0, cpu_between_calls_s=between_s)
     assert ("worked on after it had answered" in said([row() for _ in range(4)], child)) == accused
+
+
+def test_a_figure_that_cannot_be_accuses_nobody():
+    """A reader leaves it out and says so; the sums of CPU time once ran backwards."""
+    possible, wrong = without_impossible(asdict(Child(cpu_in_calls_s=1.0, cpu_between_calls_s=-6.57)))
+    assert wrong == ["cpu_between_calls_s -6.57"]
+    assert said([row()], Child.from_dict(possible)) == ""
 
 
 def test_each_process_answers_for_its_own_calls():

@@ -1,9 +1,9 @@
-"""Requests that nobody has seen before, and what is held against a process's word."""
+"""Requests that nobody has seen before, and what is heard in the answers."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -13,9 +13,7 @@ from harness import checks
 from harness.draws import APART, SPREAD, Draws, fresh_length
 from harness.figures import growth, repeated_request_ratio
 from harness.hearing import Listener, Memory
-from harness.records import Child
 from harness.results import Measurement
-from harness.shapes import without_impossible
 from harness.workload import Item
 
 ITEM, OTHER = Item("a", "one day", "rms"), Item("b", "two cats", "rms")
@@ -55,64 +53,6 @@ def test_without_a_count_the_model_stops_itself():
     assert Draws(0, []).request(ITEM, None).n_tokens is None
 
 
-# -- what is claimed -----------------------------------------------------------------------------------------------
-
-
-def row(variant: str = "x", **columns) -> Measurement:
-    known = {"generation_time_s": 1.0, "parent_time_s": 1.001, "audio_s": 2.0, "pinned_tokens": 50, "seed": 1} | columns
-    return Measurement(variant=variant, pass_name="speed", text_id="a", text="one day", voice="rms", **known)
-
-
-CHILD = Child(round_trips_s=[0.001], cpu_in_calls_s=10.0, cpu_between_calls_s=0.01)
-
-
-def test_two_clocks_that_agree_are_believed_and_a_busy_host_delays_some_calls():
-    rows = [row(round=number, parent_time_s=1.4 if number % 3 == 0 else 1.002) for number in range(9)]
-    assert checks.failures(rows, [CHILD]) == []
-
-
-@pytest.mark.parametrize("claimed", [0.3, 0.95, 1.2])
-def test_a_clock_that_tells_something_else_is_named_with_both_figures(claimed):
-    (problem,) = checks.failures([row(round=number, generation_time_s=claimed) for number in range(6)], [CHILD])
-    assert f"by its own clock 6 calls took {6 * claimed:.2f} s, and by the parent's 6.01 s" in problem
-
-
-@pytest.mark.parametrize(("own_s", "believed"), [(2.22, True), (2.1, False)])
-def test_sealing_many_waves_takes_its_time(own_s, believed):
-    """Of 64 texts at once, on a host that was slow: 57 ms beyond the child's own time."""
-    share = {"generation_time_s": own_s / 64, "parent_time_s": 2.277 / 64, "batch_size": 64}
-    rows = [replace(row(round=number, **share), text_id=f"t{text}") for number in range(3) for text in range(64)]
-    assert (checks.failures(rows, [CHILD]) == []) is believed
-
-
-def test_figures_go_by_the_longer_time():
-    assert row(generation_time_s=0.1).time_s == 1.001
-    assert row(parent_time_s=None).time_s == 1.0
-
-
-def test_a_process_that_works_on_is_found():
-    (problem,) = checks.failures([row()], [replace(CHILD, cpu_between_calls_s=5.0)])
-    assert "worked on after it had answered: 5.00 s" in problem
-
-
-def test_a_process_that_was_never_timed_is_not_accused():
-    untimed = replace(row(), pass_name="quality")
-    assert checks.failures([untimed], [replace(CHILD, cpu_in_calls_s=0.0, cpu_between_calls_s=0.1)]) == []
-
-
-def test_a_figure_that_cannot_be_accuses_nobody():
-    """A reader leaves it out and says so; the sums of CPU time once ran backwards."""
-    possible, wrong = without_impossible(asdict(replace(CHILD, cpu_between_calls_s=-6.57)))
-    assert wrong == ["cpu_between_calls_s -6.57"]
-    assert checks.failures([row()], [Child.from_dict(possible)]) == []
-
-
-def test_what_repeating_gives():
-    first, again = row(), replace(row(generation_time_s=0.1, parent_time_s=0.1), pass_name="repeat")
-    assert repeated_request_ratio([first, again]) == pytest.approx(0.1, rel=0.01)
-    assert repeated_request_ratio([first]) is None
-
-
 # -- what is heard -------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +74,11 @@ def spoken(seed: int) -> np.ndarray:
 
 def stretched(wave: np.ndarray, n: int) -> np.ndarray:
     return np.interp(np.linspace(0, len(wave) - 1, n), np.arange(len(wave)), wave)
+
+
+def row(variant: str = "x", **columns) -> Measurement:
+    known = {"generation_time_s": 1.0, "parent_time_s": 1.001, "audio_s": 2.0, "pinned_tokens": 50, "seed": 1} | columns
+    return Measurement(variant=variant, pass_name="speed", text_id="a", text="one day", voice="rms", **known)
 
 
 def heard_pairs(spoil) -> list[tuple[Measurement, Measurement]]:
@@ -210,7 +155,13 @@ def test_who_speaks_in_another_way_while_it_is_timed_is_heard():
     assert "and 0.00 where nothing is timed" in found
 
 
-# -- what grows ----------------------------------------------------------------------------------------------------
+# -- what comes again, and what grows ------------------------------------------------------------------------------
+
+
+def test_what_repeating_gives():
+    first, again = row(), replace(row(generation_time_s=0.1, parent_time_s=0.1), pass_name="repeat")
+    assert repeated_request_ratio([first, again]) == pytest.approx(0.1, rel=0.01)
+    assert repeated_request_ratio([first]) is None
 
 
 def test_what_grows_call_by_call_is_told_with_its_slope():
