@@ -41,9 +41,9 @@ class Batching(Optimization):
       that they would meet alone; HiFT's convolutions do not reach further than 16 frames.
     The watermark is batched by `gpu_watermark`; what is called here in shapes that come back, `cuda_graphs` captures.
 
-    Where it cannot help: one segment at a time, which takes the way it would take without this. Padding is work for
-    nothing, and memory grows with `size`. T3's sampling draws for the batch: other tokens than alone, of the same
-    distribution; greedy decoding gives the same.
+    Where it cannot help: one segment at a time, of which T3's loop is this project's (`alignment_analyzer` is that loop
+    alone) and all else upstream's. Padding is work for nothing, and memory grows with `size`. T3's sampling draws for
+    the batch: other tokens than alone, of the same distribution; greedy decoding gives the same.
 
     The campaign had nothing of the kind: its splitting of texts spoke the pieces in turn.
 
