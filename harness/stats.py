@@ -44,8 +44,8 @@ text and who came first in its turn, is read off their order in time, and the in
 autoregressive series, whose mean has (1 + r) / (1 - r) times the variance of independent pairs with that correlation r
 (D. W. K. Andrews, J. C. Monahan, Econometrica 60, 1992). It never shrinks, and it stays where r is within a standard
 error of none. Few pairs do not tell their r: of intervals from six that correlate by 0.4, 80 % hold the truth instead
-of 79, from twelve 84 instead of 78, from sixty 92 instead of 79 (`tests/test_stats.py` has the series). Several processes
-need none of it: each drifts by itself, and they differ by that.
+of 79, from twelve 84 instead of 78, from sixty 92 instead of 79 (`tests/test_stats.py` has the series). Several
+processes need none of it: each drifts by itself, and they differ by that.
 
 **Power.** "No detectable change" says little without the change that would have been detected:
 `smallest_detectable` reads it off the interval's own width, `rounds_for` says how many rounds it would take.
