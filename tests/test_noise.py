@@ -16,8 +16,8 @@ from harness.results import RunFolder
 TURNS = 400
 
 
-def run(tmp_path: Path, shared: float, kept: float) -> data.Run:
-    """Turns whose two sides vary by 10 %, `shared` of that together; `kept` of it a side has from its call before.
+def run(tmp_path: Path, shared: float, kept: float, noise: float = 0.1) -> data.Run:
+    """Turns whose two sides vary by `noise`, `shared` of that together; `kept` of it a side has from its call before.
 
     The audio's length is another in each turn, and its time follows.
     """
@@ -34,7 +34,7 @@ def run(tmp_path: Path, shared: float, kept: float) -> data.Run:
             left[name] = kept * left[name] + (1 - kept**2) ** 0.5 * (together + own)
             clock += 1.0
             told = {"variant": name, "round": turn, "position": position, "audio_s": length, "started_s": clock}
-            rows.append(replace(template, **told, generation_time_s=length * float(np.exp(0.1 * left[name]))))
+            rows.append(replace(template, **told, generation_time_s=length * float(np.exp(noise * left[name]))))
     folder.utterances_file.unlink()
     for row in rows:
         folder.add_measurement(row)
@@ -48,6 +48,12 @@ def test_what_neighbours_share_is_told_apart(tmp_path, shared, kept):
     assert deviation == pytest.approx(10, abs=1)
     assert sides == pytest.approx(shared, abs=0.15)
     assert turns == pytest.approx(kept, abs=0.15)
+
+
+def test_the_noisiest_job_does_not_speak_for_all(tmp_path):
+    runs = [run(tmp_path / str(number), 0.8 * number, 0.0, size) for number, size in enumerate((0.3, 0.03))]
+    sides = re.search(r"([\d.]+) the two sides", noise.told(runs))
+    assert float(sides[1]) == pytest.approx(0.4, abs=0.1)
 
 
 def test_a_text_that_came_once_tells_nothing(tmp_path):

@@ -19,14 +19,15 @@ Points = list[tuple[float, float]]
 def told(runs: Sequence[Run]) -> str | None:
     """In a sentence's part; None where rows are too few, or several texts share a call."""
     calls = [_varying(run) for run in runs]
-    sides = [point for rows in calls for point in _sides(rows)]
-    turns = [point for rows in calls for point in _turns(rows)]
+    alike = [_to_scale(rows) for rows in calls]
+    sides = [point for rows in alike for point in _sides(rows)]
+    turns = [point for rows in alike for point in _turns(rows)]
     if len(sides) < FEWEST:
         return None
     shared = [f"{_correlation(sides):.2f} the two sides of a turn"]
     if len(turns) >= FEWEST:
         shared.append(f"{_correlation(turns):.2f} the same side's calls in neighbouring turns")
-    deviation = statistics.stdev(value for point in sides for value in point)
+    deviation = statistics.pstdev((value for rows in calls for _, value in rows), mu=0.0)
     return f"by {words.percent(deviation)} from call to call; of this share (correlation) {words.listing(shared)}"
 
 
@@ -56,6 +57,13 @@ def _unexplained(rows: Sequence[Measurement]) -> list[float]:
         return [value - mean for value in logs]
     slope, start = statistics.linear_regression(lengths, logs)
     return [value - start - slope * length for value, length in zip(logs, lengths, strict=True)]
+
+
+def _to_scale(calls: Sequence[Call]) -> list[Call]:
+    """In deviations of their own variant, for else the noisiest of many jobs would speak for all."""
+    names = {row.variant for row, _ in calls}
+    sizes = {name: statistics.pstdev((v for row, v in calls if row.variant == name), mu=0.0) or 1.0 for name in names}
+    return [(row, value / sizes[row.variant]) for row, value in calls]
 
 
 def _sides(calls: Iterable[Call]) -> Points:
