@@ -183,6 +183,12 @@ def check(settings: Mapping[str, Any]) -> None:
     least, most = settings["measure"]["min_rounds"], settings["measure"]["max_rounds"]
     if most < least:
         raise UserError(f"measure.max_rounds={most}, and measure.min_rounds={least}: the most is the least or more")
+    detectable, counts = settings["measure"]["detectable"], settings["measure"]["thresholds"]["rtf"]
+    if detectable is not None and detectable <= counts:
+        raise UserError(
+            f"measure.detectable={detectable}: no change up to measure.thresholds.rtf={counts} counts, so none can be "
+            "found; give a larger one, or a smaller threshold"
+        )
 
 
 def check_ranges(place: str, schema: Any, values: Mapping[str, Any]) -> None:

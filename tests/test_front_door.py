@@ -95,6 +95,12 @@ def test_every_number_has_a_range(schema):
     assert all("range" in field.metadata for field in numbers)
 
 
+def test_what_does_not_count_cannot_be_detected():
+    expand(composed("+combo=production", "measure.detectable=0.02", "measure.thresholds.rtf=0.01"))
+    with pytest.raises(UserError, match=r"measure\.detectable=0\.03: no change up to measure\.thresholds\.rtf=0\.03"):
+        expand(composed("+combo=production", "measure.detectable=0.03"))
+
+
 def test_a_check_needs_no_hydra():
     settings = OmegaConf.to_container(composed("+combo=production"))
     settings["measure"]["budget_s"] = float("nan")
