@@ -16,7 +16,7 @@ from harness.results import RunFolder
 TURNS = 400
 
 
-def run(tmp_path: Path, shared: float, kept: float, noise: float = 0.1) -> data.Run:
+def run(tmp_path: Path, shared: float, kept: float, noise: float = 0.1, lengths=(2, 4)) -> data.Run:
     """Turns whose two sides vary by `noise`, `shared` of that together; `kept` of it a side has from its call before.
 
     The audio's length is another in each turn, and its time follows.
@@ -27,7 +27,7 @@ def run(tmp_path: Path, shared: float, kept: float, noise: float = 0.1) -> data.
     left = dict.fromkeys(("baseline", "production"), 0.0)
     rows, clock = [], 0.0
     for turn in range(TURNS):
-        together, length = rng.normal(0, shared**0.5), float(rng.uniform(2, 4))
+        together, length = rng.normal(0, shared**0.5), float(rng.uniform(*lengths))
         names = list(left) if turn % 2 == 0 else list(left)[::-1]
         for position, name in enumerate(names):
             own = rng.normal(0, (1 - shared) ** 0.5)
@@ -48,6 +48,17 @@ def test_what_neighbours_share_is_told_apart(tmp_path, shared, kept):
     assert deviation == pytest.approx(10, abs=1)
     assert sides == pytest.approx(shared, abs=0.15)
     assert turns == pytest.approx(kept, abs=0.15)
+
+
+def test_lengths_need_not_vary(tmp_path):
+    (deviation,) = re.findall(r"by (\d+) %", noise.told([run(tmp_path, 0.0, 0.0, lengths=(3, 3))]))
+    assert int(deviation) == pytest.approx(10, abs=1)
+
+
+def test_rows_that_do_not_say_when_they_were_tell_nothing_of_neighbours(tmp_path):
+    told = noise.told(data.load([make_run(tmp_path, Case(texts=3, rounds=12))]))
+    assert "two sides" in told
+    assert "neighbouring" not in told
 
 
 def test_the_noisiest_job_does_not_speak_for_all(tmp_path):

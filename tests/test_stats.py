@@ -369,15 +369,17 @@ def drifting(rng: np.random.Generator, n: int, correlation: float, order: float 
     return np.exp(0.05 * noise + order * (-1) ** np.arange(n))
 
 
-def coverage(correlation: float, n: int, in_time: bool, order: float = 0.0, experiments: int = 300) -> float:
+def coverage(
+    correlation: float, n: int, in_time: bool, order: float = 0.0, effect: float = 1.0, experiments: int = 300
+) -> float:
     """How often the interval of one process holds the truth."""
     rng = np.random.default_rng(13)
     covered = 0
     for _ in range(experiments):
-        ratios = drifting(rng, n, correlation, order)
+        ratios = effect * drifting(rng, n, correlation, order)
         positions = [i % 2 for i in range(n)] if in_time else None
         one = stats.ratio_of_sums(np.ones(n), ratios, ["a"] * n, positions=positions, resamples=299)
-        covered += one.low <= np.exp(0.00125) <= one.high
+        covered += one.low <= effect * np.exp(0.00125) <= one.high
     return covered / experiments
 
 
@@ -385,6 +387,11 @@ def test_pairs_that_drift_together_are_fewer_than_they_seem():
     assert coverage(0.6, 60, in_time=False) < 0.75
     assert coverage(0.6, 60, in_time=True) > 0.88
     assert coverage(0.0, 60, in_time=True) > 0.93
+
+
+@pytest.mark.parametrize("effect", [0.05, 20.0])
+def test_a_large_change_drifts_by_its_own_measure(effect):
+    assert 0.88 < coverage(0.6, 60, in_time=True, effect=effect) < 0.96
 
 
 def test_whose_turn_was_first_does_not_hide_the_drift():
@@ -423,6 +430,15 @@ def test_texts_that_differ_are_no_drift():
         stats.ratio_of_sums(np.ones(48), effects, names, positions=given, resamples=299) for given in (None, positions)
     )
     assert in_time.high - in_time.low < 1.02 * (alone.high - alone.low)
+
+
+def test_two_rounds_of_three_texts_do_not_tell():
+    """What their texts and turns leave of six pairs is two numbers, which resemble each other soon enough."""
+    names, positions = ["a", "b", "c"] * 2, [0, 1] * 3
+    for seed in range(40):
+        ratios = drifting(np.random.default_rng(seed), 6, 0.0)
+        both = [stats.ratio_of_sums(np.ones(6), ratios, names, positions=p, resamples=99) for p in (None, positions)]
+        assert both[0] == both[1]
 
 
 def test_several_processes_drift_each_by_itself():
