@@ -94,6 +94,15 @@ class Run:
         return self.summary.status == "failed"
 
     @property
+    def standing(self) -> str:
+        """ "ok", or what takes weight from all its figures: "incomplete", or "inactive" where nothing was active."""
+        summary = self.summary
+        doubts = [] if summary.status == "ok" else [summary.status]
+        if not summary.active:
+            doubts += dict.fromkeys(summary.optimizations[name]["status"] for name in summary.enabled)
+        return ", ".join(doubts) or "ok"
+
+    @property
     def is_noise_floor(self) -> bool:
         """Identical code against itself."""
         return not self.summary.enabled and self.reference == BASELINE
@@ -128,6 +137,13 @@ class Run:
 
     def verdict(self, metric: str) -> str:
         return self.summary.comparison[metric].verdict if metric in self.summary.comparison else stats.NOT_MEASURED
+
+    def told_and_judged(self, metric: str) -> str:
+        """The change with its interval and verdict; "not measured" where there is none."""
+        record = self.summary.comparison.get(metric)
+        if record is None or record.value is None:
+            return words.NOT_MEASURED
+        return f"{self.told(metric)}, {words.verdict(record.verdict)}"
 
     def told(self, metric: str) -> str:
         """The change with its interval, which a figure that a process has once does not get from a single pair."""

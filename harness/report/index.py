@@ -17,7 +17,7 @@ from harness.report import data, markdown, words
 from harness.report.data import Run
 from harness.report.document import Document, Heading, Paragraph, Table
 from harness.report.outcome import quality_in_short, times_as_fast, times_as_fast_bounds
-from harness.results import BASELINE, Comparison, find_runs, is_run, write_atomically
+from harness.results import BASELINE, find_runs, is_run, write_atomically
 
 REFERENCE = "reference"
 FRONT = re.compile(r"<!-- figures -->\n.*?<!-- /figures -->", re.DOTALL)
@@ -166,22 +166,12 @@ def _table(rows: Sequence[tuple[str | None, Run]]) -> Table:
 
 def _name(link: str | None, run: Run) -> str:
     """The combo, or the optimizations that were on; what it is compared with; what takes weight from its figures."""
-    enabled, records = run.summary.enabled, run.summary.optimizations
-    name = words.listing([f"`{name}`" for name in enabled]) if run.name == "custom" else f"`{run.name}`"
-    doubts = [] if run.summary.status == "ok" else [run.summary.status]
-    if not run.summary.active:
-        doubts += dict.fromkeys(records[name]["status"] for name in enabled)
+    name = words.listing([f"`{name}`" for name in run.summary.enabled]) if run.name == "custom" else f"`{run.name}`"
     against = "" if run.summary.against == BASELINE else f" against `{run.summary.against}`"
-    return (f"[{name}]({link})" if link else name) + against + (f" ({', '.join(doubts)})" if doubts else "")
+    return (f"[{name}]({link})" if link else name) + against + ("" if run.standing == "ok" else f" ({run.standing})")
 
 
 def _cells(run: Run, metrics: dict[str, str]) -> list[str]:
     summary = run.summary
     where = [summary.pipeline, summary.workload, summary.scenario.replace("_", " ")]
-    return [*where, *(_change(summary.comparison.get(name)) for name in metrics), quality_in_short(run), summary.git]
-
-
-def _change(record: Comparison | None) -> str:
-    if record is None or record.value is None:
-        return words.NOT_MEASURED
-    return f"{words.change(record)}, {words.verdict(record.verdict)}"
+    return [*where, *(run.told_and_judged(name) for name in metrics), quality_in_short(run), summary.git]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.report import data, html, words
+from harness.report import data, html
 from harness.report.data import Run
 from harness.results import RunFolder, find_runs, write_atomically
 
@@ -68,19 +68,12 @@ def _row(run: Run, results: Path, reports: Path) -> Row:
         combo=run.name,
         against=run.reference,
         workload=summary.workload,
-        time=_change(run, "rtf"),
-        memory=_change(run, "peak_memory_mb"),
+        time=run.told_and_judged("rtf"),
+        memory=run.told_and_judged("peak_memory_mb"),
         quality=run.quality(),
         status=summary.status,
         commit=summary.git,
     )
-
-
-def _change(run: Run, metric: str) -> str:
-    record = run.summary.comparison.get(metric)
-    if record is None or record.value is None:
-        return words.NOT_MEASURED
-    return f"{run.told(metric)}, {words.verdict(record.verdict)}"
 
 
 def _link(run: Path, results: Path, reports: Path) -> str | None:

@@ -144,6 +144,10 @@ def _count(runs: Sequence[Run], metric: str, verdict: str) -> int:
     return sum(run.verdict(metric) == verdict for run in runs)
 
 
+def _doubt(run: Run) -> str:
+    return "" if run.standing == "ok" else f", {run.standing}"
+
+
 def _title(run: Run, metric: str, takes: str) -> str:
     """What one run's comparison says about time or memory."""
     record = run.change(metric)
@@ -182,7 +186,7 @@ def _ratio(runs: Sequence[Run]) -> Canvas | None:
         (mark,) = axes.plot(_number(record.value), row, _marker(record.verdict), color=colour, markersize=7)
         for artist in (line, mark):
             tip(artist, f"{run.name}: time ratio {words.change(record)}, {words.count(record.n, 'pair')}")
-        note(axes, row, f"{words.change(record)}  {words.verdict(record.verdict)}")
+        note(axes, row, f"{words.change(record)}  {words.verdict(record.verdict)}{_doubt(run)}")
     axes.set_xlim(0, max(1.1, axes.get_xlim()[1]))
     axes.set_xlabel(
         f"RTF, divided by that of {_versus(known)} (lower is faster)\n"

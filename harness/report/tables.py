@@ -127,16 +127,10 @@ def combos(runs: Sequence[Run]) -> Table:
     """All combos of one setting at a glance."""
     metrics = at_a_glance(runs)
     rows = [
-        [run.code, *(_change(run, name) for name in metrics), quality_in_short(run), run.summary.status] for run in runs
+        [run.code, *(run.told_and_judged(name) for name in metrics), quality_in_short(run), run.standing]
+        for run in runs
     ]
     return Table(["combo", *metrics.values(), "quality", "run"], rows)
-
-
-def _change(run: Run, metric: str) -> str:
-    record = run.summary.comparison.get(metric)
-    if record is None or record.value is None:
-        return words.NOT_MEASURED
-    return f"{run.told(metric)}, {words.verdict(record.verdict)}"
 
 
 def comparison(run: Run) -> Table:
