@@ -98,9 +98,10 @@ def test_one_run_makes_a_whole_report(tmp_path):
     assert len(re.findall(r"\.png\)", text)) == 4
 
 
-def test_why_there_is_no_verdict_stands_in_the_row(tmp_path):
-    idle = {"kv_cache": ("inactive", "it had nothing to do")}
-    text = report_of(tmp_path, alone("kv_cache", effect=Effect(time=0.7), statuses=idle), alone("warmup"))
+def test_why_there_is_no_verdict_stands_beside_it(tmp_path):
+    idle = alone("kv_cache", effect=Effect(time=0.7), statuses={"kv_cache": ("inactive", "it had nothing to do")})
+    assert "- `kv_cache` (inactive): time: no verdict, ratio 0.70" in report_of(tmp_path / "two", idle, alone("warmup"))
+    text = report_of(tmp_path / "many", idle, alone("warmup"), alone("vocos"), alone("channels_last"))
     rows = re.findall(r"^\| `(\w+)` \| .*?, ([\w ]+) \|.*\| (\w+) \|$", text, flags=re.MULTILINE)
     assert ("kv_cache", "no verdict", "inactive") in rows
     assert ("warmup", "faster", "ok") in rows
