@@ -202,7 +202,7 @@ class Pair:
         budget_s = self.settings["budget_s"] / self.experiment.processes
         for number in range(max(least, self.settings["max_rounds"])):
             spent = time.monotonic() - start
-            if number >= least and (spent * (number + 1) / number > budget_s or self.is_answered()):
+            if number >= least and (spent * (number + 1) / number > budget_s or self.has_its_answer()):
                 break
             self.plan_more_rounds(number)
             kept = self.chosen_to_be_heard(number, least)
@@ -215,7 +215,7 @@ class Pair:
         for side in self.sides.values():
             side.time_the_pipe(self.scenario.method, self.settings["call_limit_s"])
 
-    def is_answered(self) -> bool:
+    def has_its_answer(self) -> bool:
         """Whether what the job should detect would have been found by now; never where it says nothing of that."""
         detectable = self.settings.get("detectable")
         if detectable is None:

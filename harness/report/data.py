@@ -103,6 +103,11 @@ class Run:
         return ", ".join(doubts) or "ok"
 
     @property
+    def doubt(self) -> str:
+        """Its standing, in brackets behind its name; nothing where it is ok."""
+        return "" if self.standing == "ok" else f" ({self.standing})"
+
+    @property
     def is_noise_floor(self) -> bool:
         """Identical code against itself."""
         return not self.summary.enabled and self.reference == BASELINE

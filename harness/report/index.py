@@ -168,7 +168,7 @@ def _name(link: str | None, run: Run) -> str:
     """The combo, or the optimizations that were on; what it is compared with; what takes weight from its figures."""
     name = words.listing([f"`{name}`" for name in run.summary.enabled]) if run.name == "custom" else f"`{run.name}`"
     against = "" if run.summary.against == BASELINE else f" against `{run.summary.against}`"
-    return (f"[{name}]({link})" if link else name) + against + ("" if run.standing == "ok" else f" ({run.standing})")
+    return (f"[{name}]({link})" if link else name) + against + run.doubt
 
 
 def _cells(run: Run, metrics: dict[str, str]) -> list[str]:

@@ -67,7 +67,7 @@ def _to_scale(calls: Sequence[Call]) -> list[Call]:
 
 
 def _sides(calls: Iterable[Call]) -> Points:
-    """The two sides' calls of the same request."""
+    """The two sides' calls of the same request, who came first before the other: being first is no noise."""
     found: dict[tuple[str, str, int, int, int, int], list[float]] = {}
     for row, value in calls:
         found.setdefault(row.pair, []).append(value)

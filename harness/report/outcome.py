@@ -122,10 +122,9 @@ def verdict_sentence(run: Run) -> str:
     if run.failed:
         return f"{run.code} failed: {words.last_line(run.combo.error or run.baseline.error)}."
     against = "" if run.reference == BASELINE else f" against {run.versus}"
-    doubt = "" if run.standing == "ok" else f" ({run.standing})"
     changes = [_change_clause(run, name) for name in ("rtf", "peak_memory_mb")]
     parts = [*streams.clauses(run), *changes, _quality_clause(run)]
-    return f"{run.code}{against}{doubt}: {'; '.join(parts)}."
+    return f"{run.code}{against}{run.doubt}: {'; '.join(parts)}."
 
 
 def _change_clause(run: Run, metric: str) -> str:
