@@ -141,9 +141,7 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
         raise UserError(f"against={settings['against']}: sweep={sweep} names the references of its jobs; leave it out")
     known = {name: _parameters(settings["optimizations"].get(name, {})) for name in catalogue}
     against, against_toggles = _reference(catalogue, settings["against"])
-    subject = _subject(
-        catalogue, str(combo or "custom"), tuple(toggles), tuple(settings["over"]), has_gpu(settings["device"])
-    )
+    subject = _subject(catalogue, str(combo or "custom"), tuple(toggles), settings)
     settings["requires"] = {name: list(needs) for name, needs in subject.requires.items() if needs}
     if part := settings["job"]:
         settings |= {"job": None, "key": part["key"]}  # by which its results are found again
@@ -169,14 +167,29 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def _subject(catalogue: Catalogue, combo: str, enabled: tuple[str, ...], over: tuple[str, ...], gpu: bool) -> Subject:
+def _subject(catalogue: Catalogue, combo: str, enabled: tuple[str, ...], settings: dict[str, Any]) -> Subject:
     exclusive = {
         frozenset((one, other))
         for one, other in combinations(catalogue, 2)
         if set(catalogue[one].replaces) & set(catalogue[other].replaces)
     }
+    gpu = has_gpu(settings["device"])
     requires = {name: one.requirements(gpu) for name, one in catalogue.items()}
-    return Subject(combo, enabled, tuple(catalogue), requires, exclusive, over)
+    return Subject(
+        combo, enabled, tuple(catalogue), requires, exclusive, over=tuple(settings["over"]), runs=_runs(settings)
+    )
+
+
+def _runs(settings: dict[str, Any]) -> int | None:
+    """Raises UserError for anything but a number, and where it would mean nothing."""
+    runs, sweep = settings["runs"], settings["sweep"]
+    if runs is None:
+        return None
+    if sweep not in (None, "screening"):
+        raise UserError(f"runs={runs}: only sweep=screening has a number of jobs to choose, sweep={sweep} has its own")
+    if not isinstance(runs, int) or isinstance(runs, bool) or runs < 1:
+        raise UserError(f"runs={runs}: give the number of jobs that the screening has at least, such as 48")
+    return runs
 
 
 def _toggles(catalogue: Catalogue, optimizations: dict[str, Any]) -> Toggles:

@@ -6,7 +6,7 @@ device at the same time: two ratios of two jobs, one divided by the other, would
     one_at_a_time    each alone, with its prerequisites, against its prerequisites
     leave_one_out    the combo without each of its members, against the combo
     pairs            each two together, beside each of the two alone: do their effects multiply, or overlap
-    screening        every member on and off at once, in 16 to 32 runs: main effects and interactions of two
+    screening        every member on and off at once, in 16 to 32 runs or more: main effects, interactions of two
     factorial        all combinations of a few members, named in `over`: everything about these few
 
 **Prerequisites.** An optimization may need others: `cuda_graphs` captures what `kv_cache` has made static. Where they
@@ -20,7 +20,7 @@ Designs are pure: names in, jobs out. Names come in the order of application and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -37,8 +37,10 @@ FULL = 4
 """Up to so many optimizations, a screening runs all their combinations."""
 CLEAR = {5: "a b c d abcd", 6: "a b c d e abcde"}
 """For so many, a fraction of all combinations that keeps interactions of two clear of each other, too."""
-FOLDED = 15
+FOLDED = 7
 """Up to so many, its design is folded over, which keeps main effects clear of interactions of two."""
+RUNS = 32
+"""Of more, it is completed to so many runs."""
 MOST_SCREENED = 31
 MOST_CROSSED = 5
 """Of a factorial: 32 combinations."""
@@ -63,7 +65,7 @@ class Subject:
     """What a design is made for: a combo's name and its optimizations, and what is known of all optimizations.
 
     `requires` maps a name to those that it cannot run without; `exclusive` holds pairs that cannot be on together.
-    `over` names the optimizations that a factorial varies.
+    `over` names the optimizations that a factorial varies, `runs` is how many a screening has at least, if asked for.
     """
 
     combo: str
@@ -72,6 +74,7 @@ class Subject:
     requires: Mapping[str, Collection[str]] = field(default_factory=dict)
     exclusive: Collection[frozenset[str]] = ()
     over: Names = ()
+    runs: int | None = None
 
     @property
     def members(self) -> Names:
@@ -178,9 +181,11 @@ def screening(subject: Subject) -> list[Job]:
     """Members on and off in a two-level design, each run against the baseline.
 
     Up to FULL members, all combinations; for five and six, a fraction of them in which no two interactions of two are
-    mixed. Up to FOLDED, a Plackett-Burman design and its mirror image (16, 24 or 32 runs): main effects are clear of
-    interactions of two, which are mixed with each other. Up to MOST_SCREENED, the Plackett-Burman design alone. The
-    combo itself is always there; everything off is the baseline.
+    mixed. Up to FOLDED, a Plackett-Burman design and its mirror image (16 runs): main effects are clear of interactions
+    of two, which are mixed with each other. Up to MOST_SCREENED, a Plackett-Burman design and, up to RUNS, sets in
+    which any few members are seen in further combinations (`harness.covering`). The subject's `runs` asks for more of
+    these, so that the parts of many members are told apart. The combo itself is always there; everything off is the
+    baseline.
 
     Rows that no pipeline can be are repaired: what lacks a prerequisite is switched off, or the prerequisite is
     switched on, whichever leaves the levels of the rows until then nearer to half and half. Of two that exclude each
@@ -199,10 +204,22 @@ def screening(subject: Subject) -> list[Job]:
         repairs = [_repaired(subject, names, switch_on) for switch_on in (False, True)]
         rows[min(repairs, key=lambda row: _imbalance(members, [*rows, row]))] = None
     rows.pop((), None)
+    runs = subject.runs or (RUNS if len(members) > FOLDED else len(rows))
+    rows |= dict.fromkeys(_completing(subject, list(rows), runs - len(rows)))
     return [
         Job(subject.combo if row == subject.enabled else f"{subject.combo}-screening-{number}", row, group="screening")
         for number, row in enumerate(rows)
     ]
+
+
+def _completing(subject: Subject, rows: Sequence[Names], count: int) -> list[Names]:
+    """So many sets beside these."""
+    from harness.covering import covering  # numpy, likewise
+
+    members = subject.members
+    needs = {name: frozenset(subject.requires.get(name, ())).intersection(members) for name in members}
+    beside = covering(members, needs, [frozenset(row) for row in rows], count, subject.feasible)
+    return [subject.ordered(names) for names in beside]
 
 
 def _imbalance(members: Names, rows: Collection[Names]) -> int:

@@ -134,6 +134,8 @@ BAD_INPUT = {
     "unknown optimization": (["+combo=production", "optimizations.kv_cash.enabled=true"], "did you mean kv_cache?"),
     "unknown parameter": (["+combo=production", "optimizations.kv_cache.bucket_sizes=3"], "bucket_sizes"),
     "unknown sweep": (["+combo=production", "+sweep=leave_one"], "did you mean leave_one_out?"),
+    "runs of no screening": (["+combo=production", "+sweep=leave_one_out", "runs=48"], "only sweep=screening"),
+    "no number of runs": (["+combo=production", "+sweep=screening", "runs=many"], "runs=many"),
     "unknown setting": (["+combo=production", "measur.rounds=3"], "measur"),
     "unknown pipeline": (["+combo=production", "pipeline=chaterbox"], "did you mean chatterbox?"),
     "not an override": (["+combo=production", "pipeline=[mini"], "pipeline=[mini"),

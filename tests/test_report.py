@@ -387,25 +387,42 @@ ASKED = {
 }
 
 
+SWEEPS = {
+    "leave_one_out": ["+sweep=leave_one_out"],
+    "screening": ["+sweep=screening", "runs=20"],
+    "factorial": ["+sweep=factorial", "over=[kv_cache,compile]"],
+}
+
+
 def specified(words):
-    """The job that a command's words ask for."""
+    """The jobs that a command's words ask for."""
     words = [run_sweep.PLUS.sub("", word) for word in words]
     register_catalogue(words)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        (spec,) = expand(compose("config", words))
-    return spec
+        return expand(compose("config", words))
 
 
 @pytest.mark.parametrize("words", ASKED.values(), ids=ASKED)
 def test_the_command_measures_again_what_was_measured(words, tmp_path):
-    spec = specified(words)
+    (spec,) = specified(words)
+    assert asked_again(spec, tmp_path) == [spec]
+
+
+@pytest.mark.parametrize("words", SWEEPS.values(), ids=SWEEPS)
+def test_the_command_of_a_sweep_asks_for_all_its_jobs(words, tmp_path):
+    specs = specified(["+combo=production", *ON_A_CPU, *words])
+    assert asked_again(specs[2], tmp_path) == specs
+
+
+def asked_again(spec, tmp_path):
+    """What the command that a report tells of this job asks for."""
     (run,) = data.load([make_run(tmp_path, Case(combo=spec.combo))])
     summary = replace(run.summary, workload="smoke", pipeline="tiny_turbo")
     environment = run.environment | {"device": {"type": "cpu"}}
     command = conditions.command(replace(run, job=spec.config, summary=summary, environment=environment))
     _, script, *again = shlex.split(command)
     assert script == "run_sweep.py"
-    assert specified(again) == spec
+    return specified(again)
 
 
 def test_only_a_complete_gain_with_kept_quality_is_recommended(tmp_path):

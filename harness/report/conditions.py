@@ -150,7 +150,7 @@ def command(run: Run) -> str:
     if sweep == "one_at_a_time":
         parts.append(f"+sweep={sweep}")
     elif sweep:
-        parts += [f"+combo={_whole_combo(run)}", f"+sweep={sweep}"]
+        parts += [f"+combo={_whole_combo(run)}", f"+sweep={sweep}", *_of_its_design(run)]
     elif run.is_noise_floor:
         parts.append("+combo=baseline")
     elif run.name != "custom":
@@ -174,6 +174,13 @@ def command(run: Run) -> str:
     if isinstance(device, dict) and device.get("type"):
         parts.append(f"device={device['type']}")
     return " ".join(parts)
+
+
+def _of_its_design(run: Run) -> list[str]:
+    """What the command said of a sweep's jobs."""
+    over, runs = run.job.get("over") or [], run.job.get("runs")
+    crossed = [shlex.quote(f"over={_override(over)}")] if run.job.get("sweep") == "factorial" and over else []
+    return crossed + ([f"runs={runs}"] if runs is not None else [])
 
 
 def _whole_combo(run: Run) -> str:
