@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import statistics
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from harness.worker import ChildError, Setup, Worker
 
 PINGS = 9
 """Empty calls that tell how long a question and its answer take on their way."""
+SPIN_S = 0.005
+"""Threads of a pool look out for more work before they sleep (GNU's OpenMP: 2 to 3 ms), all of them at once."""
 BROKEN = "it answered with what no worker says"
 
 
@@ -156,7 +159,9 @@ class Side:
         if claim is None:
             heard.error = self.last_error
             return heard
-        answered_s, helpers_s = self.meter.total_s(), self.meter.helpers_s()
+        answered_s = self.meter.total_s()
+        time.sleep(SPIN_S)
+        helpers_s = self.meter.helpers_s()
         try:
             answer = Answer.of(claim)
             heard.error, heard.seconds, heard.said = answer.error, answer.seconds, answer.utterances
@@ -241,7 +246,10 @@ class Side:
         return now_s
 
     def _book(self, start_s: float | None, answered_s: float | None, helpers_s: float | None) -> None:
-        """What it used in the call, and what its helpers used while the call was accounted for."""
+        """What it used in the call, and what its helpers used while the call was accounted for.
+
+        What they use in the first SPIN_S is nobody's: work could not hide there for longer than that.
+        """
         self._idle_since = self.meter.total_s()
         helpers_now_s = self.meter.helpers_s()
         if start_s is not None and answered_s is not None:
