@@ -74,8 +74,8 @@ class Observation:
 class Part:
     """A step of the waterfall: ratio or delta with its interval; the verdict is Holm's within the waterfall.
 
-    `smallest_detectable` is the change for the worse that an interval of this width would have found (relative for a
-    ratio); None where the interval by itself has found one, be it that Holm's correction took it back.
+    Where it has found nothing, `smallest_detectable` is the change for the worse that an interval of this width would
+    have found by itself, without Holm's correction (relative for a ratio); else None.
     """
 
     optimization: str
@@ -188,8 +188,8 @@ def share_out(
         place=place(combo.summary),
         total=stats.pooled([interval(whole.comparison[metric]) for whole in wholes], measure.kind),
         parts=tuple(
-            Part(*judged, _power(judged[1], measure, threshold))
-            for judged in _judged(names, changes, measure, threshold)
+            Part(name, change, verdict, _missed(change, verdict, threshold, measure))
+            for name, change, verdict in _judged(names, changes, measure, threshold)
         ),
         sum=whole_way,
         interactions=tuple(Interaction(*pair) for pair in _judged(pairs, beyond, measure, threshold)),
@@ -255,10 +255,8 @@ def _judged(
     return list(zip(names, changes, verdicts, strict=True))
 
 
-def _power(change: stats.Interval, measure: stats.Metric, threshold: float) -> float | None:
-    if stats.verdict(change.low, change.high, threshold, measure) != stats.NO_CHANGE:
-        return None
-    return stats.smallest_detectable(change, threshold, measure)
+def _missed(change: stats.Interval, verdict: str, threshold: float, measure: stats.Metric) -> float | None:
+    return stats.smallest_detectable(change, threshold, measure) if verdict == stats.NO_CHANGE else None
 
 
 # -------------------------------------------------------------------------------------------- models

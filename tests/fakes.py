@@ -4,13 +4,16 @@ A text's first word commands: "crash" kills the process, "hang" never returns, "
 of memory, "short" returns half of the audio that was asked for, "missing" blames the user.
 """
 
+import hashlib
 import logging
 import os
 import signal
+import threading
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -343,6 +346,32 @@ class FakeHinders(FakeBoast):
         for other in psutil.Process(os.getppid()).children():
             if other.pid != os.getpid():
                 other.nice(other.nice() + 1)
+
+
+@register
+class FakeLooksOut(FakeBoast):
+    """Has two threads that look out for more work for 40 ms after each answer, as those of OpenMP's pools do for 3."""
+
+    name = "fake_looks_out"
+
+    def apply(self, pipeline: FakePipeline) -> None:
+        answered, until = threading.Semaphore(0), [0.0]
+        speak, block = pipeline.synthesize, bytes(100_000)
+
+        def look_out() -> None:
+            while answered.acquire():
+                while time.perf_counter() < until[0]:
+                    hashlib.sha256(block)  # without Python's lock
+
+        def synthesize(*args: Any) -> FakeUtterance:
+            said = speak(*args)
+            until[0] = time.perf_counter() + 0.04
+            answered.release(2)
+            return said
+
+        for _ in range(2):
+            threading.Thread(target=look_out, daemon=True).start()
+        pipeline.swap(pipeline, "synthesize", synthesize)
 
 
 @register

@@ -206,6 +206,21 @@ def test_a_part_without_a_verdict_says_what_would_have_been_found(sweeps):
     assert found[NAMES[0]].smallest_detectable is None
 
 
+def test_a_part_whose_verdict_holms_correction_takes_back_says_so_as_well(sweeps):
+    """At a threshold that its own interval only just excludes, and that four others do not pass."""
+    (waterfall,) = waterfalls(sweeps["screening"], "rtf")
+    threshold = 1 - waterfall.parts[1].interval.high - 1e-4
+    (strict,) = waterfalls([with_threshold(run, threshold) for run in sweeps["screening"]], "rtf")
+    judged = strict.parts[1]
+    assert judged.interval.high < 1 - threshold
+    assert judged.verdict == "no detectable change"
+    assert judged.smallest_detectable > threshold
+
+
+def with_threshold(run: Measured, threshold: float) -> Measured:
+    return replace(run, summary=replace(run.summary, thresholds=run.summary.thresholds | {"rtf": threshold}))
+
+
 def test_a_figure_that_does_not_vary_adds_up_by_the_sums_interval(sweeps):
     (waterfall,) = waterfalls(sweeps["screening"], "rtf")
     exact = replace(waterfall.total, low=waterfall.total.estimate, high=waterfall.total.estimate)

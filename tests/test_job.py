@@ -20,6 +20,7 @@ from harness.config import JobSpec
 from harness.errors import UserError
 from harness.locations import ROOT
 from harness.results import NO_EVIDENCE, Measurement, RunFolder, Summary
+from harness.side import SPIN_S
 from harness.summarize import build_summary
 from harness.worker import ChildError, Setup, Worker, _context, start_server
 from harness.workload import Item, fit_voices
@@ -221,6 +222,14 @@ def test_whoever_hinders_the_other_process_has_failed(tmp_path):
     assert summary.variants["baseline"].status == "ok"
     assert "the process of baseline was hindered while the job went on" in summary.variants["combo"].error
     assert summary.comparison["rtf"].verdict == "not measured"
+
+
+@pytest.mark.parametrize(("spin_s", "accused"), [(0.06, False), (SPIN_S, True)])
+def test_threads_may_look_out_for_more_work_after_the_answer_but_not_for_long(tmp_path, monkeypatch, spin_s, accused):
+    """For 40 ms, longer than any pool's do, so that they still do when a slow machine's answer has arrived."""
+    monkeypatch.setattr("harness.side.SPIN_S", spin_s)
+    summary, _ = run(tmp_path, {"fake_looks_out": {}}, TEXTS[:1], min_rounds=8, max_rounds=8)
+    assert ("worked on after it had answered" in (summary.variants["combo"].error or "")) == accused
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system gives no process its cores")
