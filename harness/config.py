@@ -176,7 +176,14 @@ def _subject(catalogue: Catalogue, combo: str, enabled: tuple[str, ...], setting
     gpu = has_gpu(settings["device"])
     requires = {name: one.requirements(gpu) for name, one in catalogue.items()}
     return Subject(
-        combo, enabled, tuple(catalogue), requires, exclusive, over=tuple(settings["over"]), runs=_runs(settings)
+        combo,
+        enabled,
+        tuple(catalogue),
+        requires,
+        exclusive,
+        over=tuple(settings["over"]),
+        runs=_runs(settings),
+        beside_combo=_beside_combo(settings),
     )
 
 
@@ -190,6 +197,18 @@ def _runs(settings: dict[str, Any]) -> int | None:
     if not isinstance(runs, int) or isinstance(runs, bool) or runs < 1:
         raise UserError(f"runs={runs}: give the number of jobs that the screening has at least, such as 48")
     return runs
+
+
+def _beside_combo(settings: dict[str, Any]) -> bool:
+    """Raises UserError for another choice than the two, and where there is none."""
+    with_, sweep, combo = settings["paired_with"], settings["sweep"], settings["combo"]
+    if with_ not in (BASELINE, "combo"):
+        raise UserError(f"paired_with={with_}: give baseline or combo")
+    if with_ == "combo" and sweep not in (None, "screening"):
+        raise UserError(f"paired_with=combo: only sweep=screening has that choice, sweep={sweep} names its references")
+    if with_ == "combo" and combo is None:
+        raise UserError("paired_with=combo: name the combo, as in +combo=production")
+    return bool(with_ == "combo")
 
 
 def _toggles(catalogue: Catalogue, optimizations: dict[str, Any]) -> Toggles:

@@ -65,7 +65,8 @@ class Subject:
     """What a design is made for: a combo's name and its optimizations, and what is known of all optimizations.
 
     `requires` maps a name to those that it cannot run without; `exclusive` holds pairs that cannot be on together.
-    `over` names the optimizations that a factorial varies, `runs` is how many a screening has at least, if asked for.
+    `over` names the optimizations that a factorial varies. Of a screening, `runs` is how many jobs it has at least, if
+    asked for, and `beside_combo` whether each is paired with the combo instead of with the baseline.
     """
 
     combo: str
@@ -75,6 +76,7 @@ class Subject:
     exclusive: Collection[frozenset[str]] = ()
     over: Names = ()
     runs: int | None = None
+    beside_combo: bool = False
 
     @property
     def members(self) -> Names:
@@ -178,14 +180,14 @@ def _beside(subject: Subject, names: Names, group: str, needed: Names = ()) -> J
 
 
 def screening(subject: Subject) -> list[Job]:
-    """Members on and off in a two-level design, each run against the baseline.
+    """Members on and off in a two-level design, each run against the baseline, or against the combo.
 
     Up to FULL members, all combinations; for five and six, a fraction of them in which no two interactions of two are
     mixed. Up to FOLDED, a Plackett-Burman design and its mirror image (16 runs): main effects are clear of interactions
     of two, which are mixed with each other. Up to MOST_SCREENED, a Plackett-Burman design and, up to RUNS, sets in
     which any few members are seen in further combinations (`harness.covering`). The subject's `runs` asks for more of
-    these, so that the parts of many members are told apart. The combo itself is always there; everything off is the
-    baseline.
+    these, so that the parts of many members are told apart. The combo itself is always there, against the baseline,
+    which is everything off.
 
     Rows that no pipeline can be are repaired: what lacks a prerequisite is switched off, or the prerequisite is
     switched on, whichever leaves the levels of the rows until then nearer to half and half. Of two that exclude each
@@ -206,8 +208,11 @@ def screening(subject: Subject) -> list[Job]:
     rows.pop((), None)
     runs = subject.runs or (RUNS if len(members) > FOLDED else len(rows))
     rows |= dict.fromkeys(_completing(subject, list(rows), runs - len(rows)))
+    reference = (subject.combo, subject.enabled) if subject.beside_combo else (BASELINE, ())
     return [
-        Job(subject.combo if row == subject.enabled else f"{subject.combo}-screening-{number}", row, group="screening")
+        Job(subject.combo, row, group="screening")
+        if row == subject.enabled
+        else Job(f"{subject.combo}-screening-{number}", row, *reference, group="screening")
         for number, row in enumerate(rows)
     ]
 

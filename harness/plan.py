@@ -47,7 +47,7 @@ from harness.workload import file_of
 FILE = "sweep.json"
 LOCK = ".sweep.lock"
 JOBS_LOCK = ".jobs.lock"
-NO_PART_OF_A_JOB = ("key", "job", "dry_run", "results_dir", "reports_dir", "sweep", "over", "runs")
+NO_PART_OF_A_JOB = ("key", "job", "dry_run", "results_dir", "reports_dir", "sweep", "over", "runs", "paired_with")
 """Settings that say where results go, or how a job came about: its figures do not depend on them."""
 CODE = Path(__file__).resolve().parent.parent
 SOURCES = ("harness/**/*.py", "optimizations/**/*.py", "optimizations/**/*.cpp", "optimizations/**/*.cu")

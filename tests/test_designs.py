@@ -120,6 +120,13 @@ def test_a_screening_may_have_more_runs_and_begins_with_the_same():
     assert sorted(asked(DESIGNS["screening"](few))) == [("a", ""), ("ab", ""), ("b", "")]  # there are no more
 
 
+def test_a_screening_beside_its_combo_pairs_all_but_the_combo_with_it():
+    subject = Subject("x", tuple("abcdefghijk"), tuple("abcdefghijk"), requires={"c": ("b",)})
+    usual, beside = (DESIGNS["screening"](replace(subject, beside_combo=choice)) for choice in (False, True))
+    assert beside[0] == usual[0] == Job("x", subject.enabled, BASELINE, (), "screening")
+    assert beside[1:] == [replace(job, against="x", reference=subject.enabled) for job in usual[1:]]
+
+
 def test_a_screening_of_too_many_is_refused():
     names = tuple(f"n{i}" for i in range(MOST_SCREENED + 1))
     with pytest.raises(UserError, match="name a combo"):

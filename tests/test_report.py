@@ -390,6 +390,7 @@ ASKED = {
 SWEEPS = {
     "leave_one_out": ["+sweep=leave_one_out"],
     "screening": ["+sweep=screening", "runs=20"],
+    "screening beside the combo": ["+sweep=screening", "paired_with=combo"],
     "factorial": ["+sweep=factorial", "over=[kv_cache,compile]"],
 }
 

@@ -180,7 +180,8 @@ def _of_its_design(run: Run) -> list[str]:
     """What the command said of a sweep's jobs."""
     over, runs = run.job.get("over") or [], run.job.get("runs")
     crossed = [shlex.quote(f"over={_override(over)}")] if run.job.get("sweep") == "factorial" and over else []
-    return crossed + ([f"runs={runs}"] if runs is not None else [])
+    screened = [f"runs={runs}"] if runs is not None else []
+    return [*crossed, *screened, *(["paired_with=combo"] if run.job.get("paired_with") == "combo" else [])]
 
 
 def _whole_combo(run: Run) -> str:
