@@ -34,6 +34,13 @@ Toggles = dict[str, dict[str, Any]]
 """Parameters of the enabled optimizations by name, in the order of application."""
 
 
+NO_PART_OF_A_JOB = (
+    *("dry_run", "results_dir", "reports_dir"),
+    *("key", "job", "sweep", "over", "runs", "paired_with", "members", "left_out"),
+)
+"""Settings that say where results go, or how a job came about: its figures do not depend on them."""
+
+
 @dataclass(frozen=True)
 class JobSpec:
     """One paired experiment: what it is called, what it switches on, and its whole resolved configuration.
@@ -49,9 +56,14 @@ class JobSpec:
     against_toggles: Toggles = field(default_factory=dict)
 
     @property
+    def own_config(self) -> dict[str, Any]:
+        """The configuration without what a job's figures do not depend on."""
+        return {name: value for name, value in self.config.items() if name not in NO_PART_OF_A_JOB}
+
+    @property
     def config_hash(self) -> str:
-        """A short fingerprint of the configuration; whether a sweep asked for the job is no part of it."""
-        config = {name: value for name, value in self.config.items() if name != "key"}
+        """A short fingerprint of the configuration, whoever asked for the job, and wherever its results go."""
+        config = self.own_config
         return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -142,6 +154,8 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     known = {name: _parameters(settings["optimizations"].get(name, {})) for name in catalogue}
     against, against_toggles = _reference(catalogue, settings["against"])
     subject = _subject(catalogue, str(combo or "custom"), tuple(toggles), settings)
+    if sweep is not None:
+        settings |= {"members": list(subject.members), "left_out": [n for n in toggles if n not in subject.members]}
     settings["requires"] = {name: list(needs) for name, needs in subject.requires.items() if needs}
     if part := settings["job"]:
         settings |= {"job": None, "key": part["key"]}  # by which its results are found again
@@ -174,6 +188,8 @@ def _subject(catalogue: Catalogue, combo: str, enabled: tuple[str, ...], setting
         if set(catalogue[one].replaces) & set(catalogue[other].replaces)
     }
     gpu = has_gpu(settings["device"])
+    if settings["sweep"] == "screening" and not gpu:  # each further member takes further sets
+        enabled = tuple(name for name in enabled if not catalogue[name].only_on_gpu)
     requires = {name: one.requirements(gpu) for name, one in catalogue.items()}
     return Subject(
         combo,

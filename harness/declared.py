@@ -25,6 +25,7 @@ from harness.settings import check_ranges, did_you_mean
 
 PACKAGE = "optimizations"
 TUPLES = ("replaces", "requires", "requires_on_gpu")
+ONLY_ON_GPU = "only_on_gpu"
 
 
 class UnreadableError(ValueError):
@@ -40,6 +41,7 @@ class Declaration:
     replaces: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     requires_on_gpu: tuple[str, ...] = ()
+    only_on_gpu: bool = False
 
     def requirements(self, gpu: bool) -> tuple[str, ...]:
         """What it cannot run without, on a GPU or on a CPU; what these require in turn is theirs."""
@@ -56,7 +58,8 @@ Catalogue = Mapping[str, Declaration]
 
 def declaration(cls: Any) -> Declaration:
     """What a plugin's class declares, once it is imported."""
-    return Declaration(cls.name, cls.Config, *(tuple(getattr(cls, name)) for name in TUPLES))
+    replaces, requires, on_gpu = (tuple(getattr(cls, name)) for name in TUPLES)
+    return Declaration(cls.name, cls.Config, replaces, requires, on_gpu, cls.only_on_gpu)
 
 
 def imported(catalogue: ModuleType) -> dict[str, Declaration]:
@@ -138,11 +141,12 @@ def _read_file(path: Path) -> Declaration:
         raise UnreadableError(f"{path} does not register one subclass of Optimization")
     (cls,) = registered
     values = dict(_constants(cls))
-    names = {target for target in ("name", *TUPLES) if _assigns(cls, target)}
+    names = {target for target in ("name", *TUPLES, ONLY_ON_GPU) if _assigns(cls, target)}
     if "name" not in values or names - set(values):
         raise UnreadableError(f"{path} computes what it declares")
     parameters = _parameters(cls, dict(_constants(module)))
-    return Declaration(values["name"], parameters, *(tuple(values.get(name, ())) for name in TUPLES))
+    replaces, requires, on_gpu = (tuple(values.get(name, ())) for name in TUPLES)
+    return Declaration(values["name"], parameters, replaces, requires, on_gpu, bool(values.get(ONLY_ON_GPU)))
 
 
 def _assigns(cls: ast.ClassDef, name: str) -> bool:

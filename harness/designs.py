@@ -35,12 +35,11 @@ Names = tuple[str, ...]
 
 FULL = 4
 """Up to so many optimizations, a screening runs all their combinations."""
-CLEAR = {5: "a b c d abcd", 6: "a b c d e abcde"}
-"""For so many, a fraction of all combinations that keeps interactions of two clear of each other, too."""
-FOLDED = 7
-"""Up to so many, its design is folded over, which keeps main effects clear of interactions of two."""
+FRACTIONS = {5: "a b c d abcd", 6: "a b c d e abcde", 7: "a b c d bcd acd abd", 8: "a b c d bcd acd abd abc"}
+"""For so many, a fraction of all combinations, 16 or 32, that keeps main effects clear of interactions of two; up to
+six, these clear of each other, too."""
 RUNS = 32
-"""Of more, it is completed to so many runs."""
+"""Of more members, a screening is completed to so many runs."""
 MOST_SCREENED = 31
 MOST_CROSSED = 5
 """Of a factorial: 32 combinations."""
@@ -182,12 +181,11 @@ def _beside(subject: Subject, names: Names, group: str, needed: Names = ()) -> J
 def screening(subject: Subject) -> list[Job]:
     """Members on and off in a two-level design, each run against the baseline, or against the combo.
 
-    Up to FULL members, all combinations; for five and six, a fraction of them in which no two interactions of two are
-    mixed. Up to FOLDED, a Plackett-Burman design and its mirror image (16 runs): main effects are clear of interactions
-    of two, which are mixed with each other. Up to MOST_SCREENED, a Plackett-Burman design and, up to RUNS, sets in
-    which any few members are seen in further combinations (`harness.covering`). The subject's `runs` asks for more of
-    these, so that the parts of many members are told apart. The combo itself is always there, against the baseline,
-    which is everything off.
+    Up to FULL members, all combinations; up to eight, a fraction of them in which main effects are clear of
+    interactions of two. Up to MOST_SCREENED, a Plackett-Burman design and, up to RUNS, sets in which any few members
+    are seen in further combinations (`harness.covering`). The subject's `runs` asks for more of these, so that the
+    parts of many members are told apart. The combo itself is always there, against the baseline, which is everything
+    off.
 
     Rows that no pipeline can be are repaired: what lacks a prerequisite is switched off, or the prerequisite is
     switched on, whichever leaves the levels of the rows until then nearer to half and half. Of two that exclude each
@@ -206,7 +204,7 @@ def screening(subject: Subject) -> list[Job]:
         repairs = [_repaired(subject, names, switch_on) for switch_on in (False, True)]
         rows[min(repairs, key=lambda row: _imbalance(members, [*rows, row]))] = None
     rows.pop((), None)
-    runs = subject.runs or (RUNS if len(members) > FOLDED else len(rows))
+    runs = subject.runs or (RUNS if len(members) > max(FRACTIONS) else len(rows))
     rows |= dict.fromkeys(_completing(subject, list(rows), runs - len(rows)))
     reference = (subject.combo, subject.enabled) if subject.beside_combo else (BASELINE, ())
     return [
@@ -239,10 +237,8 @@ def _two_levels(n: int) -> np.ndarray:
 
     if n <= FULL:
         return np.asarray(pyDOE3.ff2n(n))
-    if n in CLEAR:
-        return np.asarray(pyDOE3.fracfact(CLEAR[n]))
-    if n <= FOLDED:
-        return np.asarray(pyDOE3.fold(pyDOE3.pbdesign(n)))
+    if n in FRACTIONS:
+        return np.asarray(pyDOE3.fracfact(FRACTIONS[n]))
     columns = 28 if 24 <= n < 28 else n  # pyDOE3 knows no Plackett-Burman design of 28 runs
     return np.asarray(pyDOE3.pbdesign(columns))[:, :n]
 

@@ -47,8 +47,6 @@ from harness.workload import file_of
 FILE = "sweep.json"
 LOCK = ".sweep.lock"
 JOBS_LOCK = ".jobs.lock"
-NO_PART_OF_A_JOB = ("key", "job", "dry_run", "results_dir", "reports_dir", "sweep", "over", "runs", "paired_with")
-"""Settings that say where results go, or how a job came about: its figures do not depend on them."""
 CODE = Path(__file__).resolve().parent.parent
 SOURCES = ("harness/**/*.py", "optimizations/**/*.py", "optimizations/**/*.cpp", "optimizations/**/*.cu")
 PACKAGES = ("chatterbox-tts", "torch", "torchaudio", "transformers", "diffusers", "numpy", "bitsandbytes")
@@ -133,8 +131,7 @@ def expected_s(spec: JobSpec) -> float:
 
 def key(spec: JobSpec) -> str:
     """What a job's figures depend on, as far as a command decides it."""
-    settings = {name: value for name, value in spec.config.items() if name not in NO_PART_OF_A_JOB}
-    parts = (spec.combo, spec.toggles, spec.against, spec.against_toggles, settings, code(), _contents(spec))
+    parts = (spec.combo, spec.toggles, spec.against, spec.against_toggles, spec.own_config, code(), _contents(spec))
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -44,7 +44,12 @@ def look(settings: Mapping[str, Any], here: bool = True) -> list[str]:
         workload.fit_voices(asked.items, voices)
     check_gate(settings["gate"])
     check_models(settings)
-    return list(asked.warnings)
+    return [*_left_out(settings), *asked.warnings]
+
+
+def _left_out(settings: Mapping[str, Any]) -> list[str]:
+    names = settings.get("left_out")
+    return [f"on a CPU {', '.join(names)} cannot run, so this {settings['sweep']} is of the others"] if names else []
 
 
 def check_folder(setting: str, folder: str) -> None:

@@ -41,6 +41,8 @@ class Optimization:
     are registered before it. Designs switch them on with it, and switch it off with any of them."""
     requires_on_gpu: ClassVar[tuple[str, ...]] = ()
     """What it requires besides on a GPU."""
+    only_on_gpu: ClassVar[bool] = False
+    """True for what is unavailable on a CPU, whatever else is on: a screening there is of the others."""
 
     @dataclass
     class Config:

@@ -46,6 +46,7 @@ class CpuOffload(Optimization):
     """
 
     name = "cpu_offload"
+    only_on_gpu = True
 
     @dataclass
     class Config:

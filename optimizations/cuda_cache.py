@@ -47,6 +47,7 @@ class CudaCache(Optimization):
     """
 
     name = "cuda_cache"
+    only_on_gpu = True
 
     @dataclass
     class Config:

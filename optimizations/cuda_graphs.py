@@ -73,6 +73,7 @@ class CudaGraphs(Optimization):
 
     name = "cuda_graphs"
     extra = True
+    only_on_gpu = True
 
     @dataclass
     class Config:

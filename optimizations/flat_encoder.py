@@ -41,6 +41,7 @@ class FlatEncoder(Optimization):
 
     name = "flat_encoder"
     extra = True
+    only_on_gpu = True
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
         module = for_device(KERNELS, pipeline.device)

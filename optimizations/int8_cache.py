@@ -43,6 +43,7 @@ class Int8Cache(Optimization):
     extra = True
     lossless = False
     requires = ("kv_cache", "compile")
+    only_on_gpu = True
 
     def unavailable(self, pipeline: Pipeline) -> str | None:
         stage = pipeline.stages["generate_tokens"]

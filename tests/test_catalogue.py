@@ -44,6 +44,13 @@ def test_with_what_it_requires_it_lacks_no_other(mini: Pipeline, name: str) -> N
     assert others_named_in(optimizations.create(name, MAIN_PART.get(name)).unavailable(mini), name) == []
 
 
+@pytest.mark.parametrize("name", [name for name, cls in optimizations.CATALOGUE.items() if cls.only_on_gpu])
+def test_what_is_for_a_gpu_only_cannot_run_on_a_cpu_whatever_else_is_on(mini: Pipeline, name: str) -> None:
+    for needed in optimizations.requirements(name, "cpu"):
+        optimizations.create(needed).apply(mini)
+    assert optimizations.create(name).unavailable(mini)
+
+
 @pytest.mark.parametrize("name", [name for name, cls in optimizations.CATALOGUE.items() if cls.requires])
 def test_without_it_says_what_is_missing(mini: Pipeline, name: str) -> None:
     reason = optimizations.create(name, MAIN_PART.get(name)).unavailable(mini)

@@ -391,6 +391,10 @@ SWEEPS = {
     "leave_one_out": ["+sweep=leave_one_out"],
     "screening": ["+sweep=screening", "runs=20"],
     "screening beside the combo": ["+sweep=screening", "paired_with=combo"],
+    "of fewer and others": [
+        "+sweep=screening",
+        *(f"optimizations.{o}" for o in ("warmup.enabled=false", "upstream_head.enabled=true")),
+    ],
     "factorial": ["+sweep=factorial", "over=[kv_cache,compile]"],
 }
 
@@ -407,6 +411,12 @@ def specified(words):
 def test_the_command_measures_again_what_was_measured(words, tmp_path):
     (spec,) = specified(words)
     assert asked_again(spec, tmp_path) == [spec]
+
+
+def test_a_job_of_a_sweep_has_the_configuration_that_it_has_alone():
+    (alone,) = specified(["+combo=production", *ON_A_CPU])
+    first, other, *_ = specified(["+combo=production", *ON_A_CPU, "+sweep=leave_one_out", "results_dir=elsewhere"])
+    assert alone.config_hash == first.config_hash != other.config_hash
 
 
 @pytest.mark.parametrize("words", SWEEPS.values(), ids=SWEEPS)

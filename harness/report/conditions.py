@@ -199,21 +199,29 @@ def _changed(group: str, settings: Mapping[str, Any]) -> list[str]:
 def _changed_optimizations(run: Run) -> list[str]:
     """The overrides that lead from the combo's file to what was on, and with which parameters.
 
-    What a sweep switched it switches again. Of a stranger's optimization, whose defaults only its import can tell, all
+    What a sweep switches it switches again. Of a stranger's optimization, whose defaults only its import can tell, all
     parameters are given.
     """
     combo = _usual(CONFIGS / "combo" / f"{_whole_combo(run)}.yaml").get("optimizations") or {}
-    switched, known = bool(run.job.get("sweep")), declared.read()
+    known, all_on = declared.read(), _all_on(run)
     changed: dict[str, Any] = {}
     for name, settings in (run.job.get("optimizations") or {}).items():
         usual = {"enabled": False, **(known[name].defaults if name in known else {}), **(combo.get(name) or {})}
         enabled = settings.get("enabled", False)
-        if enabled != usual["enabled"] and not switched:
-            changed[f"{name}.enabled"] = enabled
+        if all_on is not None and (name in all_on) != usual["enabled"]:
+            changed[f"{name}.enabled"] = name in all_on
         for parameter, value in settings.items() if enabled else ():
             if parameter != "enabled" and usual.get(parameter, ...) != value:
                 changed[f"{name}.{parameter}"] = value
     return [shlex.quote(f"optimizations.{name}={_override(value)}") for name, value in changed.items()]
+
+
+def _all_on(run: Run) -> set[str] | None:
+    """What the command switched on, of which a sweep's job has a part; None for a sweep that did not note it."""
+    if run.job.get("sweep"):
+        members = run.job.get("members")
+        return None if members is None else {*members, *run.job["left_out"]}
+    return {name for name, settings in (run.job.get("optimizations") or {}).items() if settings.get("enabled")}
 
 
 def _usual(file: Path) -> dict[str, Any]:
