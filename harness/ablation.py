@@ -8,14 +8,18 @@ A verdict among many is more easily wrong: of forty effects that are none, one o
 metric and place are one family, and their verdicts are Holm's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness import stats
+from harness.designs import closure
 from harness.results import Comparison, Summary
 
 Place = tuple[str, str, str, str]
 """Pipeline, device, workload and scenario: what two runs share whose changes may be put together."""
+
+Requires = Mapping[str, Collection[str]]
+"""What each optimization cannot run without."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,23 @@ def attribute(summaries: Sequence[Summary], metrics: Iterable[str]) -> list[Effe
     return _corrected(effect for effect in _effects(summaries, list(metrics)) if not effect.along)
 
 
-def group_effects(summaries: Sequence[Summary], metrics: Iterable[str]) -> list[Effect]:
-    """What optimizations did that a leave-one-out had to leave out together, because one needs the other."""
-    return _corrected(effect for effect in _effects(summaries, list(metrics)) if effect.along)
+def group_effects(summaries: Sequence[Summary], metrics: Iterable[str], requires: Requires) -> list[Effect]:
+    """What optimizations did that a leave-one-out had to leave out together, because one needs the other.
+
+    It needs it if it `requires` it, directly or not, or became unavailable without it. A job that left out others
+    together, as a screening's do, tells nothing by itself.
+    """
+    by_id = {run.run_id: run for run in summaries}
+
+    def is_group(effect: Effect) -> bool:
+        records = by_id[effect.run_ids[0]].optimizations
+        return all(
+            (name in records and records[name]["status"] == "unavailable")
+            or effect.optimization in closure([name], lambda one: requires.get(one, ()))
+            for name in effect.along
+        )
+
+    return _corrected(effect for effect in _effects(summaries, list(metrics)) if effect.along and is_group(effect))
 
 
 def _effects(summaries: Sequence[Summary], metrics: list[str]) -> list[Effect]:

@@ -21,18 +21,18 @@ What the parts leave of the measured whole is shown as the remainder.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from harness import orders, stats, surrogate
-from harness.ablation import Place, clear, interval, place, reference
+from harness.ablation import Place, Requires, clear, interval, place, reference
+from harness.designs import JOBS_A_MEMBER
 from harness.orders import Names, Needs, Sums
 from harness.results import BASELINE, Summary, Variant
 
-Requires = Mapping[str, Collection[str]]
 Change = tuple[float, float]
 """Seconds of a stage, for each second of audio, with the one set on and with the other."""
 
@@ -176,7 +176,7 @@ def share_out(
     sums, pairs = asked(names, needs)
     model: Model | None = exact_model(names, sums.sets, jobs)
     if model is None:
-        if len(jobs) < 2 * len(names):
+        if len(jobs) < JOBS_A_MEMBER * len(names):
             return None
         model = fitted_model(names, needs, jobs)
     answers = [_interval(*one, measure.kind, model.jobs) for one in zip(*model.tell(sums), strict=True)]

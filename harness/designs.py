@@ -40,6 +40,8 @@ FRACTIONS = {5: "a b c d abcd", 6: "a b c d e abcde", 7: "a b c d bcd acd abd", 
 six, these clear of each other, too."""
 RUNS = 32
 """Of more members, a screening is completed to so many runs."""
+JOBS_A_MEMBER = 2
+"""Fewer jobs than so many for each member tell no waterfall (`harness.attribution`)."""
 MOST_SCREENED = 31
 MOST_CROSSED = 5
 """Of a factorial: 32 combinations."""
@@ -204,7 +206,7 @@ def screening(subject: Subject) -> list[Job]:
         repairs = [_repaired(subject, names, switch_on) for switch_on in (False, True)]
         rows[min(repairs, key=lambda row: _imbalance(members, [*rows, row]))] = None
     rows.pop((), None)
-    runs = subject.runs or (RUNS if len(members) > max(FRACTIONS) else len(rows))
+    runs = subject.runs or (RUNS if len(members) > max(FRACTIONS) else JOBS_A_MEMBER * len(members))
     rows |= dict.fromkeys(_completing(subject, list(rows), runs - len(rows)))
     reference = (subject.combo, subject.enabled) if subject.beside_combo else (BASELINE, ())
     return [

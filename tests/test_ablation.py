@@ -73,9 +73,18 @@ def test_what_had_to_leave_together_is_a_group(tmp_path):
     whole = ("mixed_precision", "warmup", "kv_cache")
     run_ = left_out(tmp_path, 0, 5.0, whole, ("mixed_precision", "kv_cache"))
     assert attribute([run_], ["rtf"]) == []
-    (group,) = group_effects([run_], ["rtf"])
+    (group,) = group_effects([run_], ["rtf"], {"kv_cache": ["mixed_precision"]})
     assert (group.optimization, group.along, group.beside) == ("mixed_precision", ("kv_cache",), ("warmup",))
     assert group.interval.estimate == pytest.approx(0.2, rel=0.02)
+
+
+def test_what_a_screening_left_out_together_is_no_group(tmp_path):
+    """Of three, the second does not need the first: nothing says that the first took it along."""
+    whole = ("mixed_precision", "warmup", "kv_cache")
+    run_ = left_out(tmp_path, 0, 5.0, (*whole, "compile"), whole)
+    assert group_effects([run_], ["rtf"], {"kv_cache": ["mixed_precision"]}) == []
+    (group,) = group_effects([run_], ["rtf"], {"kv_cache": ["warmup"], "warmup": ["mixed_precision"]})
+    assert group.along == ("warmup", "kv_cache")
 
 
 def test_what_became_unavailable_with_it_left_with_it(tmp_path):
@@ -92,7 +101,7 @@ def test_what_became_unavailable_with_it_left_with_it(tmp_path):
     )
     run_ = make_summary(tmp_path, case)
     assert attribute([run_], ["rtf"]) == []
-    (group,) = group_effects([run_], ["rtf"])
+    (group,) = group_effects([run_], ["rtf"], {})
     assert (group.optimization, group.along) == ("warmup", ("kv_cache",))
 
 

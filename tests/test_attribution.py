@@ -17,7 +17,7 @@ TOGETHER = {frozenset(NAMES[:2]): -0.3, frozenset((NAMES[2], NAMES[5])): 0.2}
 
 def log_time(on) -> float:
     """What the planted effects and interactions make of a set of optimizations."""
-    return sum(LOGS[name] for name in on) + sum(amount for pair, amount in TOGETHER.items() if pair <= set(on))
+    return sum(LOGS.get(name, 0.0) for name in on) + sum(amount for pair, amount in TOGETHER.items() if pair <= set(on))
 
 
 def part(name: str) -> float:
@@ -25,9 +25,11 @@ def part(name: str) -> float:
     return LOGS[name] + sum(amount / 2 for pair, amount in TOGETHER.items() if name in pair)
 
 
-def measured(tmp_path, *designs: str, names=NAMES, over=(), requires=None, **changes) -> list[Measured]:
+def measured(
+    tmp_path, *designs: str, names=NAMES, over=(), requires=None, beside_combo=False, **changes
+) -> list[Measured]:
     """Runs of the designs, as the planted effects would have them."""
-    subject = Subject("production", tuple(names), TWELVE, requires or {}, over=over)
+    subject = Subject("production", tuple(names), TWELVE, requires or {}, over=over, beside_combo=beside_combo)
     jobs = dict.fromkeys(job for design in designs for job in DESIGNS[design](subject))
     cases = [
         Case(
@@ -67,6 +69,15 @@ def test_the_parts_are_the_truths_and_add_up_to_the_measured_whole(sweeps, desig
     verdicts = {found.optimization: found.verdict for found in waterfall.parts}
     assert verdicts[NAMES[0]] == "faster"
     assert verdicts[NAMES[4]] == "slower"
+
+
+def test_a_screening_beside_its_combo_tells_the_same_parts(tmp_path):
+    (waterfall,) = waterfalls(measured(tmp_path, "screening", names=TWELVE[:8], beside_combo=True, texts=6), "rtf")
+    assert (waterfall.method, waterfall.jobs) == (FITTED, 16)
+    for found in waterfall.parts:
+        planted = part(found.optimization) if found.optimization in NAMES else 0.0
+        assert math.log(found.interval.estimate) == pytest.approx(planted, abs=0.04)
+    assert waterfall.remainder == pytest.approx(1, abs=0.02)
 
 
 def test_jobs_of_too_few_pairs_for_an_interval_count_by_how_they_scatter(sweeps):

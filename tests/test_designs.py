@@ -79,6 +79,7 @@ def test_a_screening_is_balanced_and_of_few_runs(n):
     names = tuple(f"n{i}" for i in range(n))
     jobs = DESIGNS["screening"](Subject("x", names, names))
     assert len(jobs) <= 32
+    assert len(jobs) >= min(2 * n, 2**n - 1, 32)
     assert jobs[0] == Job("x", names, group="screening")
     assert len({job.label for job in jobs}) == len({job.enabled for job in jobs}) == len(jobs)
     found = levels(jobs, names)

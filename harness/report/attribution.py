@@ -46,7 +46,7 @@ def blocks(runs: Sequence[Run], folder: Path, suffix: str = "", heading: str | N
                 )
             found += [_parts(waterfall), *_interactions(waterfall)]
         combos = as_one(runs)
-        groups = group_effects([combo.summary for combo in combos], METRICS)
+        groups = group_effects([combo.summary for combo in combos], METRICS, _requires(runs))
         if groups:
             found += [
                 Heading(level, "What had to be left out together"),
@@ -60,9 +60,12 @@ def blocks(runs: Sequence[Run], folder: Path, suffix: str = "", heading: str | N
 
 def _told(runs: Sequence[Run]) -> list[Waterfall]:
     """The waterfalls that the runs allow, of time, memory and quality."""
-    requires = {name: needs for run in runs for name, needs in (run.job.get("requires") or {}).items()}
     measured = [Measured(run.summary, run.parameters()) for run in runs]
-    return [waterfall for metric in METRICS for waterfall in waterfalls(measured, metric, requires)]
+    return [waterfall for metric in METRICS for waterfall in waterfalls(measured, metric, _requires(runs))]
+
+
+def _requires(runs: Sequence[Run]) -> dict[str, Sequence[str]]:
+    return {name: needs for run in runs for name, needs in (run.job.get("requires") or {}).items()}
 
 
 def _what(waterfall: Waterfall) -> str:

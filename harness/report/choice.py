@@ -107,9 +107,9 @@ def members(combo: Run, runs: Sequence[Run]) -> list[Member]:
     summary = combo.summary
     alike = [run.summary for run in runs if place(run.summary) == place(summary) and same_parameters(run, combo)]
     metrics = dict.fromkeys(name for run in alike for name in run.comparison)
-    effects = [*attribute(alike, metrics), *group_effects(alike, metrics)]
-    found = {name: _member(name, combo, effects) for name in summary.enabled}
     requires: Mapping[str, Sequence[str]] = combo.job.get("requires") or {}
+    effects = [*attribute(alike, metrics), *group_effects(alike, metrics, requires)]
+    found = {name: _member(name, combo, effects) for name in summary.enabled}
     for name in reversed(summary.enabled):  # what needs another is applied after it, and is judged before it here
         others = [other for other, member in found.items() if member.kept and name in requires.get(other, ())]
         if others and not found[name].kept:
