@@ -155,7 +155,8 @@ def expand(cfg: DictConfig) -> list[JobSpec]:
     against, against_toggles = _reference(catalogue, settings["against"])
     subject = _subject(catalogue, str(combo or "custom"), tuple(toggles), settings)
     if sweep is not None:
-        settings |= {"members": list(subject.members), "left_out": [n for n in toggles if n not in subject.members]}
+        settings["members"] = [name for name in toggles if name in subject.members]
+        settings["left_out"] = [name for name in toggles or catalogue if name not in subject.members]
     settings["requires"] = {name: list(needs) for name, needs in subject.requires.items() if needs}
     if part := settings["job"]:
         settings |= {"job": None, "key": part["key"]}  # by which its results are found again
@@ -187,14 +188,17 @@ def _subject(catalogue: Catalogue, combo: str, enabled: tuple[str, ...], setting
         for one, other in combinations(catalogue, 2)
         if set(catalogue[one].replaces) & set(catalogue[other].replaces)
     }
-    gpu = has_gpu(settings["device"])
+    gpu, known = has_gpu(settings["device"]), tuple(catalogue)
     if settings["sweep"] == "screening" and not gpu:  # each further member takes further sets
-        enabled = tuple(name for name in enabled if not catalogue[name].only_on_gpu)
+        known = tuple(name for name in catalogue if not catalogue[name].only_on_gpu)
+        if enabled and not set(enabled) & set(known):
+            raise UserError(f"sweep=screening: {', '.join(enabled)} cannot run on a CPU; use device=cuda")
+        enabled = tuple(name for name in enabled if name in known)
     requires = {name: one.requirements(gpu) for name, one in catalogue.items()}
     return Subject(
         combo,
         enabled,
-        tuple(catalogue),
+        known,
         requires,
         exclusive,
         over=tuple(settings["over"]),
@@ -217,14 +221,16 @@ def _runs(settings: dict[str, Any]) -> int | None:
 
 def _beside_combo(settings: dict[str, Any]) -> bool:
     """Raises UserError for another choice than the two, and where there is none."""
-    with_, sweep, combo = settings["paired_with"], settings["sweep"], settings["combo"]
-    if with_ not in (BASELINE, "combo"):
-        raise UserError(f"paired_with={with_}: give baseline or combo")
-    if with_ == "combo" and sweep not in (None, "screening"):
+    partner, sweep = settings["paired_with"], settings["sweep"]
+    if partner == BASELINE:
+        return False
+    if partner != "combo":
+        raise UserError(f"paired_with={partner}: give baseline or combo")
+    if sweep not in (None, "screening"):
         raise UserError(f"paired_with=combo: only sweep=screening has that choice, sweep={sweep} names its references")
-    if with_ == "combo" and combo is None:
+    if settings["combo"] is None:
         raise UserError("paired_with=combo: name the combo, as in +combo=production")
-    return bool(with_ == "combo")
+    return True
 
 
 def _toggles(catalogue: Catalogue, optimizations: dict[str, Any]) -> Toggles:

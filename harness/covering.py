@@ -9,7 +9,7 @@ Fredman, G. C. Patton, "The AETG system", IEEE Transactions on Software Engineer
 there n times already counts AGAIN ** n.
 
 Sets that take most of the model's own variance (Bayesian A-optimality) were tried, too. They take it sooner, but in
-simulations the intervals then missed the truth where the model was wrong: it is only seen to be where sets are many.
+simulations the intervals of one part then missed the truth: the sets that show the model wrong were not among them.
 """
 
 import math

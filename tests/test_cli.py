@@ -139,6 +139,7 @@ BAD_INPUT = {
     "pairs of no screening": (["+combo=production", "+sweep=pairs", "paired_with=combo"], "only sweep=screening"),
     "pairs with no combo": (["+sweep=screening", "paired_with=combo"], "name the combo"),
     "pairs with whom": (["+combo=production", "+sweep=screening", "paired_with=me"], "baseline or combo"),
+    "a screening of what cannot run": (["+sweep=screening", "optimizations.cuda_graphs.enabled=true"], "on a CPU"),
     "unknown setting": (["+combo=production", "measur.rounds=3"], "measur"),
     "unknown pipeline": (["+combo=production", "pipeline=chaterbox"], "did you mean chatterbox?"),
     "not an override": (["+combo=production", "pipeline=[mini"], "pipeline=[mini"),

@@ -217,10 +217,10 @@ def _changed_optimizations(run: Run) -> list[str]:
 
 
 def _all_on(run: Run) -> set[str] | None:
-    """What the command switched on, of which a sweep's job has a part; None for a sweep that did not note it."""
+    """What the command switched on, of which a sweep's job has a part; None where that is not known, or nothing."""
     if run.job.get("sweep"):
         members = run.job.get("members")
-        return None if members is None else {*members, *run.job["left_out"]}
+        return {*members, *run.job["left_out"]} if members else None
     return {name for name, settings in (run.job.get("optimizations") or {}).items() if settings.get("enabled")}
 
 
