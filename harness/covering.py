@@ -39,15 +39,14 @@ def covering(
 
     Fewer, if there are no more. The same names have the same sets.
     """
-    rows = orders.average_steps(names, needs, ORDERS).sets
-    sets = [frozenset(name for name, on in zip(names, row, strict=True) if on) for row in rows]
+    sets = orders.sets_that_can_be(names, needs, ORDERS)
     left = np.array([each not in measured and each != frozenset() and allowed(each) for each in sets])
     groups = _groups(len(names))
     seen = np.zeros((len(groups), 2 ** groups.shape[1]))
     every = np.arange(len(groups))
     for row in orders.rows(names, [frozenset(), *measured]):
         seen[every, _combinations(row, groups)] += 1
-    there = _combinations(rows, groups)  # [sets, groups]
+    there = _combinations(orders.rows(names, sets), groups)  # [sets, groups]
     found: list[Set] = []
     while len(found) < count and left.any():
         worth = (AGAIN**seen)[every, there].sum(axis=1)

@@ -98,11 +98,13 @@ class Subject:
             closure(names, lambda name: [other for other in self.members if name in self.requires.get(other, ())])
         )
 
+    def needs(self, name: str) -> frozenset[str]:
+        """What it cannot run without, of the members."""
+        return frozenset(self.requires.get(name, ())).intersection(self.members)
+
     def feasible(self, names: Collection[str]) -> bool:
         """Whether everything that is on has what it needs, as far as the combo has it, and nothing excludes another."""
-        lacking = any(
-            need in self.members and need not in names for name in names for need in self.requires.get(name, ())
-        )
+        lacking = any(not self.needs(name) <= set(names) for name in names)
         return not lacking and not any(pair <= set(names) for pair in self.exclusive)
 
     def without(self, names: Collection[str]) -> tuple[str, Names]:
@@ -222,7 +224,7 @@ def _completing(subject: Subject, rows: Sequence[Names], count: int) -> list[Nam
     from harness.covering import covering  # numpy, likewise
 
     members = subject.members
-    needs = {name: frozenset(subject.requires.get(name, ())).intersection(members) for name in members}
+    needs = {name: subject.needs(name) for name in members}
     beside = covering(members, needs, [frozenset(row) for row in rows], count, subject.feasible)
     return [subject.ordered(names) for names in beside]
 
@@ -247,14 +249,10 @@ def _two_levels(n: int) -> np.ndarray:
 
 def _repaired(subject: Subject, names: Collection[str], switch_on: bool) -> Names:
     """The members named, changed as little as it takes to run together."""
-
-    def needs(name: str) -> set[str]:
-        return set(subject.requires.get(name, ())).intersection(subject.members)
-
-    on = closure(names, needs) if switch_on else set(names)
+    on = closure(names, subject.needs) if switch_on else set(names)
     for pair in subject.exclusive:
         on -= {subject.ordered(pair)[-1]} if pair <= on else set()
-    while lacking := {name for name in on if not needs(name) <= on}:
+    while lacking := {name for name in on if not subject.needs(name) <= on}:
         on -= lacking
     return subject.ordered(on)
 

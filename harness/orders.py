@@ -40,6 +40,12 @@ def average_steps(names: Names, needs: Needs, orders: int = SAMPLED) -> Sums:
     return Sums(rows(names, weights), np.stack(list(weights.values()), axis=1))
 
 
+def sets_that_can_be(names: Names, needs: Needs, orders: int = SAMPLED) -> list[frozenset[str]]:
+    """Nothing on, and every set that some order leads through; for more than ENUMERATED, of `orders` drawn."""
+    through = (on for before, name, _ in _steps(names, needs, orders) for on in (before, before | {name}))
+    return list(dict.fromkeys(through))
+
+
 def second_differences(names: Names, sets: np.ndarray) -> tuple[list[tuple[str, str]], np.ndarray]:
     """The pairs that can be told apart, and weights [pairs, sets]: their average second difference over these sets.
 
