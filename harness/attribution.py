@@ -14,6 +14,10 @@ the combo's members, so sweeps that are reported together sharpen each other. A 
 counts too: it is known as badly as the worst of the others, and where none has an interval, how they scatter is all
 that there is. Intervals follow from the model, so they widen where the jobs say little.
 
+An optimization with other parameters is another one: a combo that was measured with two has two waterfalls, each from
+its own jobs and with the number of those it leaves out. Nothing can tell what code of another commit does; the commits
+are told.
+
 The model takes jobs from both ends, near the baseline and near the combo: `one_at_a_time` and `leave_one_out` together,
 or a `screening`. Leaving one out of the combo says nothing about the first steps, so by itself it makes no waterfall.
 
@@ -100,7 +104,9 @@ class Waterfall:
 
     `parts` multiply (a ratio) or add up (a delta) to `sum`, whose interval is the parts' own together; `total` is what
     was measured, by one job or several, `remainder` what of it the parts leave. `method` is EXACT or FITTED, `jobs` the
-    number of jobs that went in, `stages` the number of stages that were fitted one by one, 1 for the whole.
+    number of jobs that went in, `stages` the number of stages that were fitted one by one, 1 for the whole. `commits`
+    are those of the jobs. `left_out` is the number of jobs that have other parameters, and `apart` says what those
+    parameters ("kv_cache.dtype") are here.
     """
 
     combo: str
@@ -113,6 +119,9 @@ class Waterfall:
     method: str
     jobs: int
     stages: int
+    commits: tuple[str, ...]
+    left_out: int
+    apart: Mapping[str, Any]
 
     @property
     def kind(self) -> str:
@@ -147,16 +156,17 @@ def waterfalls(runs: Sequence[Measured], metric: str, requires: Requires | None 
     A combo that lies within another one of the same place is left to that one's.
     """
     credited = [run for run in runs if clear(run.summary)]
-    wholes = {
-        (place(run.summary), frozenset(run.summary.active)): run
-        for run in credited
-        if run.summary.against == BASELINE and len(run.summary.active) > 1
-    }
-    found = []
-    for (where, members), run in wholes.items():
-        here = [other for other in credited if place(other.summary) == where]
-        if not any(where == other and members < larger for other, larger in wholes):
-            found.append(share_out(run, here, metric, requires))
+    wholes = [run for run in credited if run.summary.against == BASELINE and len(run.summary.active) > 1]
+    chosen: list[Measured] = []
+    for whole in wholes:
+        there = [other for other in wholes if place(other.summary) == place(whole.summary)]
+        lies_within = any(set(whole.summary.active) < set(other.summary.active) for other in there)
+        if not lies_within and not any(_same(whole, other) for other in chosen):
+            chosen.append(whole)
+    found = [
+        share_out(whole, [run for run in credited if place(run.summary) == place(whole.summary)], metric, requires)
+        for whole in chosen
+    ]
     return [waterfall for waterfall in found if waterfall is not None]
 
 
@@ -166,8 +176,10 @@ def share_out(
     """The combo's waterfall from runs of its place; None where they are too few for one, or do not vary each member."""
     measure = stats.metric(metric)
     names = tuple(combo.summary.active)
-    told = [(run, job) for run in runs if _same_parameters(run, combo) and (job := observe(run.summary, metric))]
-    jobs = [job for _, job in told if job.on | job.off <= set(names)]
+    inside = [(run, job) for run in runs if (job := observe(run.summary, metric)) and job.on | job.off <= set(names)]
+    apart = [differing for run, _ in inside if (differing := _apart(run, combo))]
+    told = [(run, job) for run, job in inside if not _apart(run, combo)]
+    jobs = [job for _, job in told]
     wholes = [run.summary for run, job in told if not job.off and job.on == set(names)]
     varied = {name for job in jobs if job.off or job.on != set(names) for name in job.on ^ job.off}
     if not wholes or varied != set(names):
@@ -196,6 +208,9 @@ def share_out(
         method=model.method,
         jobs=model.jobs,
         stages=model.stages,
+        commits=tuple(dict.fromkeys(run.summary.git for run, _ in told)),
+        left_out=len(apart),
+        apart={name: value for differing in apart for name, value in differing.items()},
     )
 
 
@@ -231,14 +246,23 @@ def _times(side: Variant) -> dict[str, float]:
     }
 
 
-def _same_parameters(run: Measured, combo: Measured) -> bool:
-    """Whether what both have on is the same: an optimization with other parameters is another one."""
+def _same(one: Measured, other: Measured) -> bool:
+    """Whether both measured the same set of optimizations, at one place and with the same parameters."""
+    what = [(place(run.summary), frozenset(run.summary.active)) for run in (one, other)]
+    return what[0] == what[1] and not _apart(one, other)
+
+
+def _apart(run: Measured, combo: Measured) -> dict[str, Any]:
+    """The combo's parameters ("kv_cache.dtype") of which the run has others, in what is on in both; empty if it is the
+    same as far as both tell."""
     on = set(run.summary.active) | set(reference(run.summary))
-    return all(
-        run.parameters[name] == combo.parameters[name]
-        for name in on
-        if name in run.parameters and name in combo.parameters
-    )
+    both = [name for name in combo.parameters if name in on and name in run.parameters]
+    return {
+        f"{name}.{parameter}": combo.parameters[name].get(parameter)
+        for name in both
+        for parameter in combo.parameters[name] | run.parameters[name]
+        if combo.parameters[name].get(parameter, ...) != run.parameters[name].get(parameter, ...)
+    }
 
 
 def _judged(

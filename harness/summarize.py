@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import checks, stats
 from harness.comparison import compare, free_pairs, objection, pairs, watermark_loss, withdrawn
-from harness.figures import calls, figures, similarities, timed
+from harness.figures import calls, figures, outpaces_itself, similarities, timed
 from harness.load import FIRST_AUDIO_LIMIT_S
 from harness.records import Child
 from harness.results import (
@@ -100,7 +100,8 @@ def build_summary(folder: RunFolder) -> Summary:
     optimizations = _records(folder, job.get("optimizations") or {}, candidate or "")
     switched_on = {name: {"enabled": True} for name in job.get("against_optimizations") or {}}
     against_optimizations = _records(folder, switched_on, reference)
-    warnings += _keeps_results(variants[reference], variants[candidate], candidate) if candidate else []
+    if candidate and outpaces_itself(row for row in rows if row.variant == candidate):
+        warnings += _keeps_results(variants[reference], variants[candidate], candidate)
     gaps += [UNPROVEN] if any(record.get("reason") == NO_EVIDENCE for record in optimizations.values()) else []
     idle = _is_idle(optimizations)
     if idle:

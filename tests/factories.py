@@ -60,6 +60,7 @@ class Case:
     evidence: dict[str, dict] = field(default_factory=dict)
     pipeline: str = "mini"
     device: str = "Test CPU, 2 cores"
+    commit: str = "0123456789ab"
     memory_kind: str = "rss"
     texts: int = 8
     rounds: int = 2
@@ -107,7 +108,7 @@ def write_rows(results: Path, case: Case, minute: int = 0) -> RunFolder:
         "environment.json",
         {
             "device": case.device,
-            "git": {"commit": "0123456789ab", "dirty": False},
+            "git": {"commit": case.commit, "dirty": False},
             "config_hash": "cafe",
             "packages": {"torch": "2.11.0", "chatterbox-tts": "0.1.7"},
         },

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from factories import TWELVE, Case, Effect, make_summary
 
+from harness.ablation import reference
 from harness.attribution import EXACT, FITTED, Measured, waterfalls
 from harness.designs import DESIGNS, Subject
 
@@ -134,11 +135,30 @@ def test_too_few_jobs_make_no_waterfall(sweeps):
 def test_other_parameters_are_another_optimization(sweeps):
     runs = [*sweeps["one_at_a_time"], *sweeps["leave_one_out"]]
     assert waterfalls(runs, "rtf")
-    changed = [
-        Measured(run.summary, {name: {"enabled": True, "size": len(run.summary.active)} for name in NAMES})
-        for run in runs
-    ]
+    changed = [Measured(run.summary, {name: {"size": len(run.summary.active)} for name in NAMES}) for run in runs]
     assert waterfalls(changed, "rtf") == []
+
+
+def test_a_combo_measured_with_two_sets_of_parameters_has_a_waterfall_of_each(sweeps):
+    small = [Measured(run.summary, {NAMES[0]: {"size": 32, "kind": "flat"}}) for run in sweeps["screening"]]
+    large = [
+        Measured(replace(run.summary, git="another"), {NAMES[0]: {"size": 64, "kind": "flat"}})
+        for run in [*sweeps["one_at_a_time"], *sweeps["leave_one_out"]]
+    ]
+    told = waterfalls([*small, *large], "rtf")
+    parameter = f"{NAMES[0]}.size"
+    assert [waterfall.apart for waterfall in told] == [{parameter: 32}, {parameter: 64}]
+    for waterfall, others in zip(told, (large, small), strict=True):
+        with_it = [run for run in others if NAMES[0] in {*run.summary.active, *reference(run.summary)}]
+        assert waterfall.left_out == len(with_it) > 0
+    assert [len(waterfall.commits) for waterfall in told] == [2, 2]  # jobs without that one count in both
+
+
+def test_a_parameter_that_only_one_of_two_runs_knows_tells_them_apart(sweeps):
+    known = [Measured(run.summary, {NAMES[0]: {"size": 32}}) for run in sweeps["leave_one_out"]]
+    new = [Measured(run.summary, {NAMES[0]: {"size": 32, "tile": 8}}) for run in sweeps["screening"]]
+    told = waterfalls([*known, *new], "rtf")
+    assert [waterfall.apart for waterfall in told] == [{f"{NAMES[0]}.tile": None}, {f"{NAMES[0]}.tile": 8}]
 
 
 def test_runs_of_another_place_do_not_count(sweeps):

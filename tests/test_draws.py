@@ -11,7 +11,7 @@ import pytest
 
 from harness import checks
 from harness.draws import APART, SPREAD, Draws, fresh_length
-from harness.figures import growth, repeated_request_ratio
+from harness.figures import growth, outpaces_itself, repeated_request_ratio
 from harness.hearing import Listener, Memory
 from harness.results import Measurement
 from harness.workload import Item
@@ -162,6 +162,18 @@ def test_what_repeating_gives():
     first, again = row(), replace(row(generation_time_s=0.1, parent_time_s=0.1), pass_name="repeat")
     assert repeated_request_ratio([first, again]) == pytest.approx(0.1, rel=0.01)
     assert repeated_request_ratio([first]) is None
+
+
+@pytest.mark.parametrize(
+    ("again_s", "remembered"), [((0.1, 0.1), True), ((0.45,), False), ((0.1, 0.6), False), ((), False)]
+)
+def test_a_second_time_faster_than_any_call_is_more_than_luck(again_s, remembered):
+    def timed(time_s: float, **fields):
+        return row(generation_time_s=time_s, parent_time_s=time_s, **fields)
+
+    spoken = [timed(time_s, seed=number) for number, time_s in enumerate((0.77, 0.39, 0.55))]
+    again = [replace(timed(time_s, seed=0), pass_name="repeat") for time_s in again_s]
+    assert outpaces_itself([*spoken, *again]) is remembered
 
 
 def test_what_grows_call_by_call_is_told_with_its_slope():

@@ -56,6 +56,27 @@ def test_a_waterfall_is_told_and_drawn(report):
     assert f"{NAMES[0]} carries the most" in text
 
 
+def test_two_sets_of_parameters_are_two_waterfalls_that_say_which_and_what_they_leave_out(tmp_path):
+    subject, runs = Subject("pair", NAMES[:2], TWELVE, {}, over=NAMES[:2]), []
+    for size in (32, 64):
+        for job in DESIGNS["factorial"](subject):
+            case = Case(
+                combo=job.label,
+                enabled=job.enabled,
+                effect=effect(job.enabled),
+                parameters={NAMES[0]: {"size": size}},
+                commit=f"c{size}",
+                seed=len(runs),
+                texts=6,
+            )
+            runs.append(make_run(tmp_path, case, len(runs)))
+    text = write_report(runs, tmp_path / "report").read_text()
+    for size in (32, 64):
+        section = text.split(f"### `pair` with `{NAMES[0]}.size` {size}: time")[1].split("###")[0]
+        assert f"Of others, 2 jobs are left out, where `{NAMES[0]}.size` had another value." in section
+        assert "The jobs are of 2 commits" in section
+
+
 def test_what_left_together_is_told_as_a_group(report):
     text = (report / "report.md").read_text()
     assert "What had to be left out together" in text

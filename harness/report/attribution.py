@@ -35,9 +35,10 @@ def blocks(runs: Sequence[Run], folder: Path, suffix: str = "", heading: str | N
     found: list[Block] = []
     level = 4 if heading else 3
     with plt.rc_context(STYLE):
-        for number, waterfall in enumerate(_told(runs)):
+        told = _told(runs)
+        for number, waterfall in enumerate(told):
             found += [
-                Heading(level, f"{words.code(waterfall.combo)}: {_what(waterfall)}"),
+                Heading(level, f"{_combo(waterfall, told)}: {_what(waterfall)}"),
                 Paragraph(_sentence(waterfall)),
             ]
             if waterfall.kind == "ratio" and any(part.verdict != stats.NO_CHANGE for part in waterfall.parts):
@@ -72,6 +73,17 @@ def _what(waterfall: Waterfall) -> str:
     return "time" if waterfall.metric == "rtf" else words.label(waterfall.metric)
 
 
+def _combo(waterfall: Waterfall, told: Sequence[Waterfall]) -> str:
+    """Its name, with the parameters that tell it from others of the same name."""
+    others = [other.apart for other in told if other.combo == waterfall.combo and other.metric == waterfall.metric]
+    own = [
+        f"{words.code(name)} {words.fact(value)}"
+        for name, value in waterfall.apart.items()
+        if any(other.get(name) != value for other in others)
+    ]
+    return words.code(waterfall.combo) + (f" with {words.listing(own)}" if own else "")
+
+
 def _sentence(waterfall: Waterfall) -> str:
     kind = waterfall.kind
     verb = "multiply" if kind == "ratio" else "add up"
@@ -84,7 +96,20 @@ def _sentence(waterfall: Waterfall) -> str:
     return (
         f"Shared out by Shapley's value, {_how(waterfall)}: the parts {verb} to {words.change(waterfall.sum, kind)}; "
         f"measured was {words.change(waterfall.total, kind)}, which leaves {_value(waterfall.remainder, kind)}. {fit}"
+        f"{_mixed(waterfall)}"
     )
+
+
+def _mixed(waterfall: Waterfall) -> str:
+    """Which jobs are not among them, and what else those that are may differ by."""
+    said = ""
+    if waterfall.left_out:
+        verb = "is" if waterfall.left_out == 1 else "are"
+        otherwise = words.listing(list(map(words.code, waterfall.apart)))
+        said += f" Of others, {words.count(waterfall.left_out, 'job')} {verb} left out, where {otherwise} had another value."
+    if len(waterfall.commits) > 1:
+        said += f" The jobs are of {len(waterfall.commits)} commits: {words.listing(list(waterfall.commits))}."
+    return said
 
 
 def _how(waterfall: Waterfall) -> str:

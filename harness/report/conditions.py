@@ -1,4 +1,4 @@
-"""The report's small print: where and how it was measured, what was odd about it, how to do it again."""
+"""The report's small print: where and how it was measured, and how to do it again."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from harness import declared, stats
 from harness.locations import CONFIGS
 from harness.report import noise, words
 from harness.report.data import Run, by_place
-from harness.report.document import Block, Bullets, Code, Paragraph, Section, Table
+from harness.report.document import Block, Code, Paragraph, Section, Table
 from harness.report.outcome import verdict_sentence
 from harness.results import BASELINE
 
@@ -111,19 +111,6 @@ def _span(values: Sequence[Any]) -> str:
 def _orchestration(runs: Sequence[Run]) -> str | None:
     shares = [share for run in runs if (share := run.summary.timing.get("orchestration_share")) is not None]
     return f"at most {words.percent(max(shares))} of a job's time" if shares else None
-
-
-def warnings(runs: Sequence[Run], failures: Sequence[str]) -> Section:
-    """Every warning of every run, equal ones together; `failures` are jobs that left no run at all."""
-    grouped: dict[str, list[str]] = {}
-    for run in runs:
-        for warning in run.summary.warnings:
-            grouped.setdefault(words.said(warning), []).append(run.code)
-    items = [words.stop(f"A job left no results: {words.last_line(failure)}") for failure in failures]
-    for warning, names in grouped.items():
-        where = words.listing(names) if len(names) < 4 else f"{len(names)} runs"
-        items.append(words.stop(warning) if len(runs) == 1 else f"{words.stop(warning)} ({where})")
-    return Section("Warnings", [Bullets(items) if items else Paragraph("There are none.")], open=bool(items))
 
 
 def repeat(runs: Sequence[Run]) -> Section:

@@ -7,7 +7,7 @@ from harness.ablation import Effect, attribute
 from harness.report import claims, rules, tables, words
 from harness.report.advice import deployment, recommendation, recommended
 from harness.report.claims import CANNOT, Finding
-from harness.report.conditions import conditions, repeat, warnings
+from harness.report.conditions import conditions, repeat
 from harness.report.data import Run, by_device, by_pipeline, by_place, by_setting, ranked
 from harness.report.document import (
     Block,
@@ -21,6 +21,7 @@ from harness.report.document import (
     Paragraph,
     Section,
 )
+from harness.report.oddities import warnings
 from harness.report.outcome import computed, headline, tiles, verdict_sentence
 from harness.report.together import as_one, together
 from harness.results import BASELINE
