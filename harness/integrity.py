@@ -64,6 +64,14 @@ def problems(folder: Path, record: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def left_behind(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """The clips that were sealed with the folder and are not there any more."""
+    if (folder / ARCHIVE).is_file():
+        return []
+    clips = [name for name in record.get("files") or {} if name.startswith(NOT_KEPT)]
+    return [name for name in clips if not (folder / name).is_file()]
+
+
 def notes(record: Mapping[str, Any]) -> list[str]:
     """What a reader should know although nothing is wrong with it."""
     return [] if record.get("files") else [UNVERIFIED]

@@ -77,6 +77,18 @@ def test_two_sets_of_parameters_are_two_waterfalls_that_say_which_and_what_they_
         assert "The jobs are of 2 commits" in section
 
 
+def test_what_a_screenings_sets_go_without_is_told(tmp_path):
+    on = {"trio": NAMES, "trio-screening-1": NAMES[1:], "trio-screening-2": NAMES[1:2]}
+    runs = [
+        make_run(tmp_path, Case(combo=name, enabled=names, effect=effect(names), sweep="screening"), minute)
+        for minute, (name, names) in enumerate(on.items())
+    ]
+    text = write_report(runs, tmp_path / "report").read_text()
+    table = text.split("goes without</summary>")[1].split("</details>")[0]
+    assert f"| `trio-screening-1` | `{NAMES[0]}` |\n| `trio-screening-2` | `{NAMES[0]}`, `{NAMES[2]}` |" in table
+    assert "`trio`" not in table
+
+
 def test_what_left_together_is_told_as_a_group(report):
     text = (report / "report.md").read_text()
     assert "What had to be left out together" in text

@@ -22,8 +22,10 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from harness import integrity
 from harness.clips import is_clip
 from harness.devices import see, visible_gpus
+from harness.errors import UserError
 from harness.later import unpacked
 from harness.quality.asr import SAMPLE_RATE, Transcriber, create_transcriber
 from harness.quality.normalizer import normalize
@@ -49,12 +51,18 @@ def score_run(folder: RunFolder, config: Mapping[str, Any]) -> None:
     """Judge the clips of a run's folder and write scores.jsonl, in place of an earlier one.
 
     These are all of the quality pass, and those of the speed pass that were kept. `config` is the quality group. Writes
-    nothing if there are none. Raises UserError for a recognizer or a speaker model that is unknown or does not load;
-    scores that were there before are kept then.
+    nothing if there are none. Raises UserError for a recognizer or a speaker model that is unknown or does not load,
+    and for clips that a finished run had and that did not come along with it, which are not missing in what was
+    measured. Scores that were there before are kept then.
     """
     rows = [row for row in folder.measurements()[0] if is_judged(row)]
     if not rows:
         return
+    if absent := integrity.left_behind(folder.path, folder.read_json(integrity.SUMMARY)):
+        raise UserError(
+            f"{folder.path}: {len(absent)} of its clips are not here ({absent[0]}), so nobody can judge them; copy "
+            "them from where they were made, or leave its scores as they are"
+        )
     language = (folder.job().get("pipeline") or {}).get("language") or "en"
     n = _processes(config, len(rows))
     shares = [rows[start::n] for start in range(n)]

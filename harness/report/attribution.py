@@ -15,7 +15,7 @@ from harness.attribution import EXACT, Measured, Part, Waterfall, waterfalls
 from harness.report import words
 from harness.report.choice import front
 from harness.report.data import Run
-from harness.report.document import Block, Bullets, Heading, Paragraph, Table
+from harness.report.document import Block, Bullets, Fold, Heading, Paragraph, Table
 from harness.report.plots import BAND, INK, NEUTRAL, PALE, SMALL, STYLE, colour_of, listed, note, place_labels, saved
 from harness.report.tables import FINDABLE
 from harness.report.together import as_one
@@ -56,6 +56,7 @@ def blocks(runs: Sequence[Run], folder: Path, suffix: str = "", heading: str | N
         front_canvas = _pareto(combos)
         if front_canvas is not None:
             found += [Heading(level, "Time, memory and quality"), saved(front_canvas, folder / f"pareto{suffix}.png")]
+        found += _sets(runs)
     return [Heading(3, f"{heading[:1].upper()}{heading[1:]}"), *found] if heading and found else found
 
 
@@ -104,9 +105,9 @@ def _mixed(waterfall: Waterfall) -> str:
     """Which jobs are not among them, and what else those that are may differ by."""
     said = ""
     if waterfall.left_out:
-        verb = "is" if waterfall.left_out == 1 else "are"
-        otherwise = words.listing(list(map(words.code, waterfall.apart)))
-        said += f" Of others, {words.count(waterfall.left_out, 'job')} {verb} left out, where {otherwise} had another value."
+        jobs, verb = words.count(waterfall.left_out, "job"), words.agree(waterfall.left_out, "is", "are")
+        names = words.listing(list(map(words.code, waterfall.apart)))
+        said += f" Of others, {jobs} {verb} left out, where {names} had another value."
     if len(waterfall.commits) > 1:
         said += f" The jobs are of {len(waterfall.commits)} commits: {words.listing(list(waterfall.commits))}."
     return said
@@ -174,6 +175,19 @@ def _size(value: float, kind: str) -> float:
 def _group(effect: Effect) -> str:
     names = words.listing(list(map(words.code, (effect.optimization, *effect.along))))
     return f"{names}, because without the first the others cannot run: {words.effect(effect)}."
+
+
+def _sets(runs: Sequence[Run]) -> list[Block]:
+    """What the names of a screening's sets do not tell: which of its members each of them lacks."""
+    sets = [run for run in runs if run.job.get("sweep") == "screening"]
+    members = list(dict.fromkeys(name for run in sets for name in run.summary.enabled))
+    lacking = {run.code: [name for name in members if name not in run.summary.enabled] for run in sets}
+    rows = [[code, ", ".join(map(words.code, names))] for code, names in sorted(lacking.items(), key=_fewest) if names]
+    return [Fold("What each set of the screening goes without", [Table(["set", "without"], rows)])] if rows else []
+
+
+def _fewest(lacking: tuple[str, list[str]]) -> int:
+    return len(lacking[1])
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

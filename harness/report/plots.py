@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from harness import stats
 from harness.quality.fidelity import DIFFERS, FAITHFUL
@@ -54,6 +54,8 @@ STYLE: Any = {
 WIDTH = 9.0  # inches
 ROW, FRAME = 0.42, 1.55  # inches per row of a list, and around it
 SMALL = 10
+WIDE = 5.0
+"""Of ratios that differ by more than this, the small ones cannot be told apart on a linear axis."""
 
 
 def draw(runs: Sequence[Run], folder: Path, suffix: str = "") -> dict[str, Figure]:
@@ -167,6 +169,23 @@ def _versus(runs: Sequence[Run]) -> str:
     return "the baseline" if runs[0].reference == BASELINE else runs[0].reference
 
 
+def _span(run: Run) -> list[float]:
+    """The run's time ratio and its bounds, as far as they are known."""
+    record = run.change("rtf")
+    return [value for value in (record.low, record.value, record.high) if value and math.isfinite(value)]
+
+
+def _scale_ratios(axes: Axes, ratios: Sequence[float]) -> None:
+    """From nothing on, or on a logarithmic axis where the largest is a multiple of the smallest."""
+    if max(ratios, default=1.0) < WIDE * min(ratios, default=1.0):
+        axes.set_xlim(0, max(1.1, axes.get_xlim()[1]))
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
+    axes.minorticks_off()
+
+
 # -------------------------------------------------------------------------------------- the pictures
 
 
@@ -187,7 +206,7 @@ def _ratio(runs: Sequence[Run]) -> Canvas | None:
         for artist in (line, mark):
             tip(artist, f"{run.name}: time ratio {words.change(record)}, {words.count(record.n, 'pair')}")
         note(axes, row, f"{words.change(record)}  {words.verdict(record.verdict)}{_doubt(run)}")
-    axes.set_xlim(0, max(1.1, axes.get_xlim()[1]))
+    _scale_ratios(axes, [value for run in known for value in _span(run)])
     axes.set_xlabel(
         f"RTF, divided by that of {_versus(known)} (lower is faster)\n"
         f"grey: within {100 * threshold:g} %, too little to count"
