@@ -91,11 +91,13 @@ class Part:
 @dataclass(frozen=True)
 class Interaction:
     """How the effect of one optimization changes where the other is on: a ratio below 1 means that together they
-    save more than their ratios multiplied; the verdict is Holm's among all interactions."""
+    save more than their ratios multiplied; the verdict is Holm's among all interactions, `smallest_detectable` as in
+    Part."""
 
     pair: tuple[str, str]
     interval: stats.Interval
     verdict: str
+    smallest_detectable: float | None
 
 
 @dataclass(frozen=True)
@@ -199,12 +201,9 @@ def share_out(
         metric=metric,
         place=place(combo.summary),
         total=stats.pooled([interval(whole.comparison[metric]) for whole in wholes], measure.kind),
-        parts=tuple(
-            Part(name, change, verdict, _missed(change, verdict, threshold, measure))
-            for name, change, verdict in _judged(names, changes, measure, threshold)
-        ),
+        parts=tuple(Part(*judged) for judged in _judged(names, changes, measure, threshold)),
         sum=whole_way,
-        interactions=tuple(Interaction(*pair) for pair in _judged(pairs, beyond, measure, threshold)),
+        interactions=tuple(Interaction(*judged) for judged in _judged(pairs, beyond, measure, threshold)),
         method=model.method,
         jobs=model.jobs,
         stages=model.stages,
@@ -267,8 +266,8 @@ def _apart(run: Measured, combo: Measured) -> dict[str, Any]:
 
 def _judged(
     names: Sequence[Any], changes: Sequence[stats.Interval], measure: stats.Metric, threshold: float
-) -> list[tuple[Any, stats.Interval, str]]:
-    """Each with its verdict, after Holm's correction for all of them."""
+) -> list[tuple[Any, stats.Interval, str, float | None]]:
+    """Each with its verdict, after Holm's correction for all of them, and what would have been found if none was."""
     p_values = stats.holm([stats.p_value(change, threshold, measure) for change in changes])
     verdicts = [
         stats.verdict(change.low, change.high, threshold, measure)
@@ -276,11 +275,11 @@ def _judged(
         else stats.NO_CHANGE
         for change, p in zip(changes, p_values, strict=True)
     ]
-    return list(zip(names, changes, verdicts, strict=True))
-
-
-def _missed(change: stats.Interval, verdict: str, threshold: float, measure: stats.Metric) -> float | None:
-    return stats.smallest_detectable(change, threshold, measure) if verdict == stats.NO_CHANGE else None
+    missed = [
+        stats.smallest_detectable(change, threshold, measure) if verdict == stats.NO_CHANGE else None
+        for change, verdict in zip(changes, verdicts, strict=True)
+    ]
+    return list(zip(names, changes, verdicts, missed, strict=True))
 
 
 # -------------------------------------------------------------------------------------------- models

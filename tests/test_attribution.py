@@ -235,6 +235,9 @@ def test_a_part_without_a_verdict_says_what_would_have_been_found(sweeps):
     assert nothing.verdict == "no detectable change"
     assert 0.03 < nothing.smallest_detectable < 0.06
     assert found[NAMES[0]].smallest_detectable is None
+    undecided = [one for one in waterfall.interactions if one.verdict == "no detectable change"]
+    assert all(one.smallest_detectable > 0.02 for one in undecided)
+    assert all(one.smallest_detectable is None for one in waterfall.interactions if one not in undecided)
 
 
 def test_a_part_whose_verdict_holms_correction_takes_back_says_so_as_well(sweeps):

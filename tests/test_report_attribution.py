@@ -1,6 +1,7 @@
 """What the report says of parts: waterfalls that add up, groups, and the front."""
 
 import math
+import re
 
 import pytest
 from factories import TWELVE, Case, Effect, make_run
@@ -54,6 +55,7 @@ def test_a_waterfall_is_told_and_drawn(report):
     assert f"| `{NAMES[2]}` |" in text.split("smallest findable |")[1]
     assert list(report.glob("waterfall-rtf-*.png"))
     assert f"{NAMES[0]} carries the most" in text
+    assert re.search(r"not told from none by these jobs\. Of half of them a change of [\d.]+ % would", text)
 
 
 def test_two_sets_of_parameters_are_two_waterfalls_that_say_which_and_what_they_leave_out(tmp_path):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 
 from harness import stats
 from harness.ablation import Effect, group_effects
-from harness.attribution import EXACT, Measured, Part, Waterfall, waterfalls
+from harness.attribution import EXACT, Interaction, Measured, Part, Waterfall, waterfalls
 from harness.report import words
 from harness.report.choice import front
 from harness.report.data import Run
@@ -149,23 +149,29 @@ def _sorted(waterfall: Waterfall) -> list[Part]:
 
 
 def _interactions(waterfall: Waterfall) -> list[Block]:
-    """Those with a verdict; how many have none."""
+    """Those with a verdict; how many have none, and what would have been found of them."""
     decided = [one for one in waterfall.interactions if one.verdict in (*stats.GOOD, *stats.BAD)]
-    if not waterfall.interactions:
-        return []
-    if not decided:
-        return [
-            Paragraph(f"Not one of {len(waterfall.interactions)} interactions of two is told from none by these jobs.")
-        ]
+    others = [one for one in waterfall.interactions if one not in decided]
     strongest = sorted(decided, key=lambda one: -abs(_size(one.interval.estimate, waterfall.kind)))
     rows = [
         [" x ".join(map(words.code, one.pair)), words.change(one.interval, waterfall.kind), one.verdict]
         for one in strongest
     ]
     columns = ["interaction", f"beyond both by themselves, {waterfall.kind}", "verdict (Holm)"]
-    rest = len(waterfall.interactions) - len(rows)
-    others = f"The {rest} other interactions of two are not told from none by these jobs."
-    return [Table(columns, rows, numeric=frozenset({1})), Paragraph(others)]
+    found: list[Block] = [Table(columns, rows, numeric=frozenset({1}))] if rows else []
+    if others:
+        them = words.count(len(others), "other interaction" if rows else "interaction")
+        told = f"{them} of two {words.agree(len(others), 'is', 'are')} not told from none by these jobs."
+        found.append(Paragraph(f"{told}{_findable(others, waterfall.kind)}"))
+    return found
+
+
+def _findable(undecided: Sequence[Interaction], kind: str) -> str:
+    sizes = sorted(one.smallest_detectable for one in undecided if one.smallest_detectable is not None)
+    if not sizes:
+        return ""
+    half, most = words.size(sizes[(len(sizes) - 1) // 2], kind), words.size(sizes[-1], kind)
+    return f" Of half of them a change of {half} would have been found, of all one of {most}."
 
 
 def _size(value: float, kind: str) -> float:
