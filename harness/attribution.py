@@ -18,6 +18,9 @@ An optimization with other parameters is another one: a combo that was measured 
 its own jobs and with the number of those it leaves out. Nothing can tell what code of another commit does; the commits
 are told.
 
+**Whether the model may be believed.** Each job is told from all others, and held against what it measured: of intervals
+that are 95 % sure, about 95 of 100 have to hold it (`Foretold`).
+
 The model takes jobs from both ends, near the baseline and near the combo: `one_at_a_time` and `leave_one_out` together,
 or a `screening`. Leaving one out of the combo says nothing about the first steps, so by itself it makes no waterfall.
 
@@ -27,9 +30,11 @@ What the parts leave of the measured whole is shown as the remainder.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+from scipy import special
 
 from harness import orders, stats, surrogate
 from harness.ablation import Place, Requires, clear, interval, place, reference
@@ -47,6 +52,7 @@ BY_STAGE = "rtf"
 REST = "rest"
 LEAST_STAGE = 0.005
 """What takes less of the call, in every job and on both sides, counts with the rest."""
+IMPLAUSIBLE = 0.01
 FEWER = 60
 """Of more optimizations than can be enumerated, the variances are those of so many orders."""
 
@@ -101,13 +107,29 @@ class Interaction:
 
 
 @dataclass(frozen=True)
+class Foretold:
+    """The model's answers for jobs that it was not shown: of all `jobs` so many lay within their 95 % interval.
+
+    Half of the answers were `typical` or less beside what was measured: a share of it for a ratio, else a difference.
+    """
+
+    held: int
+    jobs: int
+    typical: float
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether intervals that are 95 % sure hold so few once in a hundred times, or more often."""
+        return bool(special.bdtr(self.held, self.jobs, 1 - stats.ALPHA) >= IMPLAUSIBLE)
+
+
+@dataclass(frozen=True)
 class Waterfall:
     """A combo's change of one metric, shared out.
 
     `parts` multiply (a ratio) or add up (a delta) to `sum`, whose interval is the parts' own together; `total` is what
-    was measured, by one job or several, `remainder` what of it the parts leave. `method` is EXACT or FITTED, `jobs` the
-    number of jobs that went in, `stages` the number of stages that were fitted one by one, 1 for the whole. `commits`
-    are those of the jobs. `left_out` is the number of jobs that have other parameters, and `apart` says what those
+    was measured, by one job or several, `remainder` what of it the parts leave. `model` is what tells the parts, from
+    jobs of these `commits`; `left_out` is the number of those that have other parameters, and `apart` says what these
     parameters ("kv_cache.dtype") are here.
     """
 
@@ -118,9 +140,7 @@ class Waterfall:
     parts: tuple[Part, ...]
     sum: stats.Interval
     interactions: tuple[Interaction, ...]
-    method: str
-    jobs: int
-    stages: int
+    model: "Model"
     commits: tuple[str, ...]
     left_out: int
     apart: Mapping[str, Any]
@@ -128,6 +148,11 @@ class Waterfall:
     @property
     def kind(self) -> str:
         return stats.metric(self.metric).kind
+
+    @cached_property
+    def foretold(self) -> Foretold | None:
+        """How well the model tells of each job from the others; None where every set was measured."""
+        return self.model.foretold(self.kind)
 
     @property
     def remainder(self) -> float:
@@ -204,9 +229,7 @@ def share_out(
         parts=tuple(Part(*judged) for judged in _judged(names, changes, measure, threshold)),
         sum=whole_way,
         interactions=tuple(Interaction(*judged) for judged in _judged(pairs, beyond, measure, threshold)),
-        method=model.method,
-        jobs=model.jobs,
-        stages=model.stages,
+        model=model,
         commits=tuple(dict.fromkeys(run.summary.git for run, _ in told)),
         left_out=len(apart),
         apart={name: value for differing in apart for name, value in differing.items()},
@@ -286,7 +309,7 @@ def _judged(
 
 
 class Model(Protocol):
-    """What the jobs say of sets of optimizations; `stages` as in Waterfall."""
+    """What so many `jobs` say of sets of optimizations: EXACT or FITTED, `stages` one by one, 1 for the whole."""
 
     @property
     def method(self) -> str: ...
@@ -296,6 +319,9 @@ class Model(Protocol):
     def stages(self) -> int: ...
     def tell(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
         """Estimates and variances [sums], on the log scale for ratios."""
+
+    def foretold(self, kind: str) -> Foretold | None:
+        """As in Waterfall."""
 
 
 @dataclass(frozen=True)
@@ -312,19 +338,34 @@ class Exact:
         weights = sums.weights[:, 1:]
         return weights @ self.mean, ((weights @ self.covariance) * weights).sum(axis=1)
 
+    def foretold(self, kind: str) -> None:
+        return None
+
 
 @dataclass(frozen=True)
 class Fitted:
-    """`fewer`: the same sums over fewer sets, for what `surrogate` would take too long over all of them."""
+    """`changes` [jobs] are those of the whole; `fewer` the same sums over fewer sets, for what `surrogate` would take
+    too long over all of them."""
 
     surrogate: surrogate.Surrogate
-    jobs: int
+    changes: np.ndarray
     stages: int
     fewer: Sums | None
     method: str = FITTED
 
+    @property
+    def jobs(self) -> int:
+        return len(self.changes)
+
     def tell(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
         return self.surrogate.tell(sums, self.fewer)
+
+    def foretold(self, kind: str) -> Foretold:
+        told = np.array([self.surrogate.held_out(job) for job in range(self.jobs)])
+        beside = np.abs(told[:, 0] - self.changes)
+        typical = float(np.median(beside))
+        held = int((beside <= stats.Z * np.sqrt(told[:, 1])).sum())
+        return Foretold(held, self.jobs, math.expm1(typical) if kind == "ratio" else typical)
 
 
 def exact_model(names: Names, sets: np.ndarray, jobs: Sequence[Observation]) -> Exact | None:
@@ -363,7 +404,7 @@ def fitted_model(names: Names, needs: Needs, jobs: Sequence[Observation]) -> Fit
         )
     )
     fewer = asked(names, needs, FEWER)[0] if len(names) > orders.ENUMERATED else None
-    return Fitted(learnt, len(jobs), len(base), fewer)
+    return Fitted(learnt, np.array([job.change for job in jobs]), len(base), fewer)
 
 
 def _by_stage(jobs: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,8 @@ that the curvature gives (Laplace's approximation), those aside that the jobs co
 What slows a job down slows all of its stages at once, so errors of one job are added up over stages as if they were one
 and the same, where that is the wider.
 
+**Whether it fits.** Each job can be told from the others and held against what it measured (`Surrogate.held_out`).
+
 What it cannot know: an interaction of three or more that shows in none of the measured sets is expected to be as small
 as the others are.
 
@@ -35,7 +37,7 @@ The logarithm of the sum is not linear in f; its error is carried on to first or
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -80,6 +82,21 @@ class Surrogate:
         within = np.mean([self._variance(draw, fewer or sums) for draw in self.draws], axis=0)
         return estimates.mean(axis=0), within + estimates.var(axis=0)
 
+    def held_out(self, job: int) -> tuple[float, float]:
+        """What the other jobs make of one job's change: estimate and variance, of which its own noise is a part.
+
+        The processes' parameters stay those that all jobs taught, this one among them.
+        """
+        others = Surrogate(tuple(tuple(process.without(job) for process in draw) for draw in self.draws), self.base)
+        jobs = self.draws[0][0].jobs
+        sets = np.stack([np.zeros_like(jobs.on[job]), jobs.on[job], jobs.off[job]])
+        (estimate,), (variance,) = others.tell(Sums(sets, np.array([[0.0, 1.0, -1.0]])))
+        own = [
+            self._logs(without, sets)[1][:, 1] @ [math.sqrt(process.noise[job]) for process in draw]
+            for draw, without in zip(self.draws, others.draws, strict=True)
+        ]  # standard deviations: what slows a job down is the same in all of its stages
+        return float(estimate), float(variance + np.mean(np.square(own)))
+
     def _logs(self, draw: Sequence["Process"], sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log T of the sets, [sets], and each stage's share of T, [stages, sets]."""
         means = np.stack([process.mean(sets) for process in draw])
@@ -117,6 +134,12 @@ class Process:
     factor: float
     sigma: float
 
+    def without(self, job: int) -> "Process":
+        """The same process, given the other jobs only."""
+        jobs, rest = self.jobs, np.arange(len(self.changes)) != job
+        others = Jobs(jobs.on[rest], jobs.off[rest], jobs.changes[:, rest], jobs.errors[rest], jobs.base)
+        return replace(self, jobs=others, changes=self.changes[rest])
+
     @property
     def noise(self) -> np.ndarray:
         """Each job's variance, [jobs]."""
@@ -152,10 +175,10 @@ class Process:
         """weights [sums, sets] times the covariance of all sets with all sets.
 
         Over all sets that there are the covariance is a product of one 2 x 2 matrix for each name, and needs not be
-        written out: 4096 sets have 17 million entries.
+        written out: 4096 sets have 17 million entries. Of a few sets it is.
         """
         n = sets.shape[1]
-        if n > ENUMERATED:
+        if n > ENUMERATED or len(sets) ** 2 < 2**n:
             return weights @ self._kernel(sets, sets)
         place = sets.astype(int) @ (1 << np.arange(n)[::-1])
         cube = np.zeros((len(weights), 2**n))

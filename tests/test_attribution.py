@@ -59,7 +59,7 @@ def sweeps(tmp_path_factory) -> dict[str, list[Measured]]:
 @pytest.mark.parametrize("designs", [("one_at_a_time", "leave_one_out"), ("screening",)])
 def test_the_parts_are_the_truths_and_add_up_to_the_measured_whole(sweeps, designs):
     (waterfall,) = waterfalls([run for design in designs for run in sweeps[design]], "rtf")
-    assert (waterfall.combo, waterfall.method) == ("production", FITTED)
+    assert (waterfall.combo, waterfall.model.method) == ("production", FITTED)
     for found in waterfall.parts:
         assert math.log(found.interval.estimate) == pytest.approx(part(found.optimization), abs=0.02)
         assert found.interval.low < found.interval.estimate < found.interval.high
@@ -74,7 +74,7 @@ def test_the_parts_are_the_truths_and_add_up_to_the_measured_whole(sweeps, desig
 
 def test_a_screening_beside_its_combo_tells_the_same_parts(tmp_path):
     (waterfall,) = waterfalls(measured(tmp_path, "screening", names=TWELVE[:8], beside_combo=True, texts=6), "rtf")
-    assert (waterfall.method, waterfall.jobs) == (FITTED, 16)
+    assert (waterfall.model.method, waterfall.model.jobs) == (FITTED, 16)
     for found in waterfall.parts:
         planted = part(found.optimization) if found.optimization in NAMES else 0.0
         assert math.log(found.interval.estimate) == pytest.approx(planted, abs=0.04)
@@ -109,7 +109,7 @@ def test_interactions_are_found_by_a_screening(sweeps):
 def test_where_all_sets_were_measured_the_parts_are_exact(tmp_path):
     runs = measured(tmp_path, "factorial", names=NAMES[:3], over=NAMES[:3])
     (waterfall,) = waterfalls(runs, "rtf")
-    assert (waterfall.method, waterfall.jobs) == (EXACT, 7)
+    assert (waterfall.model.method, waterfall.model.jobs) == (EXACT, 7)
     assert waterfall.remainder == pytest.approx(1)
     for found in waterfall.parts:
         own = LOGS[found.optimization] + (-0.15 if found.optimization in NAMES[:2] else 0)
@@ -121,7 +121,7 @@ def test_prerequisites_are_kept_in_every_order(tmp_path):
     requires = {NAMES[1]: (NAMES[0],)}
     runs = measured(tmp_path, "factorial", names=NAMES[:3], over=NAMES[:3], requires=requires)
     (waterfall,) = waterfalls(runs, "rtf", requires)
-    assert waterfall.method == EXACT
+    assert waterfall.model.method == EXACT
     parts = {found.optimization: math.log(found.interval.estimate) for found in waterfall.parts}
     assert parts[NAMES[0]] == pytest.approx(LOGS[NAMES[0]], abs=0.02)
     assert parts[NAMES[1]] == pytest.approx(LOGS[NAMES[1]] - 0.3, abs=0.02)
@@ -190,7 +190,7 @@ def test_runs_that_do_not_tell_their_stages_are_shared_out_as_wholes(sweeps, mis
     for index in {"nowhere": [], "everywhere": range(len(runs)), "in one run": [3]}[missing]:
         runs[index] = without_stages(runs[index])
     (waterfall,) = waterfalls(runs, "rtf")
-    assert (waterfall.stages > 1) == (missing == "nowhere")
+    assert (waterfall.model.stages > 1) == (missing == "nowhere")
     assert waterfall.adds_up
     for found in waterfall.parts:
         assert math.log(found.interval.estimate) == pytest.approx(part(found.optimization), abs=0.02)
@@ -208,7 +208,7 @@ def test_a_job_with_a_member_from_elsewhere_or_one_that_did_not_work_is_left_out
     failed = replace(other, summary=with_status(other.summary, TWELVE[10], "failed"))
     for odd in (strange, failed):
         (waterfall,) = waterfalls([*sweeps["screening"], odd], "rtf")
-        assert (waterfall.jobs, waterfall.parts) == (clean.jobs, clean.parts)
+        assert (waterfall.model.jobs, waterfall.parts) == (clean.model.jobs, clean.parts)
 
 
 def with_status(summary, name: str, status: str):
@@ -220,7 +220,7 @@ def test_more_sweeps_narrow_the_intervals(sweeps):
     """Not each of them: a first sweep may happen to fit too well."""
     alone = waterfalls(sweeps["screening"], "rtf")[0]
     (together,) = waterfalls([run for sweep in sweeps.values() for run in sweep], "rtf")
-    assert together.jobs > alone.jobs
+    assert together.model.jobs > alone.model.jobs
     assert np.mean([width(part) for part in together.parts]) < np.mean([width(part) for part in alone.parts])
 
 

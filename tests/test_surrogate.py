@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from harness import attribution, orders, stats
-from harness.attribution import Observation
+from harness.attribution import Foretold, Observation
 from harness.designs import DESIGNS, Subject
 
 Stages = Callable[[frozenset[str]], Mapping[str, float]]
@@ -22,6 +23,8 @@ REQUIRES = {"compile": ("kv_cache",), "flat_estimator": ("mixed_precision",)}
 NEEDS = {name: frozenset(REQUIRES.get(name, ())) for name in NAMES}
 SCREENING = ("screening",)
 ENDS = ("one_at_a_time", "leave_one_out")
+BESIDE = "beside the combo"
+"""Among designs: what the sets of the screening are paired with."""
 
 
 def gpu(rng: np.random.Generator) -> Stages:
@@ -87,9 +90,9 @@ def observed(
     stages: Stages, designs: tuple[str, ...], noise: float, rng: np.random.Generator, told: bool = True
 ) -> list[Observation]:
     """The designs' jobs: in each, what slows one side down slows all of its stages, and each a little by itself."""
-    subject = Subject("combo", NAMES, NAMES, REQUIRES)
+    subject = Subject("combo", NAMES, NAMES, REQUIRES, beside_combo=BESIDE in designs)
     found = []
-    for job in dict.fromkeys(job for design in designs for job in DESIGNS[design](subject)):
+    for job in dict.fromkeys(job for design in {*designs} - {BESIDE} for job in DESIGNS[design](subject)):
         on, off = frozenset(job.enabled), frozenset(job.reference)
         before, together = stages(off), rng.normal(0, noise)
         after = {name: value * math.exp(together + rng.normal(0, noise / 3)) for name, value in stages(on).items()}
@@ -137,7 +140,11 @@ def test_intervals_hold_the_truth_and_what_does_little_is_known_well():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.01, 0.03])
-@pytest.mark.parametrize("designs", [SCREENING, (*SCREENING, *ENDS)], ids=["screening", "three sweeps"])
+@pytest.mark.parametrize(
+    "designs",
+    [SCREENING, (*SCREENING, BESIDE), (*SCREENING, *ENDS)],
+    ids=["screening", "screening beside the combo", "three sweeps"],
+)
 @pytest.mark.parametrize("world", [gpu, multiplied])
 def test_intervals_hold_the_truth_in_every_part(world, designs, noise):
     held, half_widths = simulated(world, designs, noise, times=20)
@@ -152,6 +159,36 @@ def test_intervals_hold_the_truth_in_every_part(world, designs, noise):
 def test_a_whole_is_shared_out_as_surely(designs):
     held, _ = simulated(in_twos, designs, 0.01, times=20, told=False)
     assert held.mean() >= 0.9
+
+
+def test_jobs_told_from_the_others_lie_within_their_intervals():
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        jobs = observed(gpu(rng), SCREENING, 0.02, rng)
+        foretold = attribution.fitted_model(NAMES, NEEDS, jobs).foretold("ratio")
+        assert foretold.held >= 0.9 * foretold.jobs == 0.9 * len(jobs)
+        assert 0.01 < foretold.typical < 0.03
+
+
+def test_what_is_told_of_a_job_does_not_depend_on_what_it_measured():
+    rng = np.random.default_rng(0)
+    jobs = observed(gpu(rng), SCREENING, 0.01, rng)
+    learnt = attribution.fitted_model(NAMES, NEEDS, jobs).surrogate
+
+    def told(job: int, change: float) -> tuple[float, float]:
+        spoilt = [
+            [replace(process, changes=process.changes + change * (np.arange(len(jobs)) == 3)) for process in draw]
+            for draw in learnt.draws
+        ]
+        return replace(learnt, draws=tuple(map(tuple, spoilt))).held_out(job)
+
+    assert told(3, 0.5) == pytest.approx(told(3, 0.0))
+    assert told(4, 0.5) != pytest.approx(told(4, 0.0))
+
+
+@pytest.mark.parametrize(("held", "plausible"), [(43, True), (39, True), (36, False)])
+def test_too_few_jobs_within_their_intervals_are_no_accident(held, plausible):
+    assert Foretold(held, 43, 0.02).is_plausible is plausible
 
 
 def test_what_acts_in_one_stage_by_itself_gets_what_it_saves_there():

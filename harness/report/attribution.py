@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 
 from harness import stats
 from harness.ablation import Effect, group_effects
-from harness.attribution import EXACT, Interaction, Measured, Part, Waterfall, waterfalls
+from harness.attribution import EXACT, Interaction, Measured, Model, Part, Waterfall, waterfalls
 from harness.report import words
 from harness.report.choice import front
 from harness.report.data import Run
@@ -94,11 +94,24 @@ def _sentence(waterfall: Waterfall) -> str:
         fit = "What was measured lies within the sum's interval."
     else:
         fit = "Neither lies within the other's interval: conditions changed between jobs."
+    how = _how(waterfall.model)
     return (
-        f"Shared out by Shapley's value, {_how(waterfall)}: the parts {verb} to {words.change(waterfall.sum, kind)}; "
+        f"Shared out by Shapley's value, {how}: the parts {verb} to {words.change(waterfall.sum, kind)}; "
         f"measured was {words.change(waterfall.total, kind)}, which leaves {_value(waterfall.remainder, kind)}. {fit}"
-        f"{_mixed(waterfall)}"
+        f"{_foretold(waterfall)}{_mixed(waterfall)}"
     )
+
+
+def _foretold(waterfall: Waterfall) -> str:
+    """Whether the model told of jobs that it had not been shown."""
+    if (foretold := waterfall.foretold) is None:
+        return ""
+    near = words.size(foretold.typical, waterfall.kind)
+    said = (
+        f" Told from all the others, {foretold.held} of {foretold.jobs} jobs lie within their 95 % interval, and half "
+        f"of them within {near} of what was told."
+    )
+    return said if foretold.is_plausible else f"{said} **Those are too few: do not rely on the intervals below.**"
 
 
 def _mixed(waterfall: Waterfall) -> str:
@@ -113,12 +126,12 @@ def _mixed(waterfall: Waterfall) -> str:
     return said
 
 
-def _how(waterfall: Waterfall) -> str:
-    if waterfall.method == EXACT:
-        return f"exactly, from {waterfall.jobs} jobs that hold every set that can be"
-    if waterfall.stages == 1:
-        return f"by a Gaussian process fitted to {waterfall.jobs} jobs"
-    return f"by a Gaussian process for each of {waterfall.stages} stages of a call, fitted to {waterfall.jobs} jobs"
+def _how(model: Model) -> str:
+    if model.method == EXACT:
+        return f"exactly, from {model.jobs} jobs that hold every set that can be"
+    if model.stages == 1:
+        return f"by a Gaussian process fitted to {model.jobs} jobs"
+    return f"by a Gaussian process for each of {model.stages} stages of a call, fitted to {model.jobs} jobs"
 
 
 def _value(value: float, kind: str) -> str:
