@@ -710,9 +710,11 @@ class RunFolder:
     def rewrite_summary(self, summary: Summary) -> None:
         """In place of the run's own once its clips were scored again, or of one that a killed run could not write.
 
-        What was sealed stays so; what never was does not become so by this.
+        What was sealed stays so; what never was does not become so by this. The run keeps its name, wherever its folder
+        has been copied to.
         """
         earlier = self.read_json(self.summary_file.name)
+        summary.run_id = earlier.get("run_id", summary.run_id)
         summary.files = integrity.carried_hashes(self.path, earlier.get("files") or {})
         summary.replaces = earlier.get("digest")
         self._write_summary(summary)

@@ -103,11 +103,11 @@ def run_job(spec: JobSpec, results: Path, part: DictConfig | None = None) -> Sum
     asked = time.monotonic()
     with leased(device, lambda: tell(f"{spec.combo} waits until no other job measures on {device}.")):
         waited_s = time.monotonic() - asked
+        tell(announcement(spec, part))
         start_server()  # its imports take as long as this process's own, and run beside them
         create(spec)
-        from harness import job  # with PyTorch, transformers and chatterbox
+        from harness import job  # with PyTorch, transformers and chatterbox: half a minute in a new environment
 
-        tell(announcement(spec, part))
         started = take_server_start()
         if started is not None and started < asked:
             started += waited_s

@@ -1,6 +1,8 @@
 """Results are evidence: a file that was changed after the run is found, and said by whatever reads the run."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from factories import Case, Effect, make_run, write_rows
@@ -8,6 +10,7 @@ from factories import Case, Effect, make_run, write_rows
 from harness import __main__ as command
 from harness.integrity import UNVERIFIED
 from harness.report import verdict_line
+from harness.results import RunFolder
 from harness.summarize import build_summary
 
 
@@ -96,6 +99,12 @@ def test_scoring_again_is_no_edit_and_says_what_it_replaced(run, score_again):
     assert after.replaces == before.digest
     assert after.files["scores.jsonl"] != before.files["scores.jsonl"]
     assert after.files["utterances.jsonl"] == before.files["utterances.jsonl"]
+
+
+def test_a_run_that_was_copied_and_scored_again_keeps_its_name(run, score_again, tmp_path):
+    copied = RunFolder(Path(shutil.copytree(run.path, tmp_path / "reference")))
+    assert score_again(copied) == 0
+    assert copied.summary().run_id == run.summary().run_id
 
 
 def test_scoring_again_does_not_launder_an_edited_row(run, score_again):
