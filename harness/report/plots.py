@@ -54,6 +54,8 @@ STYLE: Any = {
 WIDTH = 9.0  # inches
 ROW, FRAME = 0.42, 1.55  # inches per row of a list, and around it
 SMALL = 10
+OTHER, SLIVER = "other", 0.002
+"""What a call takes beside its stages; with it are those that are nowhere a larger share of the longest bar."""
 WIDE = 5.0
 """Of ratios that differ by more than this, the small ones cannot be told apart on a linear axis."""
 
@@ -260,10 +262,10 @@ def _stages(runs: Sequence[Run]) -> Canvas | None:
     if not known:
         return None
     base = _shares(known[0].baseline, known[0].baseline)
-    bars = [(known[0].reference, base), *((run.name, _shares(run.combo, run.baseline)) for run in known)]
+    bars = _pooled([(known[0].reference, base), *((run.name, _shares(run.combo, run.baseline)) for run in known)])
     longest = max(sum(stages.values()) for _, stages in bars)
-    names = dict.fromkeys(name for _, stages in bars for name in stages if stages[name] > 0.002 * longest)
-    colours = dict(zip(names, STAGE_COLOURS, strict=False))
+    names = dict.fromkeys(name for _, stages in bars for name in stages if name != OTHER)
+    colours = dict(zip(names, STAGE_COLOURS, strict=False)) | {OTHER: PALE}
     canvas, axes = listed([name for name, _ in bars])
     for row, (label, stages) in enumerate(bars):
         left = 0.0
@@ -278,6 +280,8 @@ def _stages(runs: Sequence[Run]) -> Canvas | None:
     axes.set_xlabel(
         f"time per utterance as a share of what {_versus(known)} takes in the same run; mean of the steady state"
     )
+    if max(stages[OTHER] for _, stages in bars) < SLIVER * longest:
+        del colours[OTHER]
     _legend(canvas, [plt.Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in colours.items()])
     largest = max(base, key=lambda name: base[name])
     axes.set_title(_stages_title(known, largest, base[largest]))
@@ -286,15 +290,30 @@ def _stages(runs: Sequence[Run]) -> Canvas | None:
 
 def _stages_title(runs: Sequence[Run], largest: str, share: float) -> str:
     if len(runs) == 1:
-        before, after = (sum(_shares(side, runs[0].baseline).values()) for side in (runs[0].baseline, runs[0].combo))
-        return f"{runs[0].name} takes {words.percent(after / before)} of the time of {_versus(runs)}"
+        whole = sum(_shares(runs[0].combo, runs[0].baseline).values())
+        return f"{runs[0].name} takes {words.percent(whole)} of the time of {_versus(runs)}"
     return f"{largest} takes {words.percent(share)} of the time of {_versus(runs)}"
 
 
+def _pooled(bars: Sequence[tuple[str, dict[str, float]]]) -> list[tuple[str, dict[str, float]]]:
+    """Stages that are slivers of every bar are with what is no stage, which comes last."""
+    longest = max(sum(stages.values()) for _, stages in bars)
+    large = {name for _, stages in bars for name, share in stages.items() if share > SLIVER * longest} - {OTHER}
+    return [
+        (
+            label,
+            {name: share for name, share in stages.items() if name in large}
+            | {OTHER: sum(share for name, share in stages.items() if name not in large)},
+        )
+        for label, stages in bars
+    ]
+
+
 def _shares(variant: Variant, baseline: Variant) -> dict[str, float]:
-    """A variant's stages as shares of all of the baseline's."""
-    whole = sum(baseline.stages_s.values())
-    return {name: seconds / whole for name, seconds in variant.stages_s.items()}
+    """A variant's stages, and what else its calls take, as shares of all that the baseline's take."""
+    seconds = variant.stages_s | {OTHER: max((variant.generation_time_s or 0.0) - sum(variant.stages_s.values()), 0.0)}
+    whole = max(baseline.generation_time_s or 0.0, sum(baseline.stages_s.values()))  # stages may overlap
+    return {name: amount / whole for name, amount in seconds.items()}
 
 
 def _memory(runs: Sequence[Run]) -> Canvas | None:
