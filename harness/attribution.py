@@ -203,9 +203,10 @@ def share_out(
     """The combo's waterfall from runs of its place; None where they are too few for one, or do not vary each member."""
     measure = stats.metric(metric)
     names = tuple(combo.summary.active)
-    inside = [(run, job) for run in runs if (job := observe(run.summary, metric)) and job.on | job.off <= set(names)]
-    apart = [differing for run, _ in inside if (differing := _apart(run, combo))]
-    told = [(run, job) for run, job in inside if not _apart(run, combo)]
+    observed = [(run, job) for run in runs if (job := observe(run.summary, metric))]
+    inside = [(run, job, _apart(run, combo)) for run, job in observed if job.on | job.off <= set(names)]
+    apart = [differing for _, _, differing in inside if differing]
+    told = [(run, job) for run, job, differing in inside if not differing]
     jobs = [job for _, job in told]
     wholes = [run.summary for run, job in told if not job.off and job.on == set(names)]
     varied = {name for job in jobs if job.off or job.on != set(names) for name in job.on ^ job.off}

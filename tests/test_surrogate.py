@@ -92,7 +92,8 @@ def observed(
     """The designs' jobs: in each, what slows one side down slows all of its stages, and each a little by itself."""
     subject = Subject("combo", NAMES, NAMES, REQUIRES, beside_combo=BESIDE in designs)
     found = []
-    for job in dict.fromkeys(job for design in {*designs} - {BESIDE} for job in DESIGNS[design](subject)):
+    named = [design for design in designs if design != BESIDE]
+    for job in dict.fromkeys(job for design in named for job in DESIGNS[design](subject)):
         on, off = frozenset(job.enabled), frozenset(job.reference)
         before, together = stages(off), rng.normal(0, noise)
         after = {name: value * math.exp(together + rng.normal(0, noise / 3)) for name, value in stages(on).items()}

@@ -1,15 +1,18 @@
 """The runs a report is about, and the questions that its sections ask of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness import stats
 from harness.quality.fidelity import DIFFERS, judged
 from harness.report import words
 from harness.results import BASELINE, MERGED, SIMILARITY, Comparison, RunFolder, Summary, Variant
 from harness.sampling import overrides
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 KEPT = "kept"
 PER_PROCESS = ("first_call_s", "load_s", "model_memory_mb")
@@ -224,11 +227,11 @@ def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return grouped(runs, lambda run: run.setting)
 
 
-def grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
-    """The runs of each key, in the order of its first."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(key(run), []).append(run)
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items of each key, in the order of its first."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 

@@ -1,10 +1,10 @@
 """The report's list of warnings: what was odd about the runs, each oddity once however many runs have it."""
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Sequence
 
 from harness.report import words
-from harness.report.data import Run
+from harness.report.data import Run, grouped
 from harness.report.document import Bullets, Paragraph, Section
 
 FEW = 3
@@ -22,14 +22,14 @@ def warnings(runs: Sequence[Run], failures: Sequence[str]) -> Section:
     """
     told = [(run, warning) for run in runs for warning in run.summary.warnings]
     items = [words.stop(f"A job left no results: {words.last_line(failure)}") for failure in failures]
-    for alike in _grouped(told, lambda one: tuple(FIGURE.split(_without_its_name(*one)))):
+    for alike in grouped(told, lambda one: tuple(FIGURE.split(_without_its_name(*one)))).values():
         items += [_of_many(alike)] if len(alike) > FEW else _of_few(alike, alone=len(runs) == 1)
     return Section("Warnings", [Bullets(items) if items else Paragraph("There are none.")], open=bool(items))
 
 
 def _of_few(alike: Sequence[Told], alone: bool) -> list[str]:
     items = []
-    for equal in _grouped(alike, lambda one: one[1]):
+    for equal in grouped(alike, lambda one: one[1]).values():
         text = words.stop(words.said(equal[0][1]))
         items.append(text if alone else f"{text} ({words.listing([run.code for run, _ in equal])})")
     return items
@@ -61,10 +61,3 @@ def _value(figure: str) -> float:
 
 def _without_its_name(run: Run, warning: str) -> str:
     return warning.removeprefix(f"{run.name}: ")
-
-
-def _grouped(told: Iterable[Told], key: Callable[[Told], Hashable]) -> list[list[Told]]:
-    groups: dict[Hashable, list[Told]] = {}
-    for one in told:
-        groups.setdefault(key(one), []).append(one)
-    return list(groups.values())
